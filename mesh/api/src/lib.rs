@@ -1,0 +1,1 @@
+//! Starling's control surface: HTTP on loopback, any peer answers any question

@@ -1,0 +1,250 @@
+//! Names that cannot be confused with each other.
+//!
+//! Every name is checked once, where it enters ([`str::parse`] or serde), and believed inside. All are cheap to
+//! clone (shared text) and ordered, so that whatever is keyed by them is iterated in the same order on every machine.
+
+use std::borrow::Borrow;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+/// A name that was refused, and why.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{what} {value:?} {why}")]
+pub struct NameError {
+    /// Which kind of name: "service name", "node id" and so on.
+    pub what: &'static str,
+    /// The text as it was given, cut at 80 characters.
+    pub value: String,
+    /// What is wrong with it.
+    pub why: String,
+}
+
+fn check(
+    what: &'static str,
+    value: &str,
+    max_bytes: usize,
+    allowed: fn(char) -> bool,
+    rule: &str,
+) -> Result<(), NameError> {
+    let refuse = |why: String| NameError { what, value: value.chars().take(80).collect(), why };
+    if value.is_empty() {
+        return Err(refuse("is empty".into()));
+    }
+    if value.len() > max_bytes {
+        return Err(refuse(format!("is longer than {max_bytes} bytes")));
+    }
+    match value.chars().find(|c| !allowed(*c)) {
+        Some(bad) => Err(refuse(format!("contains {bad:?}; allowed are {rule}"))),
+        None => Ok(()),
+    }
+}
+
+macro_rules! name {
+    ($(#[$doc:meta])* $type:ident, $what:literal, max $max:literal, $rule:literal, $allowed:expr, $normal:expr) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $type(Arc<str>);
+
+        impl $type {
+            /// The name as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+        impl FromStr for $type {
+            type Err = NameError;
+            fn from_str(text: &str) -> Result<Self, NameError> {
+                let normal: fn(&str) -> String = $normal;
+                let text = normal(text);
+                check($what, &text, $max, $allowed, $rule)?;
+                Ok(Self(text.into()))
+            }
+        }
+        impl TryFrom<String> for $type {
+            type Error = NameError;
+            fn try_from(text: String) -> Result<Self, NameError> {
+                text.parse()
+            }
+        }
+        impl From<$type> for String {
+            fn from(name: $type) -> String {
+                name.0.as_ref().to_owned()
+            }
+        }
+        impl Borrow<str> for $type {
+            fn borrow(&self) -> &str {
+                &self.0
+            }
+        }
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+        impl fmt::Debug for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{:?}", &*self.0)
+            }
+        }
+    };
+}
+
+fn label(c: char) -> bool {
+    c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_')
+}
+
+fn dotted(c: char) -> bool {
+    label(c) || c == '.'
+}
+
+fn graphic(c: char) -> bool {
+    c.is_ascii_graphic() && c != '/'
+}
+
+fn graphic_or_slash(c: char) -> bool {
+    c.is_ascii_graphic()
+}
+
+name!(
+    /// A node of the mesh; the name in its certificate. Up to 64 bytes of `a-z 0-9 - _ .`, lower-cased.
+    NodeId, "node id", max 64, "a-z, 0-9, '-', '_' and '.'", dotted, |t| t.to_ascii_lowercase()
+);
+name!(
+    /// A namespace of services and configuration (default [`Namespace::default`], "default").
+    /// Up to 63 bytes of `a-z 0-9 - _`, lower-cased: it is one label of a host name.
+    Namespace, "namespace", max 63, "a-z, 0-9, '-' and '_'", label, |t| t.to_ascii_lowercase()
+);
+name!(
+    /// A service by the name its callers use. Up to 128 bytes of `a-z 0-9 - _ .`, lower-cased as host names are.
+    ServiceName, "service name", max 128, "a-z, 0-9, '-', '_' and '.'", dotted, |t| t.to_ascii_lowercase()
+);
+name!(
+    /// One instance of a service. Up to 128 printable ASCII characters without `/`.
+    InstanceId, "instance id", max 128, "printable ASCII without '/'", graphic, |t| t.to_owned()
+);
+name!(
+    /// A group of configuration documents. Up to 128 printable ASCII characters without `/`.
+    ConfigGroup, "config group", max 128, "printable ASCII without '/'", graphic, |t| t.to_owned()
+);
+name!(
+    /// The name of a configuration document in its group; may contain `/`. Up to 256 printable ASCII characters.
+    ConfigName, "config key", max 256, "printable ASCII", graphic_or_slash, |t| t.to_owned()
+);
+name!(
+    /// A zone: hosts that are near each other and fail together (rack, availability zone).
+    /// Up to 63 bytes of `a-z 0-9 - _`, lower-cased.
+    Zone, "zone", max 63, "a-z, 0-9, '-' and '_'", label, |t| t.to_ascii_lowercase()
+);
+name!(
+    /// A mesh: nodes of different meshes refuse each other. Up to 63 bytes of `a-z 0-9 - _`, lower-cased.
+    MeshName, "mesh name", max 63, "a-z, 0-9, '-' and '_'", label, |t| t.to_ascii_lowercase()
+);
+
+impl Default for Namespace {
+    fn default() -> Self {
+        Self("default".into())
+    }
+}
+
+impl Default for ConfigGroup {
+    fn default() -> Self {
+        Self("default".into())
+    }
+}
+
+impl Default for Zone {
+    fn default() -> Self {
+        Self("default".into())
+    }
+}
+
+impl Default for MeshName {
+    fn default() -> Self {
+        Self("starling".into())
+    }
+}
+
+/// A service in its namespace.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ServiceKey {
+    /// The namespace.
+    pub namespace: Namespace,
+    /// The service.
+    pub service: ServiceName,
+}
+
+impl fmt::Display for ServiceKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.service)
+    }
+}
+
+/// One instance of a service in its namespace.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct InstanceKey {
+    /// The service it belongs to.
+    pub service: ServiceKey,
+    /// The instance.
+    pub instance: InstanceId,
+}
+
+impl fmt::Display for InstanceKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.service, self.instance)
+    }
+}
+
+/// A configuration document: namespace, group and key.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ConfigKey {
+    /// The namespace.
+    pub namespace: Namespace,
+    /// The group, "default" when none is given.
+    pub group: ConfigGroup,
+    /// The document's name.
+    pub key: ConfigName,
+}
+
+impl fmt::Display for ConfigKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}", self.namespace, self.group, self.key)
+    }
+}
+
+/// Counts the starts of a node: a restarted node has a larger one than before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Incarnation(pub u64);
+
+/// Pairs a [`crate::Command`] with its answer; chosen by the driver, meaningless to the heart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CommandId(pub u64);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn service_names_are_lower_cased_as_host_names_are() {
+        assert_eq!("Orders".parse::<ServiceName>().unwrap().as_str(), "orders");
+    }
+
+    #[test]
+    fn a_bad_name_says_what_is_wrong_with_it() {
+        let error = "a b".parse::<ServiceName>().unwrap_err().to_string();
+        assert!(error.contains("service name") && error.contains("' '"), "{error}");
+        assert!("".parse::<NodeId>().is_err());
+        assert!("x".repeat(65).parse::<NodeId>().is_err());
+        assert!("a/b".parse::<InstanceId>().is_err());
+        assert!("a/b".parse::<ConfigName>().is_ok());
+    }
+
+    #[test]
+    fn a_bad_name_on_the_wire_is_refused() {
+        let bytes = rmp_serde::to_vec("no spaces please").unwrap();
+        assert!(rmp_serde::from_slice::<ServiceName>(&bytes).is_err());
+    }
+}

@@ -1,0 +1,29 @@
+//! Starling's heart: it decides.
+//!
+//! Pure: inputs and the time go in, outputs and a new picture come out. It knows no clock, socket, runtime, file,
+//! environment or hash order; its only randomness comes from the seed it is given. What runs in production is
+//! therefore exactly what the simulator doubts.
+//!
+//! | Room | What it decides |
+//! |---|---|
+//! | [`id`], [`time`] | names and stamps that cannot be confused |
+//! | [`registry`], [`config`] | what is said of instances and documents |
+//! | [`record`], [`digest`] | the replicated data: CRDT cells, merging, fingerprints |
+//! | [`wire`] | what nodes say to each other |
+//! | [`node`] | the one door: [`Node::handle`] |
+//! | `peers`, `repair`, `health` | whom to tell, what is missing, which probes count |
+//! | [`view`] | the immutable picture readers use |
+//! | [`observe`] | spans and metrics |
+
+pub mod config;
+pub mod digest;
+pub mod id;
+pub mod node;
+pub mod observe;
+pub mod record;
+pub mod registry;
+pub mod time;
+pub mod view;
+pub mod wire;
+
+pub use node::{Answer, Command, Input, Node, Output, PeerEvent, Refusal, Settings};

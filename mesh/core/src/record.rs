@@ -1,0 +1,176 @@
+//! The unit of replication: a key and its cell.
+//!
+//! A cell is a small CRDT of its own; merging two stores is merging cell by cell. So any set of records is a valid
+//! delta, and records may be lost, doubled and reordered on their way without harm. From the `crdts` crate only
+//! registers are used, one per key: its `Map` diverges when entries are removed.
+
+use std::cmp::Ordering;
+use std::sync::Arc;
+
+use crdts::{CmRDT, CvRDT, LWWReg, MVReg, VClock};
+use serde::{Deserialize, Serialize};
+
+use crate::config::Version;
+use crate::id::{ConfigKey, InstanceKey, NodeId};
+use crate::registry::{Instance, Override};
+use crate::time::Stamp;
+
+/// What a record is about.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Key {
+    /// An instance, written by its owner.
+    Instance(InstanceKey),
+    /// An operator's override of an instance, written anywhere.
+    Override(InstanceKey),
+    /// A configuration document, written anywhere.
+    Config(ConfigKey),
+}
+
+/// The value of a key: a register that merges. A register that holds nothing is a tombstone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Cell {
+    /// The last write wins; the owner is the node in the stamp.
+    Instance(LWWReg<Option<Arc<Instance>>, Stamp>),
+    /// The last write wins.
+    Override(LWWReg<Option<Arc<Override>>, Stamp>),
+    /// Concurrent versions are all kept.
+    Config(MVReg<Arc<Version>, NodeId>),
+}
+
+/// A key with its cell, as it is stored, sent and kept on disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// What it is about.
+    pub key: Key,
+    /// What is known of it.
+    pub cell: Cell,
+}
+
+/// Two cells that cannot be merged: somebody broke the rules of writing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MergeError {
+    /// A key of one kind with a cell of another.
+    #[error("the key and the cell are of different kinds")]
+    Kind,
+    /// Two different values under the same stamp.
+    #[error("stamp {0} was used for two different values")]
+    StampReused(Stamp),
+    /// A register without any value.
+    #[error("the register holds no version")]
+    Empty,
+}
+
+impl Cell {
+    /// A config cell that holds one version and replaces the versions in `seen`.
+    pub fn config_write(seen: Option<&Cell>, version: Version) -> Cell {
+        let mut register = match seen {
+            Some(Cell::Config(register)) => register.clone(),
+            _ => MVReg::new(),
+        };
+        let mut context = register.read_ctx().derive_add_ctx(version.stamp.node.clone());
+        // The hybrid time stands in for the dot's counter: it grows even after the register was collected and made
+        // anew, so an old copy that returns can at worst be concurrent with a new version, never replace it.
+        context.dot.counter = version.stamp.time.0;
+        context.clock.apply(context.dot.clone());
+        let write = register.write(Arc::new(version), context);
+        register.apply(write);
+        Cell::Config(register)
+    }
+
+    /// The stamps of all values it holds, in order. Two cells of a key with equal stamps are equal.
+    pub fn stamps(&self) -> Vec<Stamp> {
+        match self {
+            Cell::Instance(register) => vec![register.marker.clone()],
+            Cell::Override(register) => vec![register.marker.clone()],
+            Cell::Config(register) => {
+                let mut stamps: Vec<Stamp> = versions(register).into_iter().map(|v| v.stamp.clone()).collect();
+                stamps.sort_unstable();
+                stamps
+            }
+        }
+    }
+
+    /// The latest stamp it holds.
+    pub fn latest(&self) -> Option<Stamp> {
+        self.stamps().pop()
+    }
+
+    /// Whether it says only that something is gone.
+    pub fn is_tombstone(&self) -> bool {
+        match self {
+            Cell::Instance(register) => register.val.is_none(),
+            Cell::Override(register) => register.val.is_none(),
+            Cell::Config(register) => versions(register).iter().all(|version| version.body.is_none()),
+        }
+    }
+
+    /// Merges another replica's cell of the same key into this one and tells whether anything changed.
+    ///
+    /// # Errors
+    /// [`MergeError`] when the cells do not fit together; this cell is then unchanged.
+    pub fn merge(&mut self, other: Cell) -> Result<bool, MergeError> {
+        match (self, other) {
+            (Cell::Instance(mine), Cell::Instance(theirs)) => merge_last_write(mine, theirs),
+            (Cell::Override(mine), Cell::Override(theirs)) => merge_last_write(mine, theirs),
+            (Cell::Config(mine), Cell::Config(theirs)) => merge_versions(mine, theirs),
+            _ => Err(MergeError::Kind),
+        }
+    }
+}
+
+impl Record {
+    /// Checks what a peer sent before it is believed.
+    ///
+    /// # Errors
+    /// [`MergeError`] when key and cell do not belong together or a register is empty.
+    pub fn validate(&self) -> Result<(), MergeError> {
+        match (&self.key, &self.cell) {
+            (Key::Instance(_), Cell::Instance(_)) | (Key::Override(_), Cell::Override(_)) => Ok(()),
+            (Key::Config(_), Cell::Config(register)) if !versions(register).is_empty() => Ok(()),
+            (Key::Config(_), Cell::Config(_)) => Err(MergeError::Empty),
+            _ => Err(MergeError::Kind),
+        }
+    }
+}
+
+/// All versions of a document that no other version replaced; the one that is served first. A document beats a
+/// concurrent deletion (an edit is rarely meant to be lost), then the later stamp wins.
+pub fn versions(register: &MVReg<Arc<Version>, NodeId>) -> Vec<Arc<Version>> {
+    let mut versions = register.read().val;
+    versions.sort_by(|a, b| match b.body.is_some().cmp(&a.body.is_some()) {
+        Ordering::Equal => b.stamp.cmp(&a.stamp),
+        live_first => live_first,
+    });
+    versions
+}
+
+fn merge_last_write<T: PartialEq>(mine: &mut LWWReg<T, Stamp>, theirs: LWWReg<T, Stamp>) -> Result<bool, MergeError> {
+    if mine.marker == theirs.marker {
+        return if mine.val == theirs.val { Ok(false) } else { Err(MergeError::StampReused(theirs.marker)) };
+    }
+    let changes = theirs.marker > mine.marker;
+    CvRDT::merge(mine, theirs);
+    Ok(changes)
+}
+
+fn merge_versions(
+    mine: &mut MVReg<Arc<Version>, NodeId>,
+    theirs: MVReg<Arc<Version>, NodeId>,
+) -> Result<bool, MergeError> {
+    let (ours, others) = (versions(mine), versions(&theirs));
+    for version in &others {
+        if ours.iter().any(|known| known.stamp == version.stamp && known != version) {
+            return Err(MergeError::StampReused(version.stamp.clone()));
+        }
+    }
+    CvRDT::merge(mine, theirs);
+    Ok(versions(mine) != ours)
+}
+
+/// The clock of everything a config cell has seen; only for tests that look inside.
+pub fn config_clock(cell: &Cell) -> Option<VClock<NodeId>> {
+    match cell {
+        Cell::Config(register) => Some(register.read_ctx().add_clock),
+        _ => None,
+    }
+}

@@ -1,0 +1,267 @@
+//! The picture everybody but the heart reads: immutable, shared, published per change.
+//!
+//! A view is made of persistent maps. Publishing a change copies the path to the changed service and shares the rest,
+//! so its cost does not grow with the registry. Readers hold an `Arc<View>` as long as they like and never wait.
+
+use std::sync::{Arc, OnceLock};
+
+use rpds::RedBlackTreeMapSync;
+
+use crate::config::Version;
+use crate::digest::Fingerprint;
+use crate::id::{ConfigKey, Incarnation, InstanceId, InstanceKey, NodeId, ServiceKey, Zone};
+use crate::registry::{Health, Instance, Override, Status};
+use crate::time::{Stamp, WallTime};
+
+/// Counts the changes of one node's view; comparable only with revisions of the same node and start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize, serde::Deserialize)]
+pub struct Revision(pub u64);
+
+/// Everything a node knows, at one moment.
+#[derive(Debug, Clone)]
+pub struct View {
+    /// Whose picture it is.
+    pub me: NodeId,
+    /// The node's zone.
+    pub zone: Zone,
+    /// Grows with every change of anything below.
+    pub revision: Revision,
+    /// The revision at which a service or document last vanished altogether: what a watcher of something absent is told.
+    pub absent_revision: Revision,
+    /// Services that have instances, by name.
+    pub services: RedBlackTreeMapSync<ServiceKey, Arc<ServiceView>>,
+    /// Configuration documents, deleted ones included until their tombstone is collected.
+    pub configs: RedBlackTreeMapSync<ConfigKey, Arc<ConfigView>>,
+    /// Nodes seen, this one included; those lost too, until they are forgotten.
+    pub members: RedBlackTreeMapSync<NodeId, Arc<MemberView>>,
+    /// The store's fingerprint: equal on two nodes exactly when they hold the same records.
+    pub fingerprint: Fingerprint,
+}
+
+/// One service.
+#[derive(Debug)]
+pub struct ServiceView {
+    /// Its name.
+    pub key: ServiceKey,
+    /// When anything in it last changed.
+    pub revision: Revision,
+    /// Its instances, by id, usable or not.
+    pub instances: RedBlackTreeMapSync<InstanceId, Arc<InstanceView>>,
+    candidates: OnceLock<Candidates>,
+}
+
+/// The instances of a service that may take traffic, in tiers; made by the first reader that asks.
+#[derive(Debug, Default)]
+pub struct Candidates {
+    /// Usable beyond doubt.
+    pub ready: Vec<Arc<InstanceView>>,
+    /// Their node is lost to this one; tried only when nothing is ready.
+    pub doubtful: Vec<Arc<InstanceView>>,
+}
+
+/// One instance as this node sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InstanceView {
+    /// Its name.
+    pub key: InstanceKey,
+    /// What its owner says.
+    pub instance: Arc<Instance>,
+    /// The owner's last write; its node is the owner.
+    pub stamp: Stamp,
+    /// What operators say.
+    pub override_: Option<Arc<Override>>,
+    /// Whether it may take traffic.
+    pub usability: Usability,
+}
+
+/// Whether an instance may take traffic, and if not, why not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Usability {
+    /// It may.
+    Ready,
+    /// Its own record is good, but its node is lost from here.
+    OwnerLost,
+    /// Its node is gone for good or left cleanly.
+    OwnerLeft,
+    /// The effective status is not UP.
+    Status,
+    /// Its health check fails or has not passed yet.
+    Health,
+    /// Its effective weight is 0.
+    Weight,
+}
+
+/// One configuration document.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigView {
+    /// Its name.
+    pub key: ConfigKey,
+    /// When it last changed here.
+    pub revision: Revision,
+    /// All versions nobody has replaced, the served one first; more than one is a conflict. Never empty.
+    pub versions: Vec<Arc<Version>>,
+}
+
+/// One node as this node sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemberView {
+    /// Its name.
+    pub node: NodeId,
+    /// Its facts, as it tells them.
+    pub facts: NodeFacts,
+    /// Whether it is there.
+    pub state: MemberState,
+    /// Since when, by this node's wall clock.
+    pub since: WallTime,
+}
+
+/// What a node tells of itself through membership.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct NodeFacts {
+    /// Which start of the node this is.
+    pub incarnation: Incarnation,
+    /// Its zone.
+    pub zone: Zone,
+    /// The cell (chitchat group) it belongs to; "0" while there is one.
+    pub cell: String,
+    /// The version of its binary.
+    pub version: String,
+    /// `host:port` of its QUIC socket, as peers reach it.
+    pub address: String,
+}
+
+/// Whether a node is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MemberState {
+    /// Seen and answering.
+    Alive,
+    /// Not heard of any more: crashed, or cut off from here.
+    Lost,
+    /// Stopped cleanly and said so.
+    Left,
+}
+
+impl ServiceView {
+    /// A service with these instances.
+    pub fn new(
+        key: ServiceKey,
+        revision: Revision,
+        instances: RedBlackTreeMapSync<InstanceId, Arc<InstanceView>>,
+    ) -> Self {
+        Self { key, revision, instances, candidates: OnceLock::new() }
+    }
+
+    /// The instances that may take traffic. Computed once per published change, by the first reader.
+    pub fn candidates(&self) -> &Candidates {
+        self.candidates.get_or_init(|| {
+            let mut candidates = Candidates::default();
+            for instance in self.instances.values() {
+                match instance.usability {
+                    Usability::Ready => candidates.ready.push(instance.clone()),
+                    Usability::OwnerLost => candidates.doubtful.push(instance.clone()),
+                    _ => {}
+                }
+            }
+            candidates
+        })
+    }
+}
+
+impl InstanceView {
+    /// The node that owns it.
+    pub fn owner(&self) -> &NodeId {
+        &self.stamp.node
+    }
+
+    /// The status after any override.
+    pub fn status(&self) -> Status {
+        self.override_.as_ref().and_then(|o| o.status).unwrap_or(self.instance.status)
+    }
+
+    /// The weight after any override.
+    pub fn weight(&self) -> u32 {
+        self.override_.as_ref().and_then(|o| o.weight).unwrap_or(self.instance.weight)
+    }
+
+    /// Decides whether it may take traffic, given what membership says of its owner.
+    pub fn judge(&self, owner: Option<MemberState>) -> Usability {
+        if self.status() != Status::Up {
+            Usability::Status
+        } else if matches!(self.instance.health, Health::Failing | Health::Unknown) {
+            Usability::Health
+        } else if self.weight() == 0 {
+            Usability::Weight
+        } else {
+            match owner {
+                Some(MemberState::Alive) => Usability::Ready,
+                Some(MemberState::Left) => Usability::OwnerLeft,
+                Some(MemberState::Lost) | None => Usability::OwnerLost,
+            }
+        }
+    }
+}
+
+impl ConfigView {
+    /// The version every node serves; `None` when the document is deleted.
+    pub fn served(&self) -> Option<&Arc<Version>> {
+        self.versions.first().filter(|version| version.body.is_some())
+    }
+
+    /// Whether concurrent versions wait for somebody to decide.
+    pub fn in_conflict(&self) -> bool {
+        self.versions.len() > 1
+    }
+}
+
+impl View {
+    /// The picture of a node that knows nothing yet.
+    pub fn empty(me: NodeId, zone: Zone) -> Self {
+        Self {
+            me,
+            zone,
+            revision: Revision(1),
+            absent_revision: Revision(1),
+            services: RedBlackTreeMapSync::new_sync(),
+            configs: RedBlackTreeMapSync::new_sync(),
+            members: RedBlackTreeMapSync::new_sync(),
+            fingerprint: Fingerprint::default(),
+        }
+    }
+
+    /// A service, if it has any instance.
+    pub fn service(&self, key: &ServiceKey) -> Option<&Arc<ServiceView>> {
+        self.services.get(key)
+    }
+
+    /// One instance.
+    pub fn instance(&self, key: &InstanceKey) -> Option<&Arc<InstanceView>> {
+        self.services.get(&key.service)?.instances.get(&key.instance)
+    }
+
+    /// The revision a watcher of this service compares with; never goes backwards.
+    pub fn service_revision(&self, key: &ServiceKey) -> Revision {
+        self.services.get(key).map_or(self.absent_revision, |service| service.revision)
+    }
+
+    /// A configuration document, deleted or not.
+    pub fn config(&self, key: &ConfigKey) -> Option<&Arc<ConfigView>> {
+        self.configs.get(key)
+    }
+
+    /// The revision a watcher of this document compares with; never goes backwards.
+    pub fn config_revision(&self, key: &ConfigKey) -> Revision {
+        self.configs.get(key).map_or(self.absent_revision, |config| config.revision)
+    }
+
+    /// What is known of a node.
+    pub fn member(&self, node: &NodeId) -> Option<&Arc<MemberView>> {
+        self.members.get(node)
+    }
+
+    /// The members that are there, this node included.
+    pub fn alive(&self) -> impl Iterator<Item = &Arc<MemberView>> {
+        self.members.values().filter(|member| member.state == MemberState::Alive)
+    }
+}

@@ -1,0 +1,138 @@
+//! What nodes say to each other, and how it becomes bytes.
+//!
+//! Two conversations: [`Message`]s between hearts, one way and free to be lost, and [`Question`]s with one [`Reply`],
+//! asked on behalf of a person or a program. Both are MessagePack in array form behind one version byte.
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::digest::{Digest, Fingerprint, ItemHash, KeyHash, Prefix};
+use crate::id::{Incarnation, NodeId};
+use crate::observe::{Span, TraceId};
+use crate::record::Record;
+use crate::time::WallTime;
+use crate::view::Revision;
+
+/// The first byte of everything sent; a peer that speaks another version is refused with a clear error.
+pub const WIRE_VERSION: u8 = 1;
+/// The largest encoded message or reply, in bytes. A record with the largest document fits.
+pub const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
+
+/// From heart to heart. Any message may be lost, doubled or overtaken.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Message {
+    /// Records the receiver may not have: a fresh change, or what repair found missing.
+    Push(Vec<Record>),
+    /// Repair: "in these ranges of key hashes I hold this". Begins with the whole range.
+    Ranges(Vec<(Prefix, Fingerprint)>),
+    /// Repair: "in these ranges I hold exactly these entries". An answer to ranges that differ and are small.
+    Entries(Vec<(Prefix, Vec<(KeyHash, ItemHash)>)>),
+    /// Repair: "send me what you hold under these key hashes".
+    Want(Vec<KeyHash>),
+    /// Repair: "we hold the same", with the fingerprint both have.
+    Same(Fingerprint),
+    /// "This start of this node is stopping cleanly"; passed on by whoever hears it first.
+    Leaving(NodeId, Incarnation),
+}
+
+impl Message {
+    /// A short name for metrics.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Message::Push(_) => "push",
+            Message::Ranges(_) => "ranges",
+            Message::Entries(_) => "entries",
+            Message::Want(_) => "want",
+            Message::Same(_) => "same",
+            Message::Leaving(..) => "leaving",
+        }
+    }
+
+    /// The opening of a repair exchange: the fingerprint of everything.
+    pub fn opening(digest: &Digest) -> Self {
+        Message::Ranges(vec![(Prefix::ROOT, digest.root())])
+    }
+}
+
+/// Asked of one node by another, on behalf of a person.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Question {
+    /// How are you, and what do you hold?
+    Status,
+    /// Your spans of this trace.
+    Trace(TraceId),
+    /// The newest root spans you keep, at most so many.
+    RecentTraces(u32),
+}
+
+/// The answer to a [`Question`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Reply {
+    /// To [`Question::Status`].
+    Status(NodeStatus),
+    /// To [`Question::Trace`] and [`Question::RecentTraces`].
+    Spans(Vec<Span>),
+}
+
+/// What a node says of itself when asked.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Who answers.
+    pub node: NodeId,
+    /// Which start of it.
+    pub incarnation: Incarnation,
+    /// The version of its binary.
+    pub version: String,
+    /// Milliseconds since it started.
+    pub uptime_ms: u64,
+    /// Its wall clock when it answered.
+    pub wall: WallTime,
+    /// Its view's revision (comparable only with itself).
+    pub revision: Revision,
+    /// Its store's fingerprint: equal to another node's exactly when both hold the same.
+    pub fingerprint: Fingerprint,
+    /// Members it holds for alive, itself included.
+    pub members_alive: u32,
+}
+
+/// Bytes that are not what they should be.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError {
+    /// Nothing at all.
+    #[error("empty frame")]
+    Empty,
+    /// A peer with another wire version.
+    #[error("wire version {theirs}, this node speaks {WIRE_VERSION}: run the same major version on all nodes")]
+    Version {
+        /// The version it speaks.
+        theirs: u8,
+    },
+    /// Longer than [`MAX_MESSAGE_BYTES`].
+    #[error("frame of {0} bytes is over the limit of {MAX_MESSAGE_BYTES}")]
+    TooLong(usize),
+    /// Not decodable.
+    #[error("malformed frame: {0}")]
+    Malformed(#[from] rmp_serde::decode::Error),
+}
+
+/// Encodes a message, question or reply.
+pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
+    let mut bytes = vec![WIRE_VERSION];
+    // Our own types always encode into memory; failing here is a bug, not an input.
+    rmp_serde::encode::write(&mut bytes, value).expect("wire types encode");
+    bytes
+}
+
+/// Decodes what [`encode`] made.
+///
+/// # Errors
+/// [`DecodeError`]; nothing is allocated beyond the size of the input.
+pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
+    if bytes.len() > MAX_MESSAGE_BYTES {
+        return Err(DecodeError::TooLong(bytes.len()));
+    }
+    match bytes.split_first() {
+        None => Err(DecodeError::Empty),
+        Some((&WIRE_VERSION, body)) => Ok(rmp_serde::from_slice(body)?),
+        Some((&theirs, _)) => Err(DecodeError::Version { theirs }),
+    }
+}

@@ -1,0 +1,1 @@
+//! Starling's data plane: it carries requests by what the view says

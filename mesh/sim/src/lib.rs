@@ -1,0 +1,1 @@
+//! Starling's doubt: many hearts, a virtual clock and one seed

@@ -1,0 +1,1 @@
+//! Starling: the assembly of the five crates under mesh/.
