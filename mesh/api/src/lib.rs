@@ -1,1 +1,46 @@
-//! Starling's control surface: HTTP on loopback, any peer answers any question
+//! Starling's control surface: it shows.
+//!
+//! HTTP/1.1 with JSON on loopback; any node answers any question from its own view, and takes any write. It holds of
+//! a running node only [`starling_net::Handle`]; it knows no store, no certificate and nothing of the data plane.
+//!
+//! # Routes
+//!
+//! | Route | Request | Answer ([`model`]) |
+//! |---|---|---|
+//! | `PUT /v1/services/{service}/instances/{id}` | [`model::RegisterRequest`] | [`model::Registered`] |
+//! | `GET /v1/services/{service}/instances/{id}` | | [`model::InstanceInfo`] |
+//! | `DELETE /v1/services/{service}/instances/{id}` | | [`model::Written`] |
+//! | `PUT …/{id}/renew`, `POST …/{id}/heartbeat` | [`model::RenewRequest`], may be empty | [`model::Registered`] |
+//! | `PUT …/{id}/status` | [`model::StatusRequest`] | [`model::Written`] |
+//! | `PUT …/{id}/override` | [`model::OverrideBody`] | [`model::Written`] |
+//! | `DELETE …/{id}/override` | | [`model::Written`] |
+//! | `GET /v1/services?prefix=` ⏳ | | [`model::ServiceList`] |
+//! | `GET /v1/services/{service}`, `…/instances` `?ready=true&zone=&tag=&version=&status=` ⏳ | | [`model::InstanceList`] |
+//! | `GET /v1/config?namespace=&group=&prefix=&conflicts=true` ⏳ | | [`model::ConfigList`] |
+//! | `GET /v1/config/{namespace}/{group}/{key…}` ⏳ | | the document's bytes, headers below |
+//! | the same with `?meta=true` ⏳ | | [`model::ConfigDocument`] |
+//! | the same with `?stamp=STAMP` | | the bytes of one of the concurrent versions |
+//! | `PUT /v1/config/{namespace}/{group}/{key…}?author=&comment=&expect=STAMP\|none` | the bytes; `Content-Type` is the format | [`model::Written`] |
+//! | `DELETE` the same, same parameters | | [`model::Written`] |
+//! | `POST /v1/config/{namespace}/{group}/{key…}?choose=STAMP&author=&comment=` | empty: make this version the only one | [`model::Written`] |
+//! | `GET /v1/members` ⏳ | | [`model::MemberList`] |
+//! | `GET /v1/status` | | [`model::MeshStatus`] |
+//! | `GET /v1/node` | | [`model::NodeDetail`] |
+//! | `GET /v1/traces?limit=` | | [`model::RecentTraces`] |
+//! | `GET /v1/traces/{id}` | | [`model::TraceDetail`] |
+//! | `GET /v1/openapi.json` | | OpenAPI 3.1 |
+//! | `GET /metrics` | | Prometheus text 0.0.4 |
+//! | `GET /healthz`, `GET /readyz`, `GET /` | | text |
+//!
+//! All routes about services take `?namespace=` (default `default`; the list of services: all).
+//!
+//! ⏳ Blocking queries: every answer carries [`model::REVISION_HEADER`]; with `?newer_than=REVISION&wait=30s` the
+//! answer comes when there is something newer, or after the wait (default 30 s, at most 10 min) with what there is.
+//! It is level-triggered: nothing is lost between two queries. An answer may come without a change, and comes at once
+//! when the revision asked for is larger than the node's own (it was restarted): always compare, never count.
+//!
+//! Everything that is not a success is a [`model::ErrorBody`]: 400 (which field), 403 (a browser's cross-origin write
+//! or a foreign Host), 404 (with near names), 405, 409 (somebody wrote first; or the instance has another owner), 413,
+//! 429 (too many waiters), 503 (busy, stopping), 507 (a limit of the registry is reached).
+
+pub mod model;

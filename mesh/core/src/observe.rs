@@ -42,6 +42,17 @@ impl FromStr for TraceId {
     }
 }
 
+impl FromStr for SpanId {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let hex = (1..=16).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_hexdigit());
+        match u64::from_str_radix(text, 16) {
+            Ok(id) if hex && id != 0 => Ok(Self(id)),
+            _ => Err(format!("{text:?} is not a span id: 1 to 16 hex digits, not all zero")),
+        }
+    }
+}
+
 /// Which side of a call a span saw.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]

@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::ops::{Add, Sub};
+use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -89,6 +90,22 @@ impl fmt::Display for Stamp {
     }
 }
 
+impl FromStr for Stamp {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("{text:?} is not a stamp: MILLISECONDS.COUNTER@NODE, as it was shown");
+        let (time, node) = text.split_once('@').ok_or_else(wrong)?;
+        let (millis, counter) = time.split_once('.').ok_or_else(wrong)?;
+        let millis: u64 = millis.parse().map_err(|_| wrong())?;
+        let counter: u16 = counter.parse().map_err(|_| wrong())?;
+        let node = node.parse().map_err(|error| format!("{}: {error}", wrong()))?;
+        if millis >> 48 != 0 {
+            return Err(wrong());
+        }
+        Ok(Self { time: HybridTime(millis << 16 | u64::from(counter)), node })
+    }
+}
+
 /// A stamp from too far in the future: the sender's clock, or ours, is wrong.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("stamp {stamp} is {ahead_ms} ms ahead of this node's clock, more than the {bound_ms} ms allowed")]
@@ -147,6 +164,15 @@ impl HybridClock {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_stamp_reads_back_what_it_shows_and_refuses_all_else() {
+        let stamp = Stamp { time: HybridTime(1_700_000_000_000 << 16 | 7), node: "a.b".parse().unwrap() };
+        assert_eq!(stamp.to_string().parse(), Ok(stamp));
+        for wrong in ["", "1@a", "1.2", "1.2@", "1.70000@a", "-1.0@a", "281474976710656.0@a", "1.0@A B"] {
+            assert!(wrong.parse::<Stamp>().is_err(), "{wrong}");
+        }
+    }
 
     fn clock() -> HybridClock {
         HybridClock::new("a".parse().unwrap(), HybridTime::default(), Duration::from_secs(5))
