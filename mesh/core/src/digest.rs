@@ -10,13 +10,13 @@
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
-use crate::record::{Key, Record};
+use crate::record::{Cell, Key};
 
 /// Where a record stands in the digest: a hash of its key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct KeyHash(pub u64);
 
-/// What a record says: a hash of its key and stamps.
+/// What a record says: a hash of its key and its cell's stamps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ItemHash(pub u64);
 
@@ -30,9 +30,9 @@ impl KeyHash {
 impl ItemHash {
     /// The hash of what a record says. Stamps name values, so the values themselves need not be hashed (and must not:
     /// equal CRDTs may be encoded differently).
-    pub fn of(key: KeyHash, record: &Record) -> Self {
+    pub fn of(key: KeyHash, cell: &Cell) -> Self {
         let mut hasher = Xxh3::with_seed(key.0);
-        for stamp in record.cell.stamps() {
+        for stamp in cell.stamps() {
             hasher.update(&stamp.time.0.to_le_bytes());
             hasher.update(stamp.node.as_str().as_bytes());
             hasher.update(&[0]);

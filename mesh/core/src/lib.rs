@@ -8,22 +8,28 @@
 //! |---|---|
 //! | [`id`], [`time`] | names and stamps that cannot be confused |
 //! | [`registry`], [`config`] | what is said of instances and documents |
-//! | [`record`], [`digest`] | the replicated data: CRDT cells, merging, fingerprints |
+//! | [`record`], [`store`], [`digest`] | the replicated data: CRDT cells, merging, fingerprints |
 //! | [`wire`] | what nodes say to each other |
 //! | [`node`] | the one door: [`Node::handle`] |
-//! | `peers`, `repair`, `health` | whom to tell, what is missing, which probes count |
+//! | [`peers`], [`repair`], [`health`] | whom to tell, what is missing, which probes count |
 //! | [`view`] | the immutable picture readers use |
 //! | [`observe`] | spans and metrics |
 
 pub mod config;
 pub mod digest;
+pub mod health;
 pub mod id;
 pub mod node;
 pub mod observe;
+pub mod peers;
 pub mod record;
 pub mod registry;
+pub mod repair;
+pub mod store;
+#[cfg(test)]
+mod testing;
 pub mod time;
 pub mod view;
 pub mod wire;
 
-pub use node::{Answer, Command, Input, Node, Output, PeerEvent, Refusal, Settings};
+pub use node::{Answer, Command, Counters, Input, Memory, Node, Output, PeerEvent, Refusal, Settings};

@@ -7,7 +7,7 @@
 use std::cmp::Ordering;
 use std::sync::Arc;
 
-use crdts::{CmRDT, CvRDT, LWWReg, MVReg, VClock};
+use crdts::{CmRDT, CvRDT, LWWReg, MVReg};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Version;
@@ -165,12 +165,4 @@ fn merge_versions(
     }
     CvRDT::merge(mine, theirs);
     Ok(versions(mine) != ours)
-}
-
-/// The clock of everything a config cell has seen; only for tests that look inside.
-pub fn config_clock(cell: &Cell) -> Option<VClock<NodeId>> {
-    match cell {
-        Cell::Config(register) => Some(register.read_ctx().add_clock),
-        _ => None,
-    }
 }

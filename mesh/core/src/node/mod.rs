@@ -1,4 +1,12 @@
 //! The one door into the heart: [`Node::handle`].
+//!
+//! Everything that can happen to a node comes in as an [`Input`], everything it wants from the world goes out as an
+//! [`Output`]; the picture for readers is republished whenever it changed. What commands do is in `command`, what
+//! peers' messages do in `message`, how the picture is kept in `publish`.
+
+mod command;
+mod message;
+mod publish;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,12 +14,16 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::config::ConfigWrite;
+use crate::health::Monitor;
 use crate::id::{CommandId, ConfigKey, Incarnation, InstanceKey, NodeId, Zone};
+use crate::peers::Peers;
 use crate::record::{Key, Record};
-use crate::registry::{Address, Check, Override, Registration};
-use crate::time::{HybridTime, Instant, Now, Stamp};
+use crate::registry::{Address, Check, CheckKind, Override, Registration, Status};
+use crate::store::Store;
+use crate::time::{HybridClock, HybridTime, Instant, Now, Stamp, WallTime};
 use crate::view::{NodeFacts, Revision, View};
 use crate::wire::Message;
+use publish::Publisher;
 
 /// What an operator can set about the heart. Durations are milliseconds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -26,8 +38,6 @@ pub struct Settings {
     /// How long a tombstone is kept; a node cut off for longer may bring back what was deleted meanwhile.
     /// Default 86,400,000 (one day).
     pub tombstone_horizon_ms: u64,
-    /// How long a lost node is remembered with its instances. Default 86,400,000 (one day).
-    pub forget_lost_after_ms: u64,
     /// The most instances owned by this node. Default 100,000.
     pub max_own_instances: usize,
     /// The most configuration documents in the mesh, counting recently deleted ones. Default 100,000.
@@ -41,7 +51,6 @@ impl Default for Settings {
             repair_interval_ms: 1_000,
             max_clock_skew_ms: 5_000,
             tombstone_horizon_ms: 86_400_000,
-            forget_lost_after_ms: 86_400_000,
             max_own_instances: 100_000,
             max_configs: 100_000,
         }
@@ -79,7 +88,7 @@ pub enum Command {
     /// node that is not the owner takes the instance over.
     Renew(InstanceKey, Result<(), String>),
     /// Change only the status the owner gives. Refused at other nodes than the owner; operators use an override.
-    SetStatus(InstanceKey, crate::registry::Status),
+    SetStatus(InstanceKey, Status),
     /// Remove an instance, wherever it is owned.
     Deregister(InstanceKey),
     /// Set (or with `None` clear) an operator's override.
@@ -194,33 +203,177 @@ pub struct Counters {
     pub pushed: u64,
 }
 
+/// How long after a peer came back the repair with it begins, at most: spread, so that a heal is not a stampede.
+const RETURN_JITTER: Duration = Duration::from_millis(50);
+/// How soon an exchange that was cut at a limit is continued.
+const CONTINUE_AFTER: Duration = Duration::from_millis(5);
+/// How often old tombstones are looked for.
+const COLLECT_INTERVAL: Duration = Duration::from_secs(10);
+
 /// One node's heart.
 #[derive(Debug)]
 pub struct Node {
-    view: Arc<View>,
+    me: NodeId,
+    settings: Settings,
+    clock: HybridClock,
+    rng: fastrand::Rng,
+    store: Store,
+    peers: Peers,
+    monitor: Monitor,
+    /// How many instances this node owns.
+    own_instances: usize,
+    publisher: Publisher,
+    counters: Counters,
+    started: bool,
+    leaving: bool,
+    repair_due: Instant,
+    /// The peer to go on repairing with, when an exchange was cut at a limit.
+    repair_with: Option<NodeId>,
+    collect_due: Instant,
 }
 
 impl Node {
     /// A heart that remembers `memory` and begins its life as `facts.incarnation`. `seed` is its only randomness.
-    pub fn new(_me: NodeId, _facts: NodeFacts, _settings: Settings, _memory: Memory, _seed: u64, _now: Now) -> Node {
-        unreachable!("assembled in the next commit")
+    /// Its first wake-up is due at once: it publishes its first picture then.
+    pub fn new(me: NodeId, facts: NodeFacts, settings: Settings, memory: Memory, seed: u64, now: Now) -> Node {
+        // Later than everything remembered, whoever wrote it: a write of ours must win over what it replaces.
+        let remembered = memory.records.iter().flat_map(|record| record.cell.stamps()).map(|stamp| stamp.time).max();
+        let last_used = remembered.unwrap_or_default().max(memory.last_used);
+        let mut node = Node {
+            clock: HybridClock::new(me.clone(), last_used, Duration::from_millis(settings.max_clock_skew_ms)),
+            rng: fastrand::Rng::with_seed(seed),
+            store: Store::default(),
+            peers: Peers::new(me.clone(), facts, now.wall),
+            monitor: Monitor::default(),
+            own_instances: 0,
+            publisher: Publisher::new(View::empty(me.clone(), settings.zone.clone())),
+            counters: Counters::default(),
+            started: false,
+            leaving: false,
+            repair_due: now.elapsed + settings.repair_interval(),
+            repair_with: None,
+            collect_due: now.elapsed + COLLECT_INTERVAL,
+            me,
+            settings,
+        };
+        node.show_member(&node.me.clone());
+        for record in memory.records {
+            let key = record.key.clone();
+            match node.absorb(record, now, &mut Vec::new()) {
+                Ok(_) => node.show(&key),
+                Err(why) => tracing::error!(?key, %why, "a remembered record does not fit and is left out"),
+            }
+        }
+        node
     }
 
     /// Takes one input and appends what follows from it to `out`.
-    pub fn handle(&mut self, _now: Now, _input: Input, _out: &mut Vec<Output>) {}
+    pub fn handle(&mut self, now: Now, input: Input, out: &mut Vec<Output>) {
+        if !self.started {
+            self.start(out);
+        }
+        match input {
+            Input::Command(id, command) => self.command(now, id, command, out),
+            Input::Message(from, message) => self.message(now, from, message, out),
+            Input::Peer(event) => self.peer(now, event),
+            Input::Probe(key, result) => {
+                if let Some(verdict) = self.monitor.result(&key, result.is_ok(), now.elapsed) {
+                    self.verdict(now, &key, verdict, out);
+                }
+            }
+            Input::Tick => {}
+        }
+        self.pass_time(now, out);
+        if let Some(view) = self.publisher.publish(self.store.fingerprint()) {
+            out.push(Output::Publish(view));
+        }
+    }
 
     /// When [`Input::Tick`] is due, if nothing else happens before.
     pub fn next_wakeup(&self) -> Option<Instant> {
-        None
+        if !self.started {
+            return Some(Instant(0));
+        }
+        [Some(self.repair_due), Some(self.collect_due), self.monitor.next_deadline()].into_iter().flatten().min()
     }
 
     /// The last published picture.
     pub fn view(&self) -> &Arc<View> {
-        &self.view
+        self.publisher.published()
     }
 
     /// What it has counted.
     pub fn counters(&self) -> Counters {
-        Counters::default()
+        self.counters
+    }
+
+    /// Asks for the probes of instances known from the last run.
+    fn start(&mut self, out: &mut Vec<Output>) {
+        self.started = true;
+        let own = self.publisher.owned_by(&self.me);
+        for key in own {
+            let Some(instance) = self.publisher.instance(&key).map(|shown| shown.instance.clone()) else { continue };
+            if let Some(check) = instance.check.clone().filter(|check| check.kind != CheckKind::Ttl) {
+                out.push(Output::Probe(key, instance.address.clone(), check));
+            }
+        }
+    }
+
+    fn peer(&mut self, now: Now, event: PeerEvent) {
+        if let Some(node) = self.peers.apply(event, now.wall) {
+            self.member_changed(&node);
+            if self.peers.has_returned() {
+                let jitter = Duration::from_micros(self.rng.u64(..=RETURN_JITTER.as_micros() as u64));
+                self.repair_due = self.repair_due.min(now.elapsed + jitter);
+            }
+        }
+    }
+
+    /// Does what is due by now.
+    fn pass_time(&mut self, now: Now, out: &mut Vec<Output>) {
+        for (key, verdict) in self.monitor.due(now.elapsed) {
+            self.verdict(now, &key, verdict, out);
+        }
+        if now.elapsed >= self.repair_due {
+            self.begin_repair(now, out);
+        }
+        if now.elapsed >= self.collect_due {
+            self.collect_due = now.elapsed + COLLECT_INTERVAL;
+            self.collect(now, out);
+        }
+    }
+
+    fn begin_repair(&mut self, now: Now, out: &mut Vec<Output>) {
+        // A quarter of jitter keeps the exchanges of many nodes from falling into step.
+        let interval = self.settings.repair_interval();
+        let jitter = Duration::from_micros(self.rng.u64(..=interval.as_micros() as u64 / 4));
+        self.repair_due = now.elapsed + interval + jitter;
+        let chosen = self.repair_with.take().or_else(|| self.peers.next_returned()).or_else(|| {
+            let neighbours = self.peers.neighbours();
+            (!neighbours.is_empty()).then(|| neighbours[self.rng.usize(..neighbours.len())].clone())
+        });
+        if self.peers.has_returned() {
+            self.repair_due = now.elapsed + RETURN_JITTER;
+        }
+        if let Some(peer) = chosen {
+            self.counters.repairs_begun += 1;
+            out.push(Output::Send(peer, Message::opening(self.store.digest())));
+        }
+    }
+
+    /// Removes tombstones nobody needs any more.
+    fn collect(&mut self, now: Now, out: &mut Vec<Output>) {
+        for key in self.store.collect(self.horizon(now.wall)) {
+            self.show(&key);
+            out.push(Output::Forget(key));
+        }
+    }
+
+    /// Tombstones written before this are collected, and refused when they come back from a peer that has not yet.
+    fn horizon(&self, wall: WallTime) -> HybridTime {
+        HybridTime::from_wall(WallTime(wall.0.saturating_sub(self.settings.tombstone_horizon_ms)))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,213 @@
+//! Verdicts on this node's own instances: which probes and renewals count, and when.
+//!
+//! Only a change of verdict leaves this room: an instance that is probed every second for a year costs the mesh nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use crate::id::InstanceKey;
+use crate::registry::{Check, CheckKind, Health};
+use crate::time::Instant;
+
+/// What should happen to an instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Its health has changed to this.
+    Changed(Health),
+    /// It has been failing for as long as its check allows.
+    Expired,
+}
+
+/// Watches the checked instances of one node.
+#[derive(Debug, Default)]
+pub struct Monitor {
+    watched: BTreeMap<InstanceKey, Watched>,
+    deadlines: BTreeSet<(Instant, InstanceKey)>,
+}
+
+#[derive(Debug)]
+struct Watched {
+    check: Check,
+    health: Health,
+    good_in_a_row: u32,
+    bad_in_a_row: u32,
+    failing_since: Option<Instant>,
+    renewed: Instant,
+    deadline: Option<Instant>,
+}
+
+impl Monitor {
+    /// Begins (or changes) watching. `health` is the verdict so far.
+    pub fn watch(&mut self, key: &InstanceKey, check: Check, health: Health, now: Instant) {
+        self.forget(key);
+        let failing_since = (health == Health::Failing).then_some(now);
+        let mut watched =
+            Watched { check, health, good_in_a_row: 0, bad_in_a_row: 0, failing_since, renewed: now, deadline: None };
+        watched.deadline = watched.next_deadline();
+        if let Some(deadline) = watched.deadline {
+            self.deadlines.insert((deadline, key.clone()));
+        }
+        self.watched.insert(key.clone(), watched);
+    }
+
+    /// Whether it is watched with this check and stands at this verdict.
+    pub fn agrees(&self, key: &InstanceKey, check: &Check, health: Health) -> bool {
+        self.watched.get(key).is_some_and(|watched| watched.check == *check && watched.health == health)
+    }
+
+    /// Stops watching; tells whether it was watched.
+    pub fn forget(&mut self, key: &InstanceKey) -> bool {
+        let Some(watched) = self.watched.remove(key) else { return false };
+        if let Some(deadline) = watched.deadline {
+            self.deadlines.remove(&(deadline, key.clone()));
+        }
+        true
+    }
+
+    /// Takes the result of a probe, or what a renewal said.
+    pub fn result(&mut self, key: &InstanceKey, good: bool, now: Instant) -> Option<Verdict> {
+        let watched = self.watched.get_mut(key)?;
+        let verdict = watched.result(good, now);
+        self.reschedule(key);
+        verdict.map(Verdict::Changed)
+    }
+
+    /// When [`Monitor::due`] has something to say.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.deadlines.first().map(|(at, _)| *at)
+    }
+
+    /// What time alone has decided by now: leases that lapsed, failures that lasted too long.
+    pub fn due(&mut self, now: Instant) -> Vec<(InstanceKey, Verdict)> {
+        let mut verdicts = Vec::new();
+        while let Some((at, key)) = self.deadlines.first().cloned() {
+            if at > now {
+                break;
+            }
+            self.deadlines.pop_first();
+            let Some(watched) = self.watched.get_mut(&key) else { continue };
+            watched.deadline = None;
+            if watched.expired(now) {
+                self.watched.remove(&key);
+                verdicts.push((key, Verdict::Expired));
+                continue;
+            }
+            if watched.lapsed(now) {
+                let verdict = watched.fail(now);
+                verdicts.extend(verdict.map(|health| (key.clone(), Verdict::Changed(health))));
+            }
+            self.reschedule(&key);
+        }
+        verdicts
+    }
+
+    fn reschedule(&mut self, key: &InstanceKey) {
+        let Some(watched) = self.watched.get_mut(key) else { return };
+        let next = watched.next_deadline();
+        if let Some(old) = std::mem::replace(&mut watched.deadline, next) {
+            self.deadlines.remove(&(old, key.clone()));
+        }
+        if let Some(next) = next {
+            self.deadlines.insert((next, key.clone()));
+        }
+    }
+}
+
+impl Watched {
+    fn result(&mut self, good: bool, now: Instant) -> Option<Health> {
+        if self.check.kind == CheckKind::Ttl {
+            self.renewed = now;
+        }
+        if good {
+            self.bad_in_a_row = 0;
+            self.good_in_a_row = self.good_in_a_row.saturating_add(1);
+            // What has never failed passes at the first good probe, as does a renewed lease.
+            let enough = self.check.kind == CheckKind::Ttl || self.health == Health::Unknown;
+            let passes = enough || self.good_in_a_row >= self.check.successes_to_pass;
+            return if passes { self.set(Health::Passing, now) } else { None };
+        }
+        self.good_in_a_row = 0;
+        self.bad_in_a_row = self.bad_in_a_row.saturating_add(1);
+        let told = self.check.kind == CheckKind::Ttl;
+        if told || self.bad_in_a_row >= self.check.failures_to_fail { self.set(Health::Failing, now) } else { None }
+    }
+
+    fn fail(&mut self, now: Instant) -> Option<Health> {
+        self.set(Health::Failing, now)
+    }
+
+    fn set(&mut self, health: Health, now: Instant) -> Option<Health> {
+        if self.health == health {
+            return None;
+        }
+        self.health = health;
+        self.failing_since = (health == Health::Failing).then_some(now);
+        Some(health)
+    }
+
+    fn lapsed(&self, now: Instant) -> bool {
+        self.check.kind == CheckKind::Ttl && now >= self.renewed + self.check.interval()
+    }
+
+    fn expiry(&self) -> Option<Instant> {
+        Some(self.failing_since? + Duration::from_millis(self.check.deregister_after_ms?))
+    }
+
+    fn expired(&self, now: Instant) -> bool {
+        self.expiry().is_some_and(|at| now >= at)
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let lease = (self.check.kind == CheckKind::Ttl && self.health != Health::Failing)
+            .then(|| self.renewed + self.check.interval());
+        [lease, self.expiry()].into_iter().flatten().min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::instance_key;
+
+    const SECOND: u64 = 1_000_000;
+
+    fn monitor(check: Check, health: Health) -> (Monitor, InstanceKey) {
+        let mut monitor = Monitor::default();
+        let key = instance_key("orders", "o1");
+        monitor.watch(&key, check, health, Instant(0));
+        (monitor, key)
+    }
+
+    #[test]
+    fn one_bad_probe_is_not_a_verdict_and_three_are() {
+        let (mut monitor, key) = monitor(Check::new(CheckKind::Tcp), Health::Passing);
+        assert_eq!(monitor.result(&key, false, Instant(1)), None);
+        assert_eq!(monitor.result(&key, true, Instant(2)), None);
+        assert_eq!(monitor.result(&key, false, Instant(3)), None);
+        assert_eq!(monitor.result(&key, false, Instant(4)), None);
+        assert_eq!(monitor.result(&key, false, Instant(5)), Some(Verdict::Changed(Health::Failing)));
+        assert_eq!(monitor.result(&key, false, Instant(6)), None);
+        assert_eq!(monitor.result(&key, true, Instant(7)), Some(Verdict::Changed(Health::Passing)));
+    }
+
+    #[test]
+    fn a_lease_that_is_not_renewed_lapses_once() {
+        let (mut monitor, key) = monitor(Check::new(CheckKind::Ttl), Health::Passing);
+        assert_eq!(monitor.next_deadline(), Some(Instant(15 * SECOND)));
+        monitor.result(&key, true, Instant(10 * SECOND));
+        assert!(monitor.due(Instant(15 * SECOND)).is_empty());
+        assert_eq!(monitor.due(Instant(25 * SECOND)), [(key, Verdict::Changed(Health::Failing))]);
+        assert!(monitor.due(Instant(60 * SECOND)).is_empty());
+        assert_eq!(monitor.next_deadline(), None);
+    }
+
+    #[test]
+    fn an_instance_that_fails_for_too_long_expires() {
+        let check = Check { deregister_after_ms: Some(30_000), ..Check::new(CheckKind::Ttl) };
+        let (mut monitor, key) = monitor(check, Health::Passing);
+        assert_eq!(monitor.due(Instant(15 * SECOND)), [(key.clone(), Verdict::Changed(Health::Failing))]);
+        assert!(monitor.due(Instant(44 * SECOND)).is_empty());
+        assert_eq!(monitor.due(Instant(45 * SECOND)), [(key, Verdict::Expired)]);
+        assert_eq!(monitor.next_deadline(), None);
+    }
+}

@@ -1,0 +1,261 @@
+//! What people and programs ask of a node: checked, stamped, stored, told.
+
+use std::sync::Arc;
+
+use crdts::LWWReg;
+
+use super::{Answer, Command, Node, Output, Refusal};
+use crate::config::{ConfigWrite, Version};
+use crate::health::Verdict;
+use crate::id::{CommandId, InstanceKey};
+use crate::record::{Cell, Key, Record};
+use crate::registry::{CheckKind, Health, Instance, MAX_WEIGHT, Override, Registration, Status};
+use crate::repair;
+use crate::time::{Now, Stamp};
+use crate::view::InstanceView;
+use crate::wire::Message;
+
+/// The longest reason an override may give, in bytes.
+const MAX_REASON_BYTES: usize = 512;
+
+impl Node {
+    pub(super) fn command(&mut self, now: Now, id: CommandId, command: Command, out: &mut Vec<Output>) {
+        let result = if self.leaving {
+            Err(Refusal::Leaving)
+        } else {
+            match command {
+                Command::Register(registration) => self.register(now, registration, out),
+                Command::Renew(key, verdict) => self.renew(now, key, verdict.is_ok(), out),
+                Command::SetStatus(key, status) => self.set_status(now, key, status, out),
+                Command::Deregister(key) => self.deregister(now, key, out),
+                Command::SetOverride(key, value) => self.set_override(now, key, value, out),
+                Command::WriteConfig(write) => self.write_config(now, write, out),
+                Command::Leave => self.leave(now, out),
+            }
+        };
+        let answer = result.map(|stamp| Answer::Done { revision: self.publisher.current_revision(), stamp });
+        out.push(Output::Reply(id, answer));
+    }
+
+    fn register(&mut self, now: Now, wanted: Registration, out: &mut Vec<Output>) -> Result<Option<Stamp>, Refusal> {
+        let Registration { key, mut instance } = wanted;
+        instance.check_limits().map_err(Refusal::Invalid)?;
+        let known = self.own(&key).map(|shown| (shown.instance.clone(), shown.stamp.clone()));
+        if known.is_none() && self.own_instances >= self.settings.max_own_instances {
+            return Err(Refusal::Full { what: "instances owned by this node", limit: self.settings.max_own_instances });
+        }
+        instance.health = match (&instance.check, &known) {
+            (None, _) => Health::Unchecked,
+            // Registering is the first renewal.
+            (Some(check), _) if check.kind == CheckKind::Ttl => Health::Passing,
+            (Some(check), Some((before, _)))
+                if Some(check) == before.check.as_ref() && before.address == instance.address =>
+            {
+                before.health
+            }
+            _ => Health::Unknown,
+        };
+        if let Some((before, stamp)) = known
+            && *before == instance
+        {
+            // Registered again as it is: a renewal at most, and nothing to tell anybody.
+            self.renew_lease(&key, now);
+            return Ok(Some(stamp));
+        }
+        if let Some(check) = &instance.check
+            && check.kind != CheckKind::Ttl
+        {
+            out.push(Output::Probe(key.clone(), instance.address.clone(), check.clone()));
+        }
+        let stamp = self.write_instance(now, key.clone(), Some(instance), out);
+        self.renew_lease(&key, now);
+        Ok(Some(stamp))
+    }
+
+    fn renew_lease(&mut self, key: &InstanceKey, now: Now) {
+        let leased =
+            self.own(key).and_then(|shown| shown.instance.check.clone()).is_some_and(|c| c.kind == CheckKind::Ttl);
+        if leased {
+            self.monitor.result(key, true, now.elapsed);
+        }
+    }
+
+    fn renew(
+        &mut self,
+        now: Now,
+        key: InstanceKey,
+        good: bool,
+        out: &mut Vec<Output>,
+    ) -> Result<Option<Stamp>, Refusal> {
+        let shown = self.shown(&key)?;
+        if shown.instance.check.as_ref().is_none_or(|check| check.kind != CheckKind::Ttl) {
+            return Err(Refusal::Invalid(format!("instance {key} has no TTL check, so there is no lease to renew")));
+        }
+        if shown.owner() == &self.me {
+            let verdict = self.monitor.result(&key, good, now.elapsed);
+            if let Some(verdict) = verdict {
+                self.verdict(now, &key, verdict, out);
+            }
+            return Ok(None);
+        }
+        // The application has moved to this peer: from now on its lease is kept here.
+        let health = if good { Health::Passing } else { Health::Failing };
+        let instance = Instance { health, declared: false, ..(*shown.instance).clone() };
+        Ok(Some(self.write_instance(now, key, Some(instance), out)))
+    }
+
+    fn set_status(
+        &mut self,
+        now: Now,
+        key: InstanceKey,
+        status: Status,
+        out: &mut Vec<Output>,
+    ) -> Result<Option<Stamp>, Refusal> {
+        let shown = self.shown(&key)?;
+        if shown.owner() != &self.me {
+            return Err(Refusal::NotOwner { owner: shown.owner().clone(), key });
+        }
+        if shown.instance.status == status {
+            return Ok(None);
+        }
+        let instance = Instance { status, ..(*shown.instance).clone() };
+        Ok(Some(self.write_instance(now, key, Some(instance), out)))
+    }
+
+    fn deregister(&mut self, now: Now, key: InstanceKey, out: &mut Vec<Output>) -> Result<Option<Stamp>, Refusal> {
+        self.shown(&key)?;
+        Ok(Some(self.write_instance(now, key, None, out)))
+    }
+
+    fn set_override(
+        &mut self,
+        now: Now,
+        key: InstanceKey,
+        value: Option<Override>,
+        out: &mut Vec<Output>,
+    ) -> Result<Option<Stamp>, Refusal> {
+        let before = match self.store.get(&Key::Override(key.clone())) {
+            Some(Cell::Override(register)) => register.val.clone(),
+            _ => None,
+        };
+        match &value {
+            None if before.is_none() => return Ok(None),
+            None => {}
+            Some(value) => {
+                check_override(value).map_err(Refusal::Invalid)?;
+                self.shown(&key)?;
+            }
+        }
+        let stamp = self.clock.issue(now.wall);
+        let cell = Cell::Override(LWWReg { val: value.map(Arc::new), marker: stamp.clone() });
+        self.write(now, Record { key: Key::Override(key), cell }, out);
+        Ok(Some(stamp))
+    }
+
+    fn write_config(&mut self, now: Now, write: ConfigWrite, out: &mut Vec<Output>) -> Result<Option<Stamp>, Refusal> {
+        write.check_limits().map_err(Refusal::Invalid)?;
+        let shown = self.publisher.config(&write.key);
+        let served = shown.and_then(|shown| shown.served()).map(|version| version.stamp.clone());
+        if let Some(expected) = &write.expect
+            && *expected != served
+        {
+            return Err(Refusal::Changed(served));
+        }
+        if write.body.is_none() && served.is_none() {
+            return Err(Refusal::NoConfig(write.key));
+        }
+        if shown.is_none() && self.store.configs() >= self.settings.max_configs {
+            return Err(Refusal::Full { what: "configuration documents", limit: self.settings.max_configs });
+        }
+        let stamp = self.clock.issue(now.wall);
+        let ConfigWrite { key, body, format, author, comment, .. } = write;
+        let version = Version { stamp: stamp.clone(), body, format, author, comment };
+        let key = Key::Config(key);
+        let cell = Cell::config_write(self.store.get(&key), version);
+        self.write(now, Record { key, cell }, out);
+        Ok(Some(stamp))
+    }
+
+    fn leave(&mut self, now: Now, out: &mut Vec<Output>) -> Result<Option<Stamp>, Refusal> {
+        self.leaving = true;
+        let Some(incarnation) = self.peers.get(&self.me).map(|me| me.facts.incarnation) else { return Ok(None) };
+        let neighbours = self.peers.neighbours().to_vec();
+        out.extend(
+            neighbours.into_iter().map(|peer| Output::Send(peer, Message::Leaving(self.me.clone(), incarnation))),
+        );
+        self.peers.leave(now.wall);
+        self.member_changed(&self.me.clone());
+        Ok(None)
+    }
+
+    /// Acts on what the monitor decided of an own instance.
+    pub(super) fn verdict(&mut self, now: Now, key: &InstanceKey, verdict: Verdict, out: &mut Vec<Output>) {
+        let Some(shown) = self.own(key) else { return };
+        match verdict {
+            Verdict::Changed(health) => {
+                let instance = Instance { health, ..(*shown.instance).clone() };
+                tracing::info!(instance = %key, %health, "health verdict changed");
+                self.write_instance(now, key.clone(), Some(instance), out);
+            }
+            Verdict::Expired => {
+                tracing::info!(instance = %key, "deregistered: failing for longer than its check allows");
+                self.write_instance(now, key.clone(), None, out);
+            }
+        }
+    }
+
+    pub(super) fn write_instance(
+        &mut self,
+        now: Now,
+        key: InstanceKey,
+        value: Option<Instance>,
+        out: &mut Vec<Output>,
+    ) -> Stamp {
+        let stamp = self.clock.issue(now.wall);
+        let cell = Cell::Instance(LWWReg { val: value.map(Arc::new), marker: stamp.clone() });
+        self.write(now, Record { key: Key::Instance(key), cell }, out);
+        stamp
+    }
+
+    /// Stores a record this node has just written, keeps it on disk and tells the neighbours.
+    fn write(&mut self, now: Now, record: Record, out: &mut Vec<Output>) {
+        let key = record.key.clone();
+        let changed = self.merge(record.clone(), now, out);
+        assert!(changed == Ok(true), "a write of our own is newer than all it replaces: {changed:?}");
+        self.show(&key);
+        self.tell(vec![record.clone()], None, out);
+        out.push(Output::Persist(record));
+    }
+
+    /// Passes records on to the neighbours, but not to the one they came from.
+    pub(super) fn tell(&mut self, records: Vec<Record>, from: Option<&crate::id::NodeId>, out: &mut Vec<Output>) {
+        let count = records.len() as u64;
+        let messages = repair::push(records);
+        for peer in self.peers.neighbours().iter().filter(|peer| Some(*peer) != from) {
+            self.counters.pushed += count;
+            out.extend(messages.iter().map(|message| Output::Send(peer.clone(), message.clone())));
+        }
+    }
+
+    fn shown(&self, key: &InstanceKey) -> Result<Arc<InstanceView>, Refusal> {
+        self.publisher.instance(key).cloned().ok_or_else(|| Refusal::NoInstance(key.clone()))
+    }
+
+    /// An instance this node owns.
+    fn own(&self, key: &InstanceKey) -> Option<Arc<InstanceView>> {
+        self.publisher.instance(key).filter(|shown| shown.owner() == &self.me).cloned()
+    }
+}
+
+fn check_override(value: &Override) -> Result<(), String> {
+    if value.status.is_none() && value.weight.is_none() {
+        return Err("an override sets a status or a weight; to remove one, clear it".into());
+    }
+    if value.weight.is_some_and(|weight| weight > MAX_WEIGHT) {
+        return Err(format!("weight is over {MAX_WEIGHT}"));
+    }
+    if value.reason.len() > MAX_REASON_BYTES {
+        return Err(format!("reason is longer than {MAX_REASON_BYTES} bytes"));
+    }
+    Ok(())
+}

@@ -1,0 +1,203 @@
+//! What peers say: merged, passed on, answered.
+
+use super::{CONTINUE_AFTER, Node, Output, PeerEvent};
+use crate::id::{Incarnation, InstanceKey, NodeId};
+use crate::record::{Cell, Key, Record};
+use crate::repair;
+use crate::time::{Now, Stamp};
+use crate::wire::Message;
+
+/// The most records believed of one message.
+const MAX_PUSHED: usize = 16_384;
+
+/// Why a record was not merged.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Refused {
+    #[error(transparent)]
+    Future(#[from] crate::time::FutureStamp),
+    #[error(transparent)]
+    Merge(#[from] crate::record::MergeError),
+    #[error("{0}")]
+    Limits(String),
+}
+
+impl Node {
+    pub(super) fn message(&mut self, now: Now, from: NodeId, message: Message, out: &mut Vec<Output>) {
+        match message {
+            Message::Push(records) => self.pushed(now, &from, records, out),
+            Message::Ranges(ranges) => {
+                let answer = repair::compare_ranges(&self.store, &ranges);
+                self.counters.repairs_differing += u64::from(!matches!(answer.messages[..], [Message::Same(_)] | []));
+                self.answer(now, from, answer, out);
+            }
+            Message::Entries(entries) => {
+                let answer = repair::compare_entries(&self.store, &entries);
+                self.answer(now, from, answer, out);
+            }
+            Message::Want(hashes) => {
+                let messages = repair::send_wanted(&self.store, &hashes);
+                self.answer(now, from, repair::Answer { messages, cut: false }, out);
+            }
+            Message::Same(_) => {}
+            Message::Leaving(node, incarnation) => self.heard_leaving(now, &from, node, incarnation, out),
+        }
+    }
+
+    fn answer(&mut self, now: Now, to: NodeId, answer: repair::Answer, out: &mut Vec<Output>) {
+        for message in answer.messages {
+            if let Message::Push(records) = &message {
+                self.counters.pushed += records.len() as u64;
+            }
+            out.push(Output::Send(to.clone(), message));
+        }
+        if answer.cut {
+            self.repair_with = Some(to);
+            self.repair_due = self.repair_due.min(now.elapsed + CONTINUE_AFTER);
+        }
+    }
+
+    fn pushed(&mut self, now: Now, from: &NodeId, records: Vec<Record>, out: &mut Vec<Output>) {
+        let mut news = Vec::new();
+        for record in records.into_iter().take(MAX_PUSHED) {
+            let key = record.key.clone();
+            let owned_before = self.owns(&key);
+            match self.merge(record, now, out) {
+                Ok(true) => {
+                    self.counters.merged += 1;
+                    self.show(&key);
+                    news.extend(self.news(key, owned_before, now, out));
+                }
+                Ok(false) => self.counters.duplicates += 1,
+                Err(why) => self.refuse(from, &key, &why),
+            }
+        }
+        if !news.is_empty() {
+            self.tell(news, Some(from), out);
+        }
+    }
+
+    /// What to do with a record that a peer has just changed here: keep it on disk if it is everybody's, and pass it on
+    /// as it is now (the merged cell says at least as much as the one that came).
+    fn news(&mut self, key: Key, owned_before: bool, now: Now, out: &mut Vec<Output>) -> Option<Record> {
+        let record = Record { cell: self.store.get(&key)?.clone(), key };
+        match &record.key {
+            Key::Override(_) | Key::Config(_) => out.push(Output::Persist(record.clone())),
+            Key::Instance(instance) if self.owns(&record.key) => {
+                if !owned_before {
+                    // Peers remember it as ours, we do not: this host was reinstalled, or crashed before the write was
+                    // acknowledged. Nobody here looks after it, so it goes.
+                    tracing::info!(%instance, "removed: peers held it for this node's, but it is not registered here");
+                    self.write_instance(now, instance.clone(), None, out);
+                    return None;
+                }
+                // A write of ours that reached peers but not our disk.
+                out.push(Output::Persist(record.clone()));
+            }
+            Key::Instance(_) => {}
+        }
+        Some(record)
+    }
+
+    fn heard_leaving(
+        &mut self,
+        now: Now,
+        from: &NodeId,
+        node: NodeId,
+        incarnation: Incarnation,
+        out: &mut Vec<Output>,
+    ) {
+        if node == self.me {
+            return;
+        }
+        let neighbours = self.peers.neighbours().to_vec();
+        let Some(changed) = self.peers.apply(PeerEvent::Left(node.clone(), incarnation), now.wall) else { return };
+        self.member_changed(&changed);
+        let others = neighbours.into_iter().filter(|peer| peer != from && *peer != node);
+        out.extend(others.map(|peer| Output::Send(peer, Message::Leaving(node.clone(), incarnation))));
+    }
+
+    /// Merges a record into the store and keeps everything that follows ownership (probes, leases, counts, disk) right.
+    pub(super) fn merge(&mut self, record: Record, now: Now, out: &mut Vec<Output>) -> Result<bool, Refused> {
+        self.believable(&record, now)?;
+        let key = record.key.clone();
+        if self.store.get(&key).is_none() && record.cell.is_tombstone() && self.is_collected(&record, now) {
+            return Ok(false);
+        }
+        self.absorb(record, now, out)
+    }
+
+    /// [`Self::merge`] for records that need not be doubted.
+    pub(super) fn absorb(&mut self, record: Record, now: Now, out: &mut Vec<Output>) -> Result<bool, Refused> {
+        let key = record.key.clone();
+        let owned_before = self.owns(&key);
+        if !self.store.merge(record)? {
+            return Ok(false);
+        }
+        if let Key::Instance(instance) = &key {
+            self.follow_ownership(instance, owned_before, now, out);
+        }
+        Ok(true)
+    }
+
+    fn believable(&mut self, record: &Record, now: Now) -> Result<(), Refused> {
+        for stamp in record.cell.stamps() {
+            // Our own stamps are not news, and after a step back of our clock they may lie in its future.
+            if stamp.node != self.me {
+                self.clock.witness(&stamp, now.wall)?;
+            }
+        }
+        if let Cell::Instance(register) = &record.cell
+            && let Some(instance) = &register.val
+        {
+            instance.check_limits().map_err(Refused::Limits)?;
+        }
+        Ok(())
+    }
+
+    fn is_collected(&self, record: &Record, now: Now) -> bool {
+        record.cell.latest().is_some_and(|Stamp { time, .. }| time < self.horizon(now.wall))
+    }
+
+    fn owns(&self, key: &Key) -> bool {
+        match self.store.get(key) {
+            Some(Cell::Instance(register)) => register.val.is_some() && register.marker.node == self.me,
+            _ => false,
+        }
+    }
+
+    fn follow_ownership(&mut self, key: &InstanceKey, owned_before: bool, now: Now, out: &mut Vec<Output>) {
+        let Some(Cell::Instance(register)) = self.store.get(&Key::Instance(key.clone())) else { return };
+        let instance = register.val.clone();
+        let owned = instance.is_some() && register.marker.node == self.me;
+        match (owned_before, owned) {
+            (false, true) => self.own_instances += 1,
+            (true, false) => {
+                self.own_instances -= 1;
+                if register.marker.node != self.me {
+                    out.push(Output::Forget(Key::Instance(key.clone())));
+                }
+            }
+            _ => {}
+        }
+        match instance.filter(|_| owned).and_then(|instance| Some((instance.check.clone()?, instance.health))) {
+            Some((check, health)) => {
+                if !self.monitor.agrees(key, &check, health) {
+                    self.monitor.watch(key, check, health, now.elapsed);
+                }
+            }
+            None => {
+                if self.monitor.forget(key) {
+                    out.push(Output::StopProbe(key.clone()));
+                }
+            }
+        }
+    }
+
+    fn refuse(&mut self, from: &NodeId, key: &Key, why: &Refused) {
+        self.counters.refused += 1;
+        // A peer with a wrong clock sends many of these; the powers of two tell the story without filling the log.
+        if self.counters.refused.is_power_of_two() {
+            tracing::warn!(peer = %from, ?key, %why, refused = self.counters.refused, "record refused");
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! Keeping the picture: after every input the changed parts, and only those, are made anew and published.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use rpds::RedBlackTreeMapSync;
+
+use super::Node;
+use crate::digest::Fingerprint;
+use crate::id::{ConfigKey, InstanceKey, NodeId, ServiceKey};
+use crate::record::{Cell, Key, versions};
+use crate::view::{ConfigView, InstanceView, MemberView, Revision, ServiceView, Usability, View};
+
+/// The picture in the making and the last one published.
+#[derive(Debug)]
+pub(super) struct Publisher {
+    draft: View,
+    published: Arc<View>,
+    dirty: bool,
+    /// Which instances a node owns: what must be judged anew when it comes or goes.
+    owned: BTreeMap<NodeId, BTreeSet<InstanceKey>>,
+}
+
+impl Publisher {
+    pub(super) fn new(view: View) -> Self {
+        Self { published: Arc::new(view.clone()), draft: view, dirty: true, owned: BTreeMap::new() }
+    }
+
+    pub(super) fn published(&self) -> &Arc<View> {
+        &self.published
+    }
+
+    /// The revision that will show everything done so far.
+    pub(super) fn current_revision(&self) -> Revision {
+        self.draft.revision
+    }
+
+    pub(super) fn instance(&self, key: &InstanceKey) -> Option<&Arc<InstanceView>> {
+        self.draft.instance(key)
+    }
+
+    pub(super) fn config(&self, key: &ConfigKey) -> Option<&Arc<ConfigView>> {
+        self.draft.config(key)
+    }
+
+    pub(super) fn owned_by(&self, node: &NodeId) -> Vec<InstanceKey> {
+        self.owned.get(node).into_iter().flatten().cloned().collect()
+    }
+
+    /// The new picture, if anything changed since the last one.
+    pub(super) fn publish(&mut self, fingerprint: Fingerprint) -> Option<Arc<View>> {
+        if fingerprint != self.draft.fingerprint {
+            self.touch();
+        }
+        if !std::mem::take(&mut self.dirty) {
+            return None;
+        }
+        self.draft.fingerprint = fingerprint;
+        self.published = Arc::new(self.draft.clone());
+        Some(self.published.clone())
+    }
+
+    /// Begins a change; all changes until the next publication share its revision.
+    fn touch(&mut self) -> Revision {
+        if !std::mem::replace(&mut self.dirty, true) {
+            self.draft.revision.0 += 1;
+        }
+        self.draft.revision
+    }
+
+    fn put_instance(&mut self, shown: InstanceView) {
+        let revision = self.touch();
+        let key = shown.key.clone();
+        if let Some(before) = self.draft.instance(&key)
+            && before.owner() != shown.owner()
+        {
+            let owner = before.owner().clone();
+            self.disown(&owner, &key);
+        }
+        self.owned.entry(shown.owner().clone()).or_default().insert(key.clone());
+        let mut instances = match self.draft.services.get(&key.service) {
+            Some(service) => service.instances.clone(),
+            None => RedBlackTreeMapSync::new_sync(),
+        };
+        instances.insert_mut(key.instance, Arc::new(shown));
+        self.put_service(key.service, revision, instances);
+    }
+
+    fn remove_instance(&mut self, key: &InstanceKey) {
+        let Some(shown) = self.draft.instance(key).cloned() else { return };
+        let revision = self.touch();
+        self.disown(shown.owner(), key);
+        let Some(service) = self.draft.services.get(&key.service) else { return };
+        let mut instances = service.instances.clone();
+        instances.remove_mut(&key.instance);
+        self.put_service(key.service.clone(), revision, instances);
+    }
+
+    fn put_service(
+        &mut self,
+        key: ServiceKey,
+        revision: Revision,
+        instances: RedBlackTreeMapSync<crate::id::InstanceId, Arc<InstanceView>>,
+    ) {
+        if instances.is_empty() {
+            self.draft.services.remove_mut(&key);
+            self.draft.absent_revision = revision;
+        } else {
+            let service = ServiceView::new(key.clone(), revision, instances);
+            self.draft.services.insert_mut(key, Arc::new(service));
+        }
+    }
+
+    fn disown(&mut self, owner: &NodeId, key: &InstanceKey) {
+        if let Some(owned) = self.owned.get_mut(owner) {
+            owned.remove(key);
+            if owned.is_empty() {
+                self.owned.remove(owner);
+            }
+        }
+    }
+
+    fn put_config(&mut self, key: ConfigKey, versions: Vec<Arc<crate::config::Version>>) {
+        let revision = self.touch();
+        self.draft.configs.insert_mut(key.clone(), Arc::new(ConfigView { key, revision, versions }));
+    }
+
+    fn remove_config(&mut self, key: &ConfigKey) {
+        let revision = self.touch();
+        self.draft.configs.remove_mut(key);
+        self.draft.absent_revision = revision;
+    }
+
+    fn put_member(&mut self, member: MemberView) {
+        self.touch();
+        self.draft.members.insert_mut(member.node.clone(), Arc::new(member));
+    }
+}
+
+impl Node {
+    /// Brings the picture of one key up to date with the store.
+    pub(super) fn show(&mut self, key: &Key) {
+        match key {
+            Key::Instance(key) | Key::Override(key) => self.show_instance(key),
+            Key::Config(key) => match self.store.get(&Key::Config(key.clone())) {
+                Some(Cell::Config(register)) => self.publisher.put_config(key.clone(), versions(register)),
+                _ => self.publisher.remove_config(key),
+            },
+        }
+    }
+
+    /// Brings the picture of a node, and of everything it owns, up to date.
+    pub(super) fn member_changed(&mut self, node: &NodeId) {
+        self.show_member(node);
+        let member = self.peers.state(node);
+        for key in self.publisher.owned_by(node) {
+            let changed = self.publisher.instance(&key).is_some_and(|shown| shown.judge(member) != shown.usability);
+            if changed {
+                self.show_instance(&key);
+            }
+        }
+    }
+
+    pub(super) fn show_member(&mut self, node: &NodeId) {
+        if let Some(member) = self.peers.get(node) {
+            self.publisher.put_member(member.clone());
+        }
+    }
+
+    fn show_instance(&mut self, key: &InstanceKey) {
+        let Some(Cell::Instance(register)) = self.store.get(&Key::Instance(key.clone())) else {
+            return self.publisher.remove_instance(key);
+        };
+        let Some(instance) = &register.val else { return self.publisher.remove_instance(key) };
+        let override_ = match self.store.get(&Key::Override(key.clone())) {
+            Some(Cell::Override(register)) => register.val.clone(),
+            _ => None,
+        };
+        let mut shown = InstanceView {
+            key: key.clone(),
+            instance: instance.clone(),
+            stamp: register.marker.clone(),
+            override_,
+            usability: Usability::Ready,
+        };
+        shown.usability = shown.judge(self.peers.state(shown.owner()));
+        self.publisher.put_instance(shown);
+    }
+}

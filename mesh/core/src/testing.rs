@@ -1,0 +1,44 @@
+//! Small words for the tests of this crate.
+
+use std::sync::Arc;
+
+use crdts::LWWReg;
+
+use crate::id::{Incarnation, InstanceKey, Namespace, ServiceKey, Zone};
+use crate::record::{Cell, Key, Record};
+use crate::registry::{Address, Instance};
+use crate::time::{HybridTime, Stamp};
+use crate::view::NodeFacts;
+
+pub(crate) fn instance_key(service: &str, id: &str) -> InstanceKey {
+    let service = ServiceKey { namespace: Namespace::default(), service: service.parse().unwrap() };
+    InstanceKey { service, instance: id.parse().unwrap() }
+}
+
+pub(crate) fn instance() -> Instance {
+    Instance::at(Address { host: "127.0.0.1".into(), port: 8080 })
+}
+
+pub(crate) fn stamp(node: &str, time: u64) -> Stamp {
+    Stamp { time: HybridTime(time), node: node.parse().unwrap() }
+}
+
+pub(crate) fn instance_record(service: &str, id: &str, owner: &str, time: u64) -> Record {
+    let cell = Cell::Instance(LWWReg { val: Some(Arc::new(instance())), marker: stamp(owner, time) });
+    Record { key: Key::Instance(instance_key(service, id)), cell }
+}
+
+pub(crate) fn tombstone_record(service: &str, id: &str, by: &str, time: u64) -> Record {
+    let cell = Cell::Instance(LWWReg { val: None, marker: stamp(by, time) });
+    Record { key: Key::Instance(instance_key(service, id)), cell }
+}
+
+pub(crate) fn facts(incarnation: u64) -> NodeFacts {
+    NodeFacts {
+        incarnation: Incarnation(incarnation),
+        zone: Zone::default(),
+        cell: "0".into(),
+        version: "test".into(),
+        address: "127.0.0.1:1".into(),
+    }
+}
