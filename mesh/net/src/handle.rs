@@ -4,13 +4,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use starling_core::id::{InstanceKey, NodeId};
-use starling_core::observe::SpanBuffer;
-use starling_core::view::{Revision, View};
+use starling_core::id::{Incarnation, InstanceKey, NodeId};
+use starling_core::node::Counters;
+use starling_core::observe::{Exposition, MetricSource, SpanBuffer};
+use starling_core::view::{MemberState, Revision, Usability, View};
 use starling_core::wire::{NodeStatus, Question, Reply};
 use starling_core::{Answer, Command, Refusal};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::disk;
+use crate::driver::Clocks;
+use crate::gauges::Gauges;
+use crate::probe::ProbeFigures;
 use crate::quic::{LinkError, Links, Tunnel};
 
 /// A running node, as the rest of its process sees it. Cheap to clone.
@@ -21,18 +26,22 @@ pub struct Handle {
 
 pub(crate) struct Shared {
     pub(crate) me: NodeId,
-    pub(crate) view: ArcSwap<View>,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) clocks: Clocks,
+    pub(crate) view: Arc<ArcSwap<View>>,
     pub(crate) changes: watch::Receiver<Revision>,
     pub(crate) commands: mpsc::Sender<CommandRequest>,
     pub(crate) links: Links,
     pub(crate) spans: Arc<SpanBuffer>,
-    pub(crate) status: Box<dyn Fn() -> NodeStatus + Send + Sync>,
+    pub(crate) gauges: Arc<Gauges>,
+    pub(crate) disk: Arc<disk::Figures>,
+    pub(crate) probes: Arc<ProbeFigures>,
 }
 
 /// A command on its way to the loop.
 pub(crate) struct CommandRequest {
     pub(crate) command: Command,
-    pub(crate) reply: oneshot::Sender<Result<Answer, Refusal>>,
+    pub(crate) reply: oneshot::Sender<Result<Answer, CommandError>>,
 }
 
 /// Why a command was not carried out.
@@ -41,12 +50,30 @@ pub enum CommandError {
     /// The loop's queue is full; nothing was done, try again in a moment.
     #[error("this node is busy, try again in a moment")]
     Busy,
-    /// The node has stopped (or its disk refused the write: its log says which).
+    /// The node has stopped; whether the command was carried out is not known.
     #[error("this node has stopped")]
     Stopped,
+    /// It was carried out and peers were told, but it is not on this node's disk.
+    #[error(
+        "done, but not saved on this node's disk ({0}): it may be lost if this node stops before its disk works again"
+    )]
+    Disk(String),
     /// The heart refused it.
     #[error(transparent)]
     Refused(#[from] Refusal),
+}
+
+/// Puts a command into the loop's queue, if there is room, and gives the way its answer will come.
+pub(crate) fn give(
+    commands: &mpsc::Sender<CommandRequest>,
+    command: Command,
+) -> Result<oneshot::Receiver<Result<Answer, CommandError>>, CommandError> {
+    let (reply, answer) = oneshot::channel();
+    match commands.try_send(CommandRequest { command, reply }) {
+        Ok(()) => Ok(answer),
+        Err(mpsc::error::TrySendError::Full(_)) => Err(CommandError::Busy),
+        Err(mpsc::error::TrySendError::Closed(_)) => Err(CommandError::Stopped),
+    }
 }
 
 impl Handle {
@@ -74,12 +101,12 @@ impl Handle {
     /// # Errors
     /// [`CommandError::Busy`] at once when the loop's queue is full.
     pub async fn command(&self, command: Command) -> Result<Answer, CommandError> {
-        let (reply, answer) = oneshot::channel();
-        self.shared.commands.try_send(CommandRequest { command, reply }).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => CommandError::Busy,
-            mpsc::error::TrySendError::Closed(_) => CommandError::Stopped,
-        })?;
-        Ok(answer.await.map_err(|_| CommandError::Stopped)??)
+        give(&self.shared.commands, command)?.await.map_err(|_| CommandError::Stopped)?
+    }
+
+    /// Waits until the loop has ended.
+    pub(crate) async fn ended(&self) {
+        self.shared.commands.closed().await;
     }
 
     /// Asks another node (or this one) a question.
@@ -96,9 +123,24 @@ impl Handle {
     /// This node's own answer to a question.
     pub fn answer(&self, question: Question) -> Reply {
         match question {
-            Question::Status => Reply::Status((self.shared.status)()),
+            Question::Status => Reply::Status(self.status()),
             Question::Trace(trace) => Reply::Spans(self.shared.spans.trace(trace)),
             Question::RecentTraces(limit) => Reply::Spans(self.shared.spans.recent_roots(limit.min(1_000) as usize)),
+        }
+    }
+
+    fn status(&self) -> NodeStatus {
+        let view = self.view();
+        let now = self.shared.clocks.now();
+        NodeStatus {
+            node: self.shared.me.clone(),
+            incarnation: self.shared.incarnation,
+            version: env!("CARGO_PKG_VERSION").into(),
+            uptime_ms: now.elapsed.0 / 1_000,
+            wall: now.wall,
+            revision: view.revision,
+            fingerprint: view.fingerprint,
+            members_alive: view.alive().count() as u32,
         }
     }
 
@@ -114,4 +156,51 @@ impl Handle {
     pub async fn open_tunnel(&self, node: &NodeId, to: &InstanceKey, timeout: Duration) -> Result<Tunnel, LinkError> {
         self.shared.links.open_tunnel(node, to, timeout).await
     }
+}
+
+impl MetricSource for Handle {
+    fn collect(&self, out: &mut Exposition) {
+        let shared = &self.shared;
+        collect_view(&self.view(), out);
+        collect_counters(shared.gauges.counters(), out);
+        shared.gauges.collect(shared.commands.max_capacity() - shared.commands.capacity(), out);
+        shared.probes.collect(out);
+        shared.disk.collect(out);
+        let (recorded, kept) = shared.spans.counts();
+        out.single("starling_spans_recorded_total", "counter", "Spans recorded on this node.", recorded as f64);
+        out.single("starling_spans_kept", "gauge", "Spans still kept on this node.", kept as f64);
+        shared.links.collect(out);
+    }
+}
+
+fn collect_view(view: &View, out: &mut Exposition) {
+    out.single("starling_view_revision", "gauge", "Revision of this node's picture.", view.revision.0 as f64);
+    out.family("starling_members", "gauge", "Nodes known, by state as seen from here.");
+    for (state, name) in [(MemberState::Alive, "alive"), (MemberState::Lost, "lost"), (MemberState::Left, "left")] {
+        let count = view.members.values().filter(|member| member.state == state).count();
+        out.sample("starling_members", &[("state", name)], count as f64);
+    }
+    out.single("starling_services", "gauge", "Services with instances.", view.services.size() as f64);
+    let (mut ready, mut total) = (0, 0);
+    for instance in view.services.values().flat_map(|service| service.instances.values()) {
+        total += 1;
+        ready += u64::from(instance.usability == Usability::Ready);
+    }
+    out.family("starling_instances", "gauge", "Instances known, by whether they may take traffic.");
+    out.sample("starling_instances", &[("usable", "true")], ready as f64);
+    out.sample("starling_instances", &[("usable", "false")], (total - ready) as f64);
+    let conflicts = view.configs.values().filter(|config| config.in_conflict()).count();
+    let served = view.configs.values().filter(|config| config.served().is_some()).count();
+    out.single("starling_configs", "gauge", "Configuration documents served.", served as f64);
+    out.single("starling_config_conflicts", "gauge", "Documents with concurrent versions.", conflicts as f64);
+}
+
+fn collect_counters(counters: Counters, out: &mut Exposition) {
+    let mut single = |name: &str, help: &str, value: u64| out.single(name, "counter", help, value as f64);
+    single("starling_records_merged_total", "Records from peers that changed the store.", counters.merged);
+    single("starling_records_duplicate_total", "Records from peers that were known already.", counters.duplicates);
+    single("starling_records_refused_total", "Records from peers that were refused.", counters.refused);
+    single("starling_records_pushed_total", "Records pushed to peers, copies counted.", counters.pushed);
+    single("starling_repairs_begun_total", "Repair exchanges begun.", counters.repairs_begun);
+    single("starling_repairs_differing_total", "Repair exchanges that found a difference.", counters.repairs_differing);
 }

@@ -1,0 +1,383 @@
+//! What a node must not forget: an append-only log of records with checksums, written by a thread of its own.
+//!
+//! "Acknowledged" means synced. The loop hands over changes together with whoever waits for them and never waits
+//! itself; the thread takes all that has gathered, appends it, syncs once, and releases the waiters (group commit, so
+//! the rate of acknowledged writes is not bound to the rate of syncs). A kill at any byte loses nothing acknowledged.
+//!
+//! A disk that fails does not stop the node: what could not be written is kept in memory (the newest change per key)
+//! and tried again; until that works, every write is answered with the reason. The node goes on serving.
+//!
+//! | Room | |
+//! |---|---|
+//! | `frame` | bytes of one entry, and reading a log whatever has happened to it |
+//! | `log` | the file: open, repair, append, rewrite |
+//! | this file | the thread, its queue, and what others hold of it |
+
+mod frame;
+mod log;
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use starling_core::id::{Incarnation, MeshName, NodeId};
+use starling_core::node::Memory;
+use starling_core::record::{Key, Record};
+use starling_core::time::WallTime;
+use tokio::sync::oneshot;
+
+pub(crate) use self::log::Figures;
+use self::log::{Changes, Log};
+
+/// How often the wall clock is noted, so that a clock set back over a restart is noticed.
+const MARK_INTERVAL: Duration = Duration::from_secs(5);
+/// How soon a failed write is tried again.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// How often a lasting failure is logged.
+const COMPLAIN_INTERVAL: Duration = Duration::from_secs(60);
+/// The most waiters. Above it the loop takes no further commands, and callers hear "busy".
+const MAX_WAITERS: usize = 8_192;
+
+/// Why a data directory cannot be used, and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// Another process has it.
+    #[error("data directory {} is in use by {}: stop that process, or give this node a data directory of its own",
+        .dir.display(), match .pid { Some(pid) => format!("process {pid}"), None => "another process".into() })]
+    InUse {
+        /// The directory.
+        dir: PathBuf,
+        /// The process that has it, when its lock file says so.
+        pid: Option<u32>,
+    },
+    /// It belongs to another node or mesh.
+    #[error("data directory {} belongs to node {node} of mesh {mesh}: start as that node, or give another directory", .dir.display())]
+    Foreign {
+        /// The directory.
+        dir: PathBuf,
+        /// Whose it is.
+        node: NodeId,
+        /// The mesh of that node.
+        mesh: MeshName,
+    },
+    /// It was written by another version.
+    #[error("{} has format {theirs}, this version reads {}: use the version that wrote it, or move the file away \
+        (the node then begins anew and takes the mesh's data from its peers)", .path.display(), frame::HEADER[7])]
+    Version {
+        /// The log.
+        path: PathBuf,
+        /// Its format.
+        theirs: u8,
+    },
+    /// The operating system refused.
+    #[error("data directory {}: cannot {doing}: {reason}", .dir.display())]
+    Open {
+        /// The directory.
+        dir: PathBuf,
+        /// What was tried.
+        doing: &'static str,
+        /// What the operating system says.
+        reason: String,
+    },
+}
+
+/// Something found in a log that should not be there. Everything else in it was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Problem {
+    /// A write that a crash cut short; it was not acknowledged, and is cut off.
+    TornTail {
+        /// The log.
+        path: PathBuf,
+        /// Where it began.
+        offset: u64,
+        /// How much was there.
+        bytes: u64,
+    },
+    /// An entry whose checksum is wrong: the disk, the file system or somebody changed it.
+    Corrupt {
+        /// The log.
+        path: PathBuf,
+        /// Where the entry begins.
+        offset: u64,
+        /// How long it is.
+        bytes: u64,
+        /// What it was about, when that can still be read.
+        key: Option<Key>,
+        /// Where the damaged log is kept.
+        copy: Option<PathBuf>,
+    },
+}
+
+impl std::fmt::Display for Problem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Problem::TornTail { path, offset, bytes } => write!(
+                f,
+                "{}: dropped an unfinished write of {bytes} bytes at offset {offset}; it was never acknowledged, \
+                 nothing needs to be done",
+                path.display()
+            ),
+            Problem::Corrupt { path, offset, bytes, key, copy } => {
+                write!(f, "{}: {bytes} bytes at offset {offset} are damaged", path.display())?;
+                match key {
+                    Some(Key::Instance(key)) => write!(f, " (instance {key}: register it again if it is missing)")?,
+                    Some(Key::Override(key)) => write!(f, " (override of {key}: set it again if it is missing)")?,
+                    Some(Key::Config(key)) => write!(f, " (config {key}: peers have it, or write it again)")?,
+                    None => write!(f, " (what they said is not readable; peers still have what they were told)")?,
+                }
+                write!(f, "; an older value may be in use until then. Check the disk")?;
+                match copy {
+                    Some(copy) => write!(f, "; the damaged log is kept as {}", copy.display()),
+                    None => Ok(()),
+                }
+            }
+        }
+    }
+}
+
+impl Problem {
+    fn of(damage: &frame::Damage, path: &Path, copy: Option<&Path>) -> Self {
+        let (path, offset, bytes) = (path.into(), damage.offset, damage.bytes);
+        match damage.torn_tail {
+            true => Problem::TornTail { path, offset, bytes },
+            false => Problem::Corrupt { path, offset, bytes, key: damage.key.clone(), copy: copy.map(PathBuf::from) },
+        }
+    }
+}
+
+/// What a node knows when its disk has been opened.
+pub(crate) struct Opened {
+    /// Takes its changes.
+    pub(crate) disk: Disk,
+    /// What it remembers.
+    pub(crate) memory: Memory,
+    /// Which start of the node this is.
+    pub(crate) incarnation: Incarnation,
+    /// What was wrong with the log.
+    pub(crate) problems: Vec<Problem>,
+}
+
+/// Is called once: when everything handed over before is on disk, or with the reason why it is not.
+pub(crate) type Waiter = Box<dyn FnOnce(Result<(), String>) + Send>;
+
+/// A node's disk. When it is dropped, what was handed over is still written; [`Disk::close`] waits for that.
+pub(crate) struct Disk {
+    queue: Option<Arc<Queue>>,
+    figures: Arc<Figures>,
+    closed: Option<oneshot::Receiver<()>>,
+}
+
+impl Disk {
+    /// Opens the disk of `node` in `dir`. Blocks.
+    pub(crate) fn open(dir: &Path, mesh: &MeshName, node: &NodeId) -> Result<Opened, DiskError> {
+        let figures = Arc::new(Figures::default());
+        let (log, found) = Log::open(dir, mesh, node, wall_now(), figures.clone())?;
+        let queue = Arc::new(Queue::default());
+        let (done, closed) = oneshot::channel();
+        let (thread_queue, thread_figures) = (queue.clone(), figures.clone());
+        let thread = std::thread::Builder::new().name("starling-disk".into());
+        thread
+            .spawn(move || {
+                Writer { log, queue: thread_queue, figures: thread_figures, unsaved: Changes::new() }.run();
+                let _ = done.send(());
+            })
+            .map_err(|error| DiskError::Open { dir: dir.into(), doing: "start a thread", reason: error.to_string() })?;
+        let disk = Disk { queue: Some(queue), figures, closed: Some(closed) };
+        Ok(Opened { disk, memory: found.memory, incarnation: found.incarnation, problems: found.problems })
+    }
+
+    /// No disk at all: everything is "on disk" at once, and forgotten when the process ends.
+    pub(crate) fn none() -> Opened {
+        let disk = Disk { queue: None, figures: Arc::default(), closed: None };
+        // Restarts must be told apart without anything remembered: the clock has to do.
+        Opened { disk, memory: Memory::default(), incarnation: Incarnation(wall_now().0), problems: Vec::new() }
+    }
+
+    /// A disk that hangs, with room for this many waiters, until it is told what became of all it was given.
+    #[cfg(test)]
+    pub(crate) fn hanging(max_waiters: usize) -> (Disk, impl Fn(Result<(), String>)) {
+        let queue = Arc::new(Queue { max_waiters, ..Queue::default() });
+        let disk = Disk { queue: Some(queue.clone()), figures: Arc::default(), closed: None };
+        let go_on = move |result: Result<(), String>| {
+            let State { waiters, .. } = std::mem::take(&mut *queue.lock());
+            waiters.into_iter().for_each(|waiter| waiter(result.clone()));
+        };
+        (disk, go_on)
+    }
+
+    /// What it has done so far.
+    pub(crate) fn figures(&self) -> Arc<Figures> {
+        self.figures.clone()
+    }
+
+    /// Whether everything handed over is on disk.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.queue.as_ref().is_none_or(|queue| queue.lock().is_settled())
+    }
+
+    /// Whether there is room for the waiters of further commands.
+    pub(crate) fn has_room(&self) -> bool {
+        self.queue.as_ref().is_none_or(|queue| queue.lock().waiters.len() < queue.max_waiters)
+    }
+
+    /// Hands over changes, and those who wait for them and for all before them. Never blocks on the disk: what has
+    /// gathered is bounded by the number of keys, since a newer change of a key takes the place of the older one.
+    pub(crate) fn submit(&self, changes: Vec<(Key, Option<Record>)>, waiters: Vec<Waiter>) {
+        let Some(queue) = &self.queue else {
+            waiters.into_iter().for_each(|waiter| waiter(Ok(())));
+            return;
+        };
+        if changes.is_empty() && waiters.is_empty() {
+            return;
+        }
+        let mut state = queue.lock();
+        state.changes.extend(changes);
+        state.waiters.extend(waiters);
+        drop(state);
+        queue.wake.notify_one();
+    }
+
+    /// Writes what is left and waits until it is on disk and the directory is free for the next process.
+    pub(crate) async fn close(mut self) {
+        let closed = self.closed.take();
+        drop(self);
+        if let Some(closed) = closed {
+            let _ = closed.await;
+        }
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        if let Some(queue) = &self.queue {
+            queue.lock().closing = true;
+            queue.wake.notify_one();
+        }
+    }
+}
+
+struct Queue {
+    state: Mutex<State>,
+    wake: Condvar,
+    max_waiters: usize,
+}
+
+impl Default for Queue {
+    fn default() -> Self {
+        Self { state: Mutex::default(), wake: Condvar::new(), max_waiters: MAX_WAITERS }
+    }
+}
+
+#[derive(Default)]
+struct State {
+    changes: Changes,
+    waiters: Vec<Waiter>,
+    /// The thread is writing, or could not write: not all is on disk even if nothing waits here.
+    unsettled: bool,
+    closing: bool,
+}
+
+impl State {
+    fn is_settled(&self) -> bool {
+        self.changes.is_empty() && self.waiters.is_empty() && !self.unsettled
+    }
+}
+
+impl Queue {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // The state is whole between any two statements that hold the lock.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until there is something to do, at most until `deadline`.
+    fn wait(&self, deadline: Instant) -> MutexGuard<'_, State> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let idle = |state: &mut State| state.changes.is_empty() && state.waiters.is_empty() && !state.closing;
+        self.wake.wait_timeout_while(self.lock(), left, idle).unwrap_or_else(PoisonError::into_inner).0
+    }
+}
+
+/// The thread that writes.
+struct Writer {
+    log: Log,
+    queue: Arc<Queue>,
+    figures: Arc<Figures>,
+    /// What was handed over and is not on disk yet.
+    unsaved: Changes,
+}
+
+impl Writer {
+    fn run(mut self) {
+        let mut next_mark = Instant::now() + MARK_INTERVAL;
+        let mut failing_since: Option<Instant> = None;
+        let mut complain_at = Instant::now();
+        loop {
+            let retry_at = failing_since.map_or(next_mark, |_| next_mark.min(Instant::now() + RETRY_INTERVAL));
+            let mut state = self.queue.wait(retry_at);
+            let (waiters, closing) = (std::mem::take(&mut state.waiters), state.closing);
+            self.unsaved.append(&mut state.changes);
+            state.unsettled = !self.unsaved.is_empty();
+            drop(state);
+
+            let mark = (closing || Instant::now() >= next_mark).then(wall_now);
+            let result = self.commit(mark);
+            if result.is_ok() {
+                self.queue.lock().unsettled = false;
+            }
+            for waiter in waiters {
+                waiter(result.clone());
+            }
+            match (&result, failing_since) {
+                (Err(reason), since) => {
+                    if Instant::now() >= complain_at {
+                        complain_at = Instant::now() + COMPLAIN_INTERVAL;
+                        tracing::error!(
+                            "cannot write to the data directory: {reason}. The node goes on from memory; {} changes \
+                             would be lost if it stopped now",
+                            self.unsaved.len()
+                        );
+                    }
+                    failing_since = since.or(Some(Instant::now()));
+                }
+                (Ok(()), Some(since)) => {
+                    tracing::warn!("the data directory can be written again, after {} s", since.elapsed().as_secs());
+                    failing_since = None;
+                    complain_at = Instant::now();
+                }
+                (Ok(()), None) => {}
+            }
+            if mark.is_some() {
+                next_mark = Instant::now() + MARK_INTERVAL;
+            }
+            if closing {
+                return;
+            }
+            if let Err(reason) = self.log.compact_if_due() {
+                tracing::error!("cannot rewrite the log in the data directory: {reason}. It goes on growing");
+            }
+        }
+    }
+
+    fn commit(&mut self, mark: Option<WallTime>) -> Result<(), String> {
+        if self.unsaved.is_empty() && mark.is_none() {
+            return Ok(());
+        }
+        let begun = Instant::now();
+        let result = self.log.commit(&self.unsaved, mark);
+        match &result {
+            Ok(()) => self.unsaved.clear(),
+            Err(_) => _ = self.figures.failures.fetch_add(1, Relaxed),
+        }
+        self.figures.longest_commit_us.fetch_max(begun.elapsed().as_micros() as u64, Relaxed);
+        result
+    }
+}
+
+/// The machine's wall clock.
+pub(crate) fn wall_now() -> WallTime {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    WallTime(since.as_millis() as u64)
+}
