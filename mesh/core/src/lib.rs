@@ -13,10 +13,13 @@
 //! | [`node`] | the one door: [`Node::handle`] |
 //! | [`peers`], [`repair`], [`health`] | whom to tell, what is missing, which probes count |
 //! | [`view`] | the immutable picture readers use |
+//! | [`route`], [`balance`], [`guard`] | which service a host means, which instance gets a request, what is kept from whom |
 //! | [`observe`] | spans and metrics |
 
+pub mod balance;
 pub mod config;
 pub mod digest;
+pub mod guard;
 pub mod health;
 pub mod id;
 pub mod node;
@@ -25,6 +28,7 @@ pub mod peers;
 pub mod record;
 pub mod registry;
 pub mod repair;
+pub mod route;
 pub mod store;
 #[cfg(test)]
 mod testing;

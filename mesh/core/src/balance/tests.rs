@@ -1,0 +1,267 @@
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use rpds::RedBlackTreeMapSync;
+
+use super::*;
+use crate::guard::BreakerState;
+use crate::id::{InstanceKey, ServiceKey};
+use crate::registry::{Address, Instance};
+use crate::time::{HybridTime, Stamp};
+use crate::view::{Revision, Usability};
+
+/// A service of instances called `a`, `b`, ... with these weights, zones and usabilities.
+struct Village {
+    service: Arc<ServiceView>,
+    group: Group<()>,
+    now: Instant,
+    rng: fastrand::Rng,
+}
+
+fn instance(name: &str, weight: u32, zone: &str, usability: Usability) -> Arc<InstanceView> {
+    let service = ServiceKey { namespace: Default::default(), service: "orders".parse().unwrap() };
+    let mut instance = Instance::at(Address { host: "127.0.0.1".into(), port: 80 });
+    instance.weight = weight;
+    instance.zone = zone.parse().unwrap();
+    Arc::new(InstanceView {
+        key: InstanceKey { service, instance: name.parse().unwrap() },
+        instance: Arc::new(instance),
+        stamp: Stamp { time: HybridTime(1), node: "n1".parse().unwrap() },
+        override_: None,
+        usability,
+    })
+}
+
+fn service(instances: &[Arc<InstanceView>]) -> Arc<ServiceView> {
+    let by_id: RedBlackTreeMapSync<_, _> = instances.iter().map(|i| (i.key.instance.clone(), i.clone())).collect();
+    let key = ServiceKey { namespace: Default::default(), service: "orders".parse().unwrap() };
+    Arc::new(ServiceView::new(key, Revision(1), by_id))
+}
+
+impl Village {
+    fn of(instances: &[Arc<InstanceView>]) -> Self {
+        let service = service(instances);
+        let group = Group::new(&service, &Zone::default(), BreakerSettings::default(), None);
+        Self { service, group, now: Instant(1_000_000_000), rng: fastrand::Rng::with_seed(7) }
+    }
+
+    fn ready(weights: &[u32]) -> Self {
+        let named = weights.iter().zip("abcdefghijklmnop".chars());
+        let ready = |(weight, name): (&u32, char)| instance(&name.to_string(), *weight, "default", Usability::Ready);
+        Self::of(&named.map(ready).collect::<Vec<_>>())
+    }
+
+    fn seat(&self, name: &str) -> &Arc<Seat<()>> {
+        &self.group.slots().find(|slot| slot.instance.key.instance.as_str() == name).unwrap().seat
+    }
+
+    fn choose(&mut self) -> Option<String> {
+        self.choose_except(&[])
+    }
+
+    fn choose_except(&mut self, tried: &[&str]) -> Option<String> {
+        let tried: Vec<InstanceId> = tried.iter().map(|name| name.parse().unwrap()).collect();
+        let (slot, permit) = self.group.choose(self.now, &mut self.rng, &tried)?;
+        permit.succeed(self.now);
+        Some(slot.instance.key.instance.to_string())
+    }
+
+    /// One request at a time, `gap_ms` apart, each answered after what `latency` says; counts per instance.
+    fn serve(
+        &mut self,
+        n: usize,
+        gap_ms: u64,
+        latency: impl Fn(&str, &mut fastrand::Rng) -> Duration,
+    ) -> BTreeMap<String, usize> {
+        let mut counts = BTreeMap::new();
+        for _ in 0..n {
+            let name = self.choose().unwrap();
+            let took = latency(&name, &mut self.rng);
+            self.now = self.now + took;
+            self.seat(&name).load.observe(self.now, took);
+            self.now = self.now + Duration::from_millis(gap_ms);
+            *counts.entry(name).or_default() += 1;
+        }
+        counts
+    }
+
+    fn break_down(&self, name: &str) {
+        for _ in 0..5 {
+            self.seat(name).breaker.admit(self.now, false).unwrap().fail(self.now, 0);
+        }
+    }
+}
+
+#[test]
+fn two_equal_instances_at_low_load_get_equal_shares_although_their_latency_jitters() {
+    let mut village = Village::ready(&[100, 100]);
+    let exponential = |_: &str, rng: &mut fastrand::Rng| Duration::from_secs_f32(-0.005 * rng.f32().max(1e-6).ln());
+    let counts = village.serve(4_000, 50, exponential);
+    assert!((1_600..=2_400).contains(&counts["a"]), "{counts:?}");
+}
+
+#[test]
+fn the_slower_instance_gets_little_but_is_not_forgotten() {
+    let mut village = Village::ready(&[100, 100]);
+    let counts = village.serve(2_000, 10, |name, _| Duration::from_millis(if name == "a" { 200 } else { 5 }));
+    assert!((1..100).contains(&counts["a"]), "{counts:?}");
+}
+
+#[test]
+fn fast_failures_do_not_attract_traffic() {
+    let mut village = Village::ready(&[100, 100]);
+    let counts =
+        village.serve(2_000, 10, |name, _| if name == "a" { FAILURE_PENALTY } else { Duration::from_millis(20) });
+    assert!(counts["a"] < 40, "{counts:?}");
+}
+
+#[test]
+fn a_newcomer_gets_its_share_at_once() {
+    let mut village = Village::ready(&[100, 100, 100]);
+    village.seat("a").load.observe(village.now, Duration::from_millis(10));
+    village.seat("b").load.observe(village.now, Duration::from_millis(10));
+    let c = (0..3_000).filter(|_| village.choose().unwrap() == "c").count();
+    assert!((900..1_100).contains(&c), "{c}");
+}
+
+#[test]
+fn requests_in_flight_push_the_next_one_elsewhere() {
+    let mut village = Village::ready(&[100, 100]);
+    let busy = village.seat("a").clone();
+    let _held: Vec<_> = (0..20).map(|_| InFlight::begin(&busy)).collect();
+    let a = (0..1_000).filter(|_| village.choose().unwrap() == "a").count();
+    assert!(a < 20, "{a}");
+}
+
+#[test]
+fn in_flight_ends_with_its_guard() {
+    let village = Village::ready(&[1]);
+    let guard = InFlight::begin(village.seat("a"));
+    assert_eq!(guard.seat().load.in_flight(), 1);
+    drop(guard);
+    assert_eq!(village.seat("a").load.in_flight(), 0);
+}
+
+#[test]
+fn latency_jumps_to_a_peak_and_decays_when_read() {
+    let load = Load::default();
+    let start = Instant(1_000_000_000);
+    assert_eq!(load.latency_us(start), None);
+    load.observe(start, Duration::from_millis(1));
+    load.observe(start, Duration::from_millis(100));
+    assert!((load.latency_us(start).unwrap() - 100_000.0).abs() < 1.0);
+    let later = load.latency_us(start + Duration::from_secs(10)).unwrap();
+    assert!((later - 100_000.0 / std::f32::consts::E).abs() < 10.0, "{later}");
+    load.observe(start + Duration::from_secs(10), Duration::from_millis(1));
+    let blended = load.latency_us(start + Duration::from_secs(10)).unwrap();
+    assert!((blended - (100_000.0 * 0.36788 + 1_000.0 * 0.63212)).abs() < 10.0, "{blended}");
+}
+
+#[test]
+fn the_own_zone_comes_first_and_others_only_when_it_has_nothing_usable() {
+    let ready = Usability::Ready;
+    let mut village = Village::of(&[instance("near", 1, "default", ready), instance("far", 1_000, "other", ready)]);
+    assert!((0..100).all(|_| village.choose().unwrap() == "near"));
+    assert_eq!(village.choose_except(&["near"]).unwrap(), "far");
+    village.break_down("near");
+    assert!((0..100).all(|_| village.choose().unwrap() == "far"));
+}
+
+#[test]
+fn doubtful_instances_are_tried_only_when_nothing_is_ready() {
+    let lost = instance("lost", 1_000, "default", Usability::OwnerLost);
+    let mut village = Village::of(&[lost, instance("far", 1, "other", Usability::Ready)]);
+    assert!((0..100).all(|_| village.choose().unwrap() == "far"));
+    assert_eq!(village.choose_except(&["far"]).unwrap(), "lost");
+}
+
+#[test]
+fn what_may_not_take_traffic_is_never_chosen() {
+    let usabilities = [Usability::Status, Usability::Health, Usability::OwnerLeft, Usability::Weight];
+    let instances: Vec<_> =
+        usabilities.iter().zip(["a", "b", "c", "d"]).map(|(u, name)| instance(name, 1, "default", *u)).collect();
+    assert_eq!(Village::of(&instances).choose(), None);
+}
+
+#[test]
+fn a_broken_instance_is_probed_when_its_time_has_come_however_slow_it_was() {
+    let mut village = Village::ready(&[100, 100, 100]);
+    village.break_down("a");
+    village.seat("a").load.observe(village.now, FAILURE_PENALTY);
+    assert!((0..100).all(|_| village.choose().unwrap() != "a"));
+    village.now = village.now + Duration::from_secs(7);
+    assert!((0..100).any(|_| village.choose().unwrap() == "a"));
+    assert_eq!(village.seat("a").breaker.state(), BreakerState::Closed);
+}
+
+#[test]
+fn when_all_are_broken_one_caller_a_second_may_still_try() {
+    let mut village = Village::ready(&[100]);
+    village.break_down("a");
+    assert_eq!(village.choose(), None);
+    village.now = village.now + Duration::from_secs(1);
+    assert_eq!(village.choose().unwrap(), "a");
+}
+
+#[test]
+fn seats_outlive_a_change_of_the_service_but_not_a_move_or_absence_of_the_instance() {
+    let village = Village::ready(&[100, 100]);
+    let ready = Usability::Ready;
+    let renew = |instances: &[Arc<InstanceView>]| {
+        Group::new(&service(instances), &Zone::default(), BreakerSettings::default(), Some(&village.group))
+    };
+    let heavier = renew(&[instance("a", 300, "default", ready)]);
+    assert!(Arc::ptr_eq(&heavier.slots().next().unwrap().seat, village.seat("a")));
+    assert_eq!(heavier.slots().count(), 1);
+
+    let mut moved = (*instance("a", 100, "default", ready)).clone();
+    moved.instance = Arc::new(Instance::at(Address { host: "127.0.0.1".into(), port: 81 }));
+    let moved = renew(&[Arc::new(moved)]);
+    assert!(!Arc::ptr_eq(&moved.slots().next().unwrap().seat, village.seat("a")));
+    assert_eq!(village.group.service().instances.size(), village.service.instances.size());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Idle and equally fast, each instance gets its weight's share, whatever the weights.
+    #[test]
+    fn weights_are_respected(weights in proptest::collection::vec(1u32..1_000, 1..8), seed in any::<u64>()) {
+        const N: usize = 20_000;
+        let mut village = Village::ready(&weights);
+        village.rng = fastrand::Rng::with_seed(seed);
+        let counts = village.serve(N, 1, |_, _| Duration::from_millis(3));
+        let total: u32 = weights.iter().sum();
+        for (weight, name) in weights.iter().zip("abcdefgh".chars()) {
+            let expected = N as f64 * f64::from(*weight) / f64::from(total);
+            let got = counts.get(&name.to_string()).copied().unwrap_or(0) as f64;
+            // Six standard deviations of a binomial.
+            prop_assert!((got - expected).abs() <= 6.0 * expected.sqrt() + 1.0, "{weights:?} {counts:?}");
+        }
+    }
+
+    /// With requests in flight too: a queue per instance that drains in turn.
+    #[test]
+    fn weights_are_respected_under_load(weights in proptest::collection::vec(1u32..10, 2..6), seed in any::<u64>()) {
+        const N: usize = 10_000;
+        let mut village = Village::ready(&weights);
+        village.rng = fastrand::Rng::with_seed(seed);
+        let mut held = std::collections::VecDeque::new();
+        let mut counts = BTreeMap::<String, usize>::new();
+        for _ in 0..N {
+            let name = village.choose().unwrap();
+            held.push_back(InFlight::begin(village.seat(&name)));
+            if held.len() > 16 {
+                held.pop_front();
+            }
+            *counts.entry(name).or_default() += 1;
+        }
+        let total: u32 = weights.iter().sum();
+        for (weight, name) in weights.iter().zip("abcdefgh".chars()) {
+            let expected = N as f64 * f64::from(*weight) / f64::from(total);
+            let got = counts.get(&name.to_string()).copied().unwrap_or(0) as f64;
+            // Queues are whole numbers, so a small share cannot be met exactly while the balancer evens them out.
+            prop_assert!((got - expected).abs() <= 0.25 * expected + 6.0 * expected.sqrt(), "{weights:?} {counts:?}");
+        }
+    }
+}

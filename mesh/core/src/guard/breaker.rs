@@ -1,0 +1,375 @@
+//! A circuit breaker per instance that cannot stick.
+//!
+//! Other breakers hang half-open for ever when the probe's result is ignored, lost or never comes. Here the whole state
+//! is one word, the *gate*: zero is closed; anything else is a time until which the instance is refused and whether a
+//! probe is out. So every state but "closed" ends by itself:
+//!
+//! ```text
+//! closed --5 failures in a row, or half of >= 20 calls in 10 s--> open until T
+//! open, T reached --next caller wins the word--> half-open until T' (the probe's longest wait)
+//! half-open --probe good--> closed · --probe bad--> open, longer · --probe dropped--> open until now · --T' reached--> next probe
+//! ```
+//!
+//! A probe is a caller's real request. Its [`Permit`] carries the word it wrote; if the word has changed since, the
+//! probe was given up and its result counts for nothing.
+//!
+//! *Desperate* callers (nothing else is usable) may probe a second after the last failure, long before T: when a
+//! whole service was down for a while, its return is noticed in a second, not after the longest wait.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::window::Window;
+use crate::time::Instant;
+
+/// How soon after a failure desperate callers may probe again: often enough to notice a recovery at once, seldom
+/// enough to be no load.
+const DESPERATE_AFTER: Duration = Duration::from_secs(1);
+
+/// When a breaker opens and for how long. Durations are milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BreakerSettings {
+    /// Failures in a row that open it. At least 1; default 5 (Envoy, Finagle).
+    pub consecutive_failures: u32,
+    /// Share of failures within 10 s that opens it, in percent. 1 to 100; default 50 (Hystrix).
+    pub failure_percent: u32,
+    /// Calls within 10 s below which the share is not looked at. At least 1; default 20 (Hystrix).
+    pub min_calls: u32,
+    /// How long it is open the first time. 100 to 600,000; default 5,000.
+    pub open_ms: u64,
+    /// How long it is open at most; doubles up to it with every failed probe. At least `open_ms`; default 60,000.
+    pub max_open_ms: u64,
+    /// How long a probe may take before another may go. 100 to 600,000; default 10,000.
+    pub probe_wait_ms: u64,
+}
+
+impl Default for BreakerSettings {
+    fn default() -> Self {
+        Self {
+            consecutive_failures: 5,
+            failure_percent: 50,
+            min_calls: 20,
+            open_ms: 5_000,
+            max_open_ms: 60_000,
+            probe_wait_ms: 10_000,
+        }
+    }
+}
+
+/// What a breaker does at a moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BreakerState {
+    /// Lets everything through.
+    Closed,
+    /// Refuses until then; from then on a probe is due.
+    Open(Instant),
+    /// One probe is out; another may go then.
+    HalfOpen(Instant),
+}
+
+/// The breaker of one instance.
+#[derive(Debug)]
+pub struct Breaker {
+    settings: BreakerSettings,
+    /// 0, or `(microseconds << 1) | probe is out`.
+    gate: AtomicU64,
+    consecutive: AtomicU32,
+    window: Window,
+    /// How often in a row it opened; the exponent of the wait.
+    streak: AtomicU32,
+    last_opened_us: AtomicU64,
+    last_closed_us: AtomicU64,
+    opened: AtomicU64,
+}
+
+/// The right to make one call. Ends by [`Permit::succeed`], [`Permit::fail`], or by being dropped (cancelled: the call
+/// says nothing about the instance).
+#[derive(Debug)]
+#[must_use = "dropping a permit at once counts the call as cancelled"]
+pub struct Permit {
+    breaker: Arc<Breaker>,
+    /// The gate this probe wrote; `None` when the breaker was closed.
+    probe: Option<u64>,
+}
+
+impl Breaker {
+    /// A closed breaker.
+    pub fn new(settings: BreakerSettings) -> Self {
+        Self {
+            settings,
+            gate: AtomicU64::new(0),
+            consecutive: AtomicU32::new(0),
+            window: Window::default(),
+            streak: AtomicU32::new(0),
+            last_opened_us: AtomicU64::new(0),
+            last_closed_us: AtomicU64::new(0),
+            opened: AtomicU64::new(0),
+        }
+    }
+
+    /// What it does now.
+    pub fn state(&self) -> BreakerState {
+        match self.gate.load(Acquire) {
+            0 => BreakerState::Closed,
+            gate if gate & 1 == 1 => BreakerState::HalfOpen(Instant(gate >> 1)),
+            gate => BreakerState::Open(Instant(gate >> 1)),
+        }
+    }
+
+    /// How often it has opened.
+    pub fn opened(&self) -> u64 {
+        self.opened.load(Relaxed)
+    }
+
+    /// Whether a call would be admitted now; takes nothing.
+    pub fn admits(&self, now: Instant, desperate: bool) -> bool {
+        let gate = self.gate.load(Acquire);
+        gate == 0 || self.may_probe(gate, now, desperate)
+    }
+
+    /// Whether the next call would be a probe.
+    pub fn is_probe_due(&self, now: Instant) -> bool {
+        let gate = self.gate.load(Acquire);
+        gate != 0 && self.may_probe(gate, now, false)
+    }
+
+    /// Admits a call, or refuses it. Of several callers that race for a probe, one wins.
+    pub fn admit(self: &Arc<Self>, now: Instant, desperate: bool) -> Option<Permit> {
+        let gate = self.gate.load(Acquire);
+        if gate == 0 {
+            return Some(Permit { breaker: self.clone(), probe: None });
+        }
+        if !self.may_probe(gate, now, desperate) {
+            return None;
+        }
+        let probe = gate_until(now + Duration::from_millis(self.settings.probe_wait_ms)) | 1;
+        self.gate.compare_exchange(gate, probe, AcqRel, Acquire).ok()?;
+        Some(Permit { breaker: self.clone(), probe: Some(probe) })
+    }
+
+    fn may_probe(&self, gate: u64, now: Instant, desperate: bool) -> bool {
+        let due = Instant(gate >> 1) <= now;
+        let probe_is_out = gate & 1 == 1;
+        let failed_at = Instant(self.last_opened_us.load(Relaxed));
+        due || (desperate && !probe_is_out && failed_at + DESPERATE_AFTER <= now)
+    }
+
+    /// Whether what has been counted is reason to open.
+    fn is_too_bad(&self, consecutive: u32, now: Instant) -> bool {
+        let (calls, failures) = self.window.sum(now);
+        consecutive >= self.settings.consecutive_failures
+            || (calls >= u64::from(self.settings.min_calls)
+                && failures * 100 >= calls * u64::from(self.settings.failure_percent))
+    }
+
+    /// Opens if the gate still is `expected`. `random` jitters the wait so that many callers' probes do not meet.
+    fn open(&self, expected: u64, now: Instant, random: u64) -> bool {
+        let max_ms = self.settings.max_open_ms.max(self.settings.open_ms);
+        let closed_for = now.since(Instant(self.last_closed_us.load(Relaxed)));
+        let was_healthy = expected == 0 && closed_for >= Duration::from_millis(max_ms);
+        let streak = if was_healthy { 0 } else { self.streak.load(Relaxed) };
+        let wait_ms = self.settings.open_ms.saturating_mul(1 << streak.min(20)).min(max_ms);
+        let jitter_ms = random % (wait_ms / 4 + 1);
+        let until = gate_until(now + Duration::from_millis(wait_ms + jitter_ms));
+        if self.gate.compare_exchange(expected, until, AcqRel, Acquire).is_err() {
+            return false;
+        }
+        self.last_opened_us.store(now.0, Relaxed);
+        self.streak.store(streak.saturating_add(1), Relaxed);
+        self.opened.fetch_add(1, Relaxed);
+        self.consecutive.store(0, Relaxed);
+        self.window.clear();
+        true
+    }
+}
+
+/// The gate that refuses until then; never zero, which means closed.
+fn gate_until(until: Instant) -> u64 {
+    until.0.max(1) << 1
+}
+
+impl Permit {
+    /// Whether this call is a probe of an open breaker.
+    pub fn is_probe(&self) -> bool {
+        self.probe.is_some()
+    }
+
+    /// The call went well. Says whether that closed the breaker.
+    pub fn succeed(mut self, now: Instant) -> bool {
+        let breaker = self.breaker.clone();
+        match self.probe.take() {
+            Some(probe) => {
+                let closed = breaker.gate.compare_exchange(probe, 0, AcqRel, Acquire).is_ok();
+                if closed {
+                    breaker.last_closed_us.store(now.0, Relaxed);
+                }
+                closed
+            }
+            None => {
+                if breaker.consecutive.load(Relaxed) != 0 {
+                    breaker.consecutive.store(0, Relaxed);
+                }
+                breaker.window.add(now, 1, 0);
+                false
+            }
+        }
+    }
+
+    /// The call failed in a way the instance answers for. Says whether that opened the breaker (again).
+    pub fn fail(mut self, now: Instant, random: u64) -> bool {
+        let breaker = self.breaker.clone();
+        match self.probe.take() {
+            Some(probe) => breaker.open(probe, now, random),
+            // The breaker opened while this call was out: what it says is known already.
+            None if breaker.gate.load(Acquire) != 0 => false,
+            None => {
+                breaker.window.add(now, 1, 1);
+                let consecutive = breaker.consecutive.fetch_add(1, Relaxed).saturating_add(1);
+                breaker.is_too_bad(consecutive, now) && breaker.open(0, now, random)
+            }
+        }
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        if let Some(probe) = self.probe.take() {
+            // Due at once: the time is long past.
+            let _ = self.breaker.gate.compare_exchange(probe, gate_until(Instant(1)), AcqRel, Acquire);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const fn ms(ms: u64) -> Instant {
+        Instant(1_000_000_000 + ms * 1_000)
+    }
+
+    fn breaker() -> Arc<Breaker> {
+        Arc::new(Breaker::new(BreakerSettings::default()))
+    }
+
+    fn fail_times(breaker: &Arc<Breaker>, times: usize, now: Instant) {
+        for _ in 0..times {
+            breaker.admit(now, false).unwrap().fail(now, 0);
+        }
+    }
+
+    #[test]
+    fn five_failures_in_a_row_open_it() {
+        let breaker = breaker();
+        fail_times(&breaker, 4, ms(0));
+        breaker.admit(ms(0), false).unwrap().succeed(ms(0));
+        fail_times(&breaker, 4, ms(0));
+        assert_eq!(breaker.state(), BreakerState::Closed);
+        fail_times(&breaker, 1, ms(0));
+        assert!(breaker.admit(ms(4_999), false).is_none());
+        assert_eq!((breaker.state(), breaker.opened()), (BreakerState::Open(ms(5_000)), 1));
+    }
+
+    #[test]
+    fn half_of_twenty_calls_failing_opens_it_although_never_five_in_a_row() {
+        let breaker = breaker();
+        for _ in 0..9 {
+            fail_times(&breaker, 1, ms(0));
+            breaker.admit(ms(0), false).unwrap().succeed(ms(0));
+        }
+        fail_times(&breaker, 1, ms(0));
+        assert_eq!(breaker.state(), BreakerState::Closed, "19 calls are too few to judge");
+        fail_times(&breaker, 1, ms(0));
+        assert!(matches!(breaker.state(), BreakerState::Open(_)));
+    }
+
+    #[test]
+    fn one_probe_at_a_time_closes_it_again() {
+        let breaker = breaker();
+        fail_times(&breaker, 5, ms(0));
+        assert!(breaker.is_probe_due(ms(5_000)));
+        let probe = breaker.admit(ms(5_000), false).unwrap();
+        assert!(probe.is_probe());
+        assert!(breaker.admit(ms(5_001), false).is_none(), "a second probe");
+        assert!(probe.succeed(ms(5_002)));
+        assert_eq!(breaker.state(), BreakerState::Closed);
+    }
+
+    #[test]
+    fn failed_probes_double_the_wait_up_to_the_longest() {
+        let breaker = breaker();
+        fail_times(&breaker, 5, ms(0));
+        let mut now = ms(0);
+        for wait_ms in [5_000, 10_000, 20_000, 40_000, 60_000, 60_000] {
+            assert_eq!(breaker.state(), BreakerState::Open(now + Duration::from_millis(wait_ms)));
+            now = now + Duration::from_millis(wait_ms);
+            breaker.admit(now, false).unwrap().fail(now, 0);
+        }
+    }
+
+    #[test]
+    fn a_dropped_probe_is_due_again_at_once_and_a_lost_one_after_the_longest_wait() {
+        let breaker = breaker();
+        fail_times(&breaker, 5, ms(0));
+        drop(breaker.admit(ms(5_000), false).unwrap());
+        let lost = breaker.admit(ms(5_000), false).unwrap();
+        assert!(breaker.admit(ms(14_999), false).is_none());
+        let next = breaker.admit(ms(15_000), false).unwrap();
+        assert!(!lost.succeed(ms(15_001)), "a probe given up says nothing");
+        assert!(next.succeed(ms(15_002)));
+    }
+
+    #[test]
+    fn what_was_admitted_before_it_opened_says_nothing_afterwards() {
+        let breaker = breaker();
+        let early = breaker.admit(ms(0), false).unwrap();
+        let late = breaker.admit(ms(0), false).unwrap();
+        fail_times(&breaker, 5, ms(0));
+        let open = breaker.state();
+        early.succeed(ms(1));
+        late.fail(ms(2), 0);
+        assert_eq!(breaker.state(), open);
+    }
+
+    #[test]
+    fn the_desperate_may_probe_after_a_second() {
+        let breaker = breaker();
+        fail_times(&breaker, 5, ms(0));
+        assert!(breaker.admit(ms(999), true).is_none());
+        let probe = breaker.admit(ms(1_000), true).unwrap();
+        assert!(breaker.admit(ms(1_000), true).is_none(), "still one at a time");
+        probe.fail(ms(1_100), 0);
+        assert!(breaker.admit(ms(2_000), true).is_none());
+        assert!(breaker.admit(ms(2_100), true).is_some());
+    }
+
+    proptest! {
+        /// Whatever happened, an hour of silence later it admits a call, and a good one closes it.
+        #[test]
+        fn it_never_sticks(steps in proptest::collection::vec((0u8..5, 0u64..20_000, any::<u64>()), 0..200)) {
+            let breaker = breaker();
+            let mut now = ms(0);
+            let mut held = Vec::new();
+            for (step, wait_ms, random) in steps {
+                now = now + Duration::from_millis(wait_ms);
+                match step {
+                    0 => held.extend(breaker.admit(now, random % 2 == 0)),
+                    1 => held.pop().into_iter().for_each(|permit| { permit.fail(now, random); }),
+                    2 => held.pop().into_iter().for_each(|permit| { permit.succeed(now); }),
+                    3 => drop(held.pop()),
+                    _ => (0..5).filter_map(|_| breaker.admit(now, false)).for_each(|permit| { permit.fail(now, random); }),
+                }
+            }
+            std::mem::forget(held);
+            now = now + Duration::from_secs(3_600);
+            breaker.admit(now, false).expect("admits after an hour").succeed(now);
+            prop_assert_eq!(breaker.state(), BreakerState::Closed);
+        }
+    }
+}
