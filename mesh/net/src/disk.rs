@@ -10,9 +10,11 @@
 //! | Room | |
 //! |---|---|
 //! | `frame` | bytes of one entry, and reading a log whatever has happened to it |
-//! | `log` | the file: open, repair, append, rewrite |
+//! | `log` | open, repair, append, rewrite |
+//! | `file` | the directory's lock, and writing frames to a file |
 //! | this file | the thread, its queue, and what others hold of it |
 
+mod file;
 mod frame;
 mod log;
 #[cfg(test)]
@@ -30,7 +32,7 @@ use starling_core::time::WallTime;
 use tokio::sync::oneshot;
 
 pub(crate) use self::log::Figures;
-use self::log::{Changes, Log};
+use self::log::{Changes, CommitError, Log};
 
 /// How often the wall clock is noted, so that a clock set back over a restart is noticed.
 const MARK_INTERVAL: Duration = Duration::from_secs(5);
@@ -324,14 +326,14 @@ impl Writer {
 
             let mark = (closing || Instant::now() >= next_mark).then(wall_now);
             let result = self.commit(mark);
-            if result.is_ok() {
+            if self.unsaved.is_empty() {
                 self.queue.lock().unsettled = false;
             }
             for waiter in waiters {
-                waiter(result.clone());
+                waiter(result.clone().map_err(|error| error.to_string()));
             }
             match (&result, failing_since) {
-                (Err(reason), since) => {
+                (Err(CommitError::Nothing(reason)), since) => {
                     if Instant::now() >= complain_at {
                         complain_at = Instant::now() + COMPLAIN_INTERVAL;
                         tracing::error!(
@@ -342,12 +344,12 @@ impl Writer {
                     }
                     failing_since = since.or(Some(Instant::now()));
                 }
-                (Ok(()), Some(since)) => {
+                (_, Some(since)) => {
                     tracing::warn!("the data directory can be written again, after {} s", since.elapsed().as_secs());
                     failing_since = None;
                     complain_at = Instant::now();
                 }
-                (Ok(()), None) => {}
+                (_, None) => {}
             }
             if mark.is_some() {
                 next_mark = Instant::now() + MARK_INTERVAL;
@@ -361,15 +363,20 @@ impl Writer {
         }
     }
 
-    fn commit(&mut self, mark: Option<WallTime>) -> Result<(), String> {
+    fn commit(&mut self, mark: Option<WallTime>) -> Result<(), CommitError> {
         if self.unsaved.is_empty() && mark.is_none() {
             return Ok(());
         }
         let begun = Instant::now();
         let result = self.log.commit(&self.unsaved, mark);
-        match &result {
-            Ok(()) => self.unsaved.clear(),
-            Err(_) => _ = self.figures.failures.fetch_add(1, Relaxed),
+        if let Err(error) = &result {
+            self.figures.failures.fetch_add(1, Relaxed);
+            if matches!(error, CommitError::LeftOut(_)) {
+                tracing::error!("cannot be saved, and would be missing here after a restart: {error}");
+            }
+        }
+        if !matches!(result, Err(CommitError::Nothing(_))) {
+            self.unsaved.clear();
         }
         self.figures.longest_commit_us.fetch_max(begun.elapsed().as_micros() as u64, Relaxed);
         result

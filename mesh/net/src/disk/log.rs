@@ -3,8 +3,8 @@
 //! All calls block; only the disk thread and the start of a node make them.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -16,6 +16,7 @@ use starling_core::observe::Exposition;
 use starling_core::record::{Key, Record};
 use starling_core::time::{HybridTime, WallTime};
 
+use super::file::{Appender, Place, PushError, io_reason, lock, read_at, sync_dir};
 use super::frame::{self, Damage, Entry, HEADER, Meta};
 use super::{DiskError, Problem};
 
@@ -24,15 +25,12 @@ use super::{DiskError, Problem};
 const COMPACT_FACTOR: u64 = 4;
 /// Below this, rewriting saves nothing worth the sync.
 pub(super) const COMPACT_MIN_BYTES: u64 = 4 * 1024 * 1024;
-/// How much is gathered in memory between two writes to the file.
-const WRITE_BYTES: usize = 1024 * 1024;
 /// How far a stamp may be ahead of the last mark: marks are five seconds apart, and a hybrid clock runs at most the
 /// allowed skew (five seconds unless set otherwise) ahead of the wall clock.
 const MARK_MARGIN: Duration = Duration::from_secs(10);
 
 const LOG: &str = "starling.log";
 const NEW_LOG: &str = "starling.log.new";
-const LOCK: &str = "lock";
 
 /// What the disk has done; read by metrics.
 #[derive(Debug, Default)]
@@ -73,6 +71,29 @@ impl Figures {
 /// What to put on disk: per key the newest record, or `None` to forget it.
 pub(super) type Changes = BTreeMap<Key, Option<Record>>;
 
+/// Why changes are not on disk.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum CommitError {
+    /// None of them is: give them again.
+    #[error("{0}")]
+    Nothing(String),
+    /// All are but one, which never can be.
+    #[error("{0}")]
+    LeftOut(String),
+}
+
+impl From<PushError> for CommitError {
+    fn from(error: PushError) -> Self {
+        CommitError::Nothing(error.to_string())
+    }
+}
+
+impl From<String> for CommitError {
+    fn from(reason: String) -> Self {
+        CommitError::Nothing(reason)
+    }
+}
+
 /// An open log.
 #[derive(Debug)]
 pub(super) struct Log {
@@ -89,12 +110,6 @@ pub(super) struct Log {
     compact_at_bytes: u64,
     figures: Arc<Figures>,
     _lock: File,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Place {
-    offset: u64,
-    bytes: u64,
 }
 
 /// What an opened log had to say.
@@ -164,18 +179,17 @@ impl Log {
         if bytes.len() < HEADER.len() {
             log.begin().map_err(failed("begin its log"))?;
         }
-        log.commit(&Changes::new(), Some(now)).map_err(|reason| DiskError::Open {
+        log.commit(&Changes::new(), Some(now)).map_err(|error| DiskError::Open {
             dir: dir.into(),
             doing: "write this start's incarnation",
-            reason,
+            reason: error.to_string(),
         })?;
         let incarnation = log.meta.incarnation;
         Ok((log, Recovered { memory, incarnation, problems }))
     }
 
-    /// Puts changes (and with `mark` the wall time) on disk. After an error nothing of them counts as written; the
-    /// same changes may be given again.
-    pub(super) fn commit(&mut self, changes: &Changes, mark: Option<WallTime>) -> Result<(), String> {
+    /// Puts changes (and with `mark` the wall time) on disk.
+    pub(super) fn commit(&mut self, changes: &Changes, mark: Option<WallTime>) -> Result<(), CommitError> {
         if let Some(wall) = mark {
             self.meta.mark = self.meta.mark.max(wall);
         }
@@ -183,7 +197,7 @@ impl Log {
             self.rewrite()?;
         }
         let written = self.append(changes, mark.is_some());
-        if written.is_err() {
+        if matches!(written, Err(CommitError::Nothing(_))) {
             self.roll_back();
         }
         self.figures.log_bytes.store(self.sound_bytes, Relaxed);
@@ -201,7 +215,8 @@ impl Log {
         self.rewrite().inspect_err(|_| self.compact_at_bytes = self.sound_bytes + COMPACT_MIN_BYTES)
     }
 
-    fn append(&mut self, changes: &Changes, with_meta: bool) -> Result<(), String> {
+    fn append(&mut self, changes: &Changes, with_meta: bool) -> Result<(), CommitError> {
+        let mut left_out = Ok(());
         let mut writer = Appender::at(&mut self.file, self.sound_bytes)?;
         let mut highest = self.meta.highest;
         let mut places = Vec::with_capacity(changes.len());
@@ -209,7 +224,15 @@ impl Log {
             let place = match record {
                 Some(record) => {
                     highest = highest.max(record.cell.latest().map_or(highest, |stamp| stamp.time));
-                    Some(writer.push(|buffer, base| frame::push_record(buffer, base, record))?)
+                    match writer.push(|buffer, base| frame::push_record(buffer, base, record)) {
+                        Ok(place) => Some(place),
+                        Err(PushError::Frame(why)) => {
+                            // One record that cannot be kept must not keep all others from the disk for ever.
+                            left_out = Err(CommitError::LeftOut(format!("{key:?}: {why}")));
+                            continue;
+                        }
+                        Err(error) => return Err(error.into()),
+                    }
                 }
                 None if self.live.contains_key(key) => {
                     writer.push(|buffer, base| frame::push_forget(buffer, base, key))?;
@@ -241,7 +264,7 @@ impl Log {
             self.live_bytes += place.map_or(0, |place| place.bytes);
             self.live_bytes -= before.map_or(0, |place| place.bytes);
         }
-        Ok(())
+        left_out
     }
 
     /// Cuts off what a failed write left behind.
@@ -278,7 +301,8 @@ impl Log {
             let bytes = read_at(&mut self.file, *place).map_err(|error| format!("read the log: {error}"))?;
             match frame::checked_payload(&bytes) {
                 Some(payload) => {
-                    live.insert(key.clone(), writer.push(|buffer, base| frame::push_payload(buffer, base, payload))?);
+                    let place = writer.push(|buffer, base| frame::push_payload(buffer, base, payload));
+                    live.insert(key.clone(), place?);
                 }
                 None => tracing::error!(
                     "the record of {key:?} at offset {} of {} is damaged on disk and no longer saved; peers and this \
@@ -379,85 +403,5 @@ fn check_header(path: &Path, bytes: &[u8]) -> Result<Option<Problem>, DiskError>
             path,
             None,
         )))
-    }
-}
-
-/// Takes the directory for this process.
-fn lock(dir: &Path) -> Result<File, DiskError> {
-    let path = dir.join(LOCK);
-    let failed = |error| DiskError::Open { dir: dir.into(), doing: "lock it", reason: io_reason(&error) };
-    let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
-    let mut file = open.map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => {
-            file.set_len(0).and_then(|()| write!(file, "{}", std::process::id())).map_err(failed)?;
-            Ok(file)
-        }
-        Err(TryLockError::WouldBlock) => {
-            let mut holder = String::new();
-            let _ = file.take(20).read_to_string(&mut holder);
-            Err(DiskError::InUse { dir: dir.into(), pid: holder.trim().parse().ok() })
-        }
-        Err(TryLockError::Error(error)) => Err(failed(error)),
-    }
-}
-
-fn sync_dir(dir: &Path) -> std::io::Result<()> {
-    // A directory can only be opened for syncing on Unix; elsewhere the rename itself is all there is.
-    if cfg!(unix) { File::open(dir)?.sync_all() } else { Ok(()) }
-}
-
-fn read_at(file: &mut File, place: Place) -> std::io::Result<Vec<u8>> {
-    let mut bytes = vec![0; place.bytes as usize];
-    file.seek(SeekFrom::Start(place.offset))?;
-    file.read_exact(&mut bytes)?;
-    Ok(bytes)
-}
-
-/// The error in words a person can act on.
-fn io_reason(error: &std::io::Error) -> String {
-    match error.kind() {
-        std::io::ErrorKind::StorageFull => format!("{error}; make room on the disk"),
-        std::io::ErrorKind::ReadOnlyFilesystem | std::io::ErrorKind::PermissionDenied => {
-            format!("{error}; this process must be able to write there")
-        }
-        _ => error.to_string(),
-    }
-}
-
-/// Writes frames to a file in large pieces.
-struct Appender<'a> {
-    file: &'a mut File,
-    buffer: Vec<u8>,
-    /// Where the buffer's first byte goes.
-    base: u64,
-}
-
-impl<'a> Appender<'a> {
-    fn at(file: &'a mut File, base: u64) -> Result<Self, String> {
-        file.seek(SeekFrom::Start(base)).map_err(|error| format!("seek in the log: {error}"))?;
-        Ok(Self { file, buffer: Vec::new(), base })
-    }
-
-    fn push(&mut self, frame: impl FnOnce(&mut Vec<u8>, u64) -> Result<(), String>) -> Result<Place, String> {
-        let start = self.buffer.len();
-        frame(&mut self.buffer, self.base)?;
-        let place = Place { offset: self.base + start as u64, bytes: (self.buffer.len() - start) as u64 };
-        if self.buffer.len() >= WRITE_BYTES {
-            self.write()?;
-        }
-        Ok(place)
-    }
-
-    fn write(&mut self) -> Result<(), String> {
-        self.file.write_all(&self.buffer).map_err(|error| format!("write the log: {}", io_reason(&error)))?;
-        self.base += self.buffer.len() as u64;
-        self.buffer.clear();
-        Ok(())
-    }
-
-    fn finish(mut self) -> Result<u64, String> {
-        self.write()?;
-        Ok(self.base)
     }
 }

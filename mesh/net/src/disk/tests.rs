@@ -225,13 +225,26 @@ fn what_could_not_be_written_is_written_when_the_disk_works_again() {
     log.break_file();
     let squatter = dir.path().join("starling.log.new"); // and no other file can be begun either
     fs::create_dir(&squatter).unwrap();
-    assert!(log.commit(&keep("two", "late", 2), None).unwrap_err().contains("write the log"));
-    assert!(log.commit(&keep("two", "late", 2), None).unwrap_err().contains("starling.log.new"));
+    assert!(log.commit(&keep("two", "late", 2), None).unwrap_err().to_string().contains("write the log"));
+    assert!(log.commit(&keep("two", "late", 2), None).unwrap_err().to_string().contains("starling.log.new"));
     fs::remove_dir(squatter).unwrap();
     log.commit(&keep("two", "late", 2), None).unwrap();
     drop(log);
     let (_log, found) = open(dir.path(), 2_000);
     assert_eq!((names(&found.memory.records), found.problems.len()), (vec!["one".to_owned(), "two".to_owned()], 0));
+}
+
+#[test]
+fn a_record_too_large_for_the_log_is_named_and_holds_up_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut log, _) = open(dir.path(), 1_000);
+    let mut changes = keep("huge", &"x".repeat(frame::MAX_PAYLOAD_BYTES), 1);
+    changes.extend(keep("small", "kept", 2));
+    let error = log.commit(&changes, None).unwrap_err();
+    assert!(matches!(&error, log::CommitError::LeftOut(why) if why.contains("huge")), "{error}");
+    drop(log);
+    let (_log, found) = open(dir.path(), 2_000);
+    assert_eq!((names(&found.memory.records), found.problems.len()), (vec!["small".to_owned()], 0));
 }
 
 #[test]
