@@ -43,4 +43,32 @@
 //! or a foreign Host), 404 (with near names), 405, 409 (somebody wrote first; or the instance has another owner), 413,
 //! 429 (too many waiters), 503 (busy, stopping), 507 (a limit of the registry is reached).
 
+mod context;
+mod documents;
+mod extract;
+mod failure;
+mod formats;
+mod gather;
+mod guard;
+mod instances;
+mod lists;
+mod mesh;
 pub mod model;
+mod near;
+mod pages;
+mod port;
+mod reply;
+mod routes;
+mod server;
+mod services;
+mod settings;
+mod show;
+mod traces;
+mod watch;
+
+#[cfg(test)]
+mod tests;
+
+pub use port::{Later, MeshPort};
+pub use server::{Api, BindError};
+pub use settings::ApiSettings;

@@ -1,0 +1,180 @@
+//! The listener: accepts connections up to a limit, serves HTTP/1.1 on each, and ends without cutting answers short.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use starling_core::observe::MetricSource;
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+use crate::context::{Context, Shared};
+use crate::port::MeshPort;
+use crate::routes::router;
+use crate::settings::ApiSettings;
+
+/// The control surface, bound to its address.
+pub struct Api {
+    listener: TcpListener,
+    address: SocketAddr,
+    pub(crate) context: Shared,
+}
+
+/// The control surface could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Its address could not be taken.
+    #[error(
+        "the API cannot listen on {address}: {source}; is another node running here? Choose another address with \
+         api.listen in the settings"
+    )]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl Api {
+    /// Takes the address. `metrics` are shown by `/metrics` besides the control surface's own; `ready` is what
+    /// `/readyz` answers.
+    ///
+    /// # Errors
+    /// [`BindError`] when the address is taken or not this host's.
+    pub async fn bind<M: MeshPort>(
+        settings: ApiSettings,
+        mesh: M,
+        metrics: Vec<Arc<dyn MetricSource>>,
+        ready: Arc<AtomicBool>,
+    ) -> Result<Api, BindError> {
+        let wrong = |source| BindError::Listen { address: settings.listen, source };
+        let listener = TcpListener::bind(settings.listen).await.map_err(wrong)?;
+        let address = listener.local_addr().map_err(wrong)?;
+        if !address.ip().is_loopback() {
+            tracing::warn!(%address, "the API is not on loopback: whoever reaches it can change the mesh");
+        }
+        Ok(Api { listener, address, context: Context::new(settings, Arc::new(mesh), metrics, ready) })
+    }
+
+    /// The address it listens on, with the port the system chose if the settings said 0.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until `shutdown` ends; then accepts nothing new, answers waiting queries, and gives the requests in
+    /// flight [`ApiSettings::drain_timeout_ms`] to finish.
+    pub async fn serve(self, shutdown: impl Future<Output = ()>) {
+        let limit = self.context.settings.max_connections.min(Semaphore::MAX_PERMITS);
+        let places = Arc::new(Semaphore::new(limit));
+        let router = router(Arc::clone(&self.context));
+        let mut connections = JoinSet::new();
+        let mut shutdown = pin!(shutdown);
+        loop {
+            let accepted = tokio::select! {
+                () = &mut shutdown => break,
+                Some(_) = connections.join_next() => continue,
+                accepted = self.listener.accept() => accepted,
+            };
+            let stream = match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    // Most often the process is out of files; accepting again at once would only turn in circles.
+                    tracing::warn!(%error, "the API cannot accept connections");
+                    sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            match Arc::clone(&places).try_acquire_owned() {
+                Ok(place) => drop(connections.spawn(connection(stream, router.clone(), self.context.clone(), place))),
+                Err(_) => {
+                    self.context.counters.connections(|counts| counts.refused += 1);
+                    connections.spawn(refuse(stream));
+                }
+            }
+        }
+        drop(self.listener);
+        self.context.stopping.send_replace(true);
+        let drain = async { while connections.join_next().await.is_some() {} };
+        if timeout(self.context.settings.drain_timeout(), drain).await.is_err() {
+            tracing::warn!("API requests were still in flight when the node stopped");
+        }
+    }
+}
+
+/// Serves one connection until either side closes it, or the node stops and its request is answered.
+async fn connection(stream: TcpStream, router: Router, context: Shared, _place: OwnedSemaphorePermit) {
+    context.counters.connections(|counts| {
+        counts.open += 1;
+        counts.accepted += 1;
+    });
+    let _open = Open(&context);
+    // Small answers, asked for one at a time: waiting to fill a packet only costs.
+    let _ = stream.set_nodelay(true);
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(context.settings.idle_timeout())
+        .max_buf_size(MAX_HEAD_BYTES)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let mut served = pin!(served);
+    let mut stopping = context.stopping.subscribe();
+    let ended = tokio::select! {
+        ended = served.as_mut() => Some(ended),
+        () = async { drop(stopping.wait_for(|stopping| *stopping).await) } => None,
+    };
+    let ended = match ended {
+        Some(ended) => ended,
+        None => {
+            served.as_mut().graceful_shutdown();
+            served.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "an API connection ended early");
+    }
+}
+
+/// One connection too many: says so, in time bounded.
+async fn refuse(mut stream: TcpStream) {
+    let answer = format!(
+        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\n\
+         connection: close\r\ncontent-length: {}\r\n\r\n{TOO_MANY}",
+        TOO_MANY.len()
+    );
+    let _ = timeout(REFUSE_WITHIN, async {
+        let _ = stream.write_all(answer.as_bytes()).await;
+        let _ = stream.shutdown().await;
+        // Closing with its request unread would reset the connection, and the answer with it.
+        let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+    })
+    .await;
+}
+
+/// Counts a connection as open as long as it lives.
+struct Open<'a>(&'a Context);
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.counters.connections(|counts| counts.open -= 1);
+    }
+}
+
+/// The most bytes of a request's head, query included.
+const MAX_HEAD_BYTES: usize = 32 * 1024;
+/// How long nothing is accepted after accepting failed.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How long a refused connection may take to hear that.
+const REFUSE_WITHIN: Duration = Duration::from_millis(200);
+const TOO_MANY: &str =
+    r#"{"error":"too many connections","hint":"close idle ones, or raise max_connections in the settings"}"#;

@@ -1,0 +1,178 @@
+//! From the heart's types to those of [`crate::model`].
+
+use starling_core::config::Version;
+use starling_core::observe::Span;
+use starling_core::registry::{Health, Override};
+use starling_core::view::{ConfigView, InstanceView, MemberView, ServiceView, Usability};
+use starling_core::wire::NodeStatus;
+
+use crate::model::{
+    ConfigDocument, ConfigSummary, InstanceInfo, MemberInfo, NodeInfo, OverrideBody, OwnerSays, ServiceSummary,
+    SpanInfo, UsabilityCounts, VersionInfo,
+};
+
+/// One line of the list of services.
+pub(crate) fn service(service: &ServiceView) -> ServiceSummary {
+    let mut counts = UsabilityCounts::default();
+    for instance in service.instances.values() {
+        *match instance.usability {
+            Usability::Ready => &mut counts.ready,
+            Usability::OwnerLost => &mut counts.owner_lost,
+            Usability::OwnerLeft => &mut counts.owner_left,
+            Usability::Status => &mut counts.status,
+            Usability::Health => &mut counts.health,
+            Usability::Weight => &mut counts.weight,
+        } += 1;
+    }
+    ServiceSummary {
+        namespace: service.key.namespace.clone(),
+        service: service.key.service.clone(),
+        revision: service.revision,
+        instances: service.instances.size() as u32,
+        usability: counts,
+    }
+}
+
+/// One instance.
+pub(crate) fn instance(view: &InstanceView) -> InstanceInfo {
+    let instance = &*view.instance;
+    let owner_says = || OwnerSays { status: instance.status, weight: instance.weight };
+    InstanceInfo {
+        id: view.key.instance.clone(),
+        address: instance.address.host.clone(),
+        port: instance.address.port,
+        protocol: instance.protocol,
+        zone: instance.zone.clone(),
+        version: instance.version.clone(),
+        status: view.status(),
+        weight: view.weight(),
+        health: instance.health,
+        usability: view.usability,
+        reason: reason(view),
+        owner: view.owner().clone(),
+        reach: instance.reach,
+        declared: instance.declared,
+        tags: instance.tags.clone(),
+        metadata: instance.metadata.clone(),
+        check: instance.check.as_ref().map(Into::into),
+        override_: view.override_.as_deref().map(operator),
+        owner_says: view.override_.as_ref().map(|_| owner_says()),
+        stamp: view.stamp.clone(),
+    }
+}
+
+/// Why an instance takes no traffic, as a sentence.
+fn reason(view: &InstanceView) -> Option<String> {
+    let said = |overridden: bool| match view.override_.as_ref().filter(|_| overridden) {
+        Some(word) if word.reason.is_empty() => " by an operator's override".to_owned(),
+        Some(word) => format!(" by an operator's override: {}", word.reason),
+        None => " by its owner's word".to_owned(),
+    };
+    let word = view.override_.as_ref();
+    match view.usability {
+        Usability::Ready => None,
+        Usability::OwnerLost => Some(format!("its node {} is lost from here", view.owner())),
+        Usability::OwnerLeft => Some(format!("its node {} has left the mesh", view.owner())),
+        Usability::Status => {
+            Some(format!("its status is {}{}", view.status(), said(word.is_some_and(|w| w.status.is_some()))))
+        }
+        Usability::Weight => Some(format!("its weight is 0{}", said(word.is_some_and(|w| w.weight.is_some())))),
+        Usability::Health if view.instance.health == Health::Unknown => Some("its check has not passed yet".into()),
+        Usability::Health => Some("its check fails".into()),
+    }
+}
+
+fn operator(word: &Override) -> OverrideBody {
+    OverrideBody { status: word.status, weight: word.weight, reason: word.reason.clone() }
+}
+
+/// How many concurrent versions of a document wait for a decision. Concurrent deletions agree: no conflict.
+pub(crate) fn conflict(config: &ConfigView) -> u32 {
+    if config.in_conflict() && config.served().is_some() { config.versions.len() as u32 } else { 0 }
+}
+
+/// One line of the list of documents.
+pub(crate) fn summary(config: &ConfigView) -> Option<ConfigSummary> {
+    let served = config.served()?;
+    Some(ConfigSummary {
+        namespace: config.key.namespace.clone(),
+        group: config.key.group.clone(),
+        key: config.key.key.clone(),
+        revision: config.revision,
+        conflict: conflict(config),
+        version: version(served, false),
+    })
+}
+
+/// One document with all its versions.
+pub(crate) fn document(config: &ConfigView) -> ConfigDocument {
+    ConfigDocument {
+        namespace: config.key.namespace.clone(),
+        group: config.key.group.clone(),
+        key: config.key.key.clone(),
+        revision: config.revision,
+        conflict: conflict(config),
+        versions: config.versions.iter().map(|known| version(known, true)).collect(),
+    }
+}
+
+fn version(version: &Version, with_text: bool) -> VersionInfo {
+    let body = version.body.as_ref();
+    VersionInfo {
+        stamp: version.stamp.clone(),
+        written_unix_ms: version.stamp.time.wall().0,
+        deleted: body.is_none(),
+        format: version.format.clone(),
+        author: version.author.clone(),
+        comment: version.comment.clone(),
+        bytes: body.map_or(0, |body| body.as_bytes().len() as u64),
+        text: body.filter(|_| with_text).and_then(|body| body.as_text()).map(str::to_owned),
+    }
+}
+
+/// One member.
+pub(crate) fn member(member: &MemberView) -> MemberInfo {
+    MemberInfo {
+        node: member.node.clone(),
+        state: member.state,
+        since_unix_ms: member.since.0,
+        zone: member.facts.zone.clone(),
+        cell: member.facts.cell.clone(),
+        version: member.facts.version.clone(),
+        address: member.facts.address.clone(),
+        incarnation: member.facts.incarnation,
+    }
+}
+
+/// What a node said of itself.
+pub(crate) fn node(status: NodeStatus) -> NodeInfo {
+    NodeInfo {
+        node: status.node,
+        incarnation: status.incarnation,
+        version: status.version,
+        uptime_ms: status.uptime_ms,
+        wall_unix_ms: status.wall.0,
+        revision: status.revision,
+        fingerprint: status.fingerprint.to_string(),
+        records: status.fingerprint.count,
+        members_alive: status.members_alive,
+    }
+}
+
+/// One span.
+pub(crate) fn span(span: Span) -> SpanInfo {
+    SpanInfo {
+        trace: span.trace,
+        id: span.id,
+        parent: span.parent,
+        kind: span.kind,
+        node: span.node,
+        service: span.service,
+        name: span.name,
+        start_unix_us: span.start_us,
+        duration_us: span.duration_us,
+        status: span.status,
+        error: span.error,
+        attributes: span.attributes,
+    }
+}
