@@ -102,14 +102,14 @@ impl Context {
 /// What the control surface counts of itself.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
-    /// Requests by method, route and status: as many entries as there are routes times statuses.
-    requests: Mutex<BTreeMap<Answered, u64>>,
+    /// By route, as many as there are in the router.
+    requests: Mutex<BTreeMap<Box<str>, Answers>>,
     /// Connections now, accepted, and refused for being too many.
     pub(crate) connections: Mutex<Connections>,
 }
 
-/// Which requests are counted together: method, route, status.
-type Answered = (&'static str, Arc<str>, u16);
+/// Requests of one route, by method and status.
+type Answers = BTreeMap<(&'static str, u16), u64>;
 
 /// Connections as numbers.
 #[derive(Debug, Default, Clone, Copy)]
@@ -121,9 +121,13 @@ pub(crate) struct Connections {
 
 impl Counters {
     /// Notes an answered request.
-    pub(crate) fn answered(&self, method: &'static str, route: Arc<str>, status: StatusCode) {
+    pub(crate) fn answered(&self, method: &'static str, route: &str, status: StatusCode) {
         let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
-        *requests.entry((method, route, status.as_u16())).or_default() += 1;
+        let key = (method, status.as_u16());
+        match requests.get_mut(route) {
+            Some(answers) => *answers.entry(key).or_default() += 1,
+            None => drop(requests.insert(route.into(), BTreeMap::from([(key, 1)]))),
+        }
     }
 
     /// Changes the numbers of connections.
@@ -140,15 +144,23 @@ impl MetricSource for Context {
 
         out.family("starling_api_requests_total", "counter", "Requests answered by the control surface.");
         let requests = self.counters.requests.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        for ((method, route, status), count) in &requests {
-            let labels = [("method", *method), ("route", route), ("status", &status.to_string())];
-            out.sample("starling_api_requests_total", &labels, *count as f64);
+        for (route, answers) in &requests {
+            for ((method, status), count) in answers {
+                let labels = [("method", *method), ("route", route), ("status", &status.to_string())];
+                out.sample("starling_api_requests_total", &labels, *count as f64);
+            }
         }
 
         let connections = *self.counters.connections.lock().unwrap_or_else(PoisonError::into_inner);
         let waiting = self.settings.max_waiters.saturating_sub(self.waiters.available_permits());
         let mut single = |name, kind, help, value: f64| out.single(name, kind, help, value);
         single("starling_api_waiters", "gauge", "Blocking queries waiting now.", waiting as f64);
+        single(
+            "starling_api_list_cache_drops_total",
+            "counter",
+            "Times the encoded lists of services were dropped because there were too many.",
+            self.lists.drops() as f64,
+        );
         single("starling_api_connections", "gauge", "Open connections.", connections.open as f64);
         single(
             "starling_api_connections_total",

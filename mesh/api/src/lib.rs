@@ -3,6 +3,20 @@
 //! HTTP/1.1 with JSON on loopback; any node answers any question from its own view, and takes any write. It holds of
 //! a running node only [`starling_net::Handle`]; it knows no store, no certificate and nothing of the data plane.
 //!
+//! | Room | What it does |
+//! |---|---|
+//! | [`model`] | the JSON of every request and answer, shared with clients |
+//! | `port` | [`MeshPort`]: all it holds of a node |
+//! | `server`, `settings` | the listener and its limits |
+//! | `routes`, `guard` | every route in one list; who may speak here |
+//! | `extract`, `failure`, `reply`, `near` | requests in, refusals and answers out, "did you mean …?" |
+//! | `watch` | blocking queries |
+//! | `services`, `lists`, `instances` | reading and writing the registry |
+//! | `documents`, `formats` | configuration |
+//! | `mesh`, `traces`, `gather` | what is asked of all nodes |
+//! | `pages` | metrics, health, OpenAPI |
+//! | `show`, `context` | the heart's types made into the model's; what all requests share |
+//!
 //! # Routes
 //!
 //! | Route | Request | Answer ([`model`]) |
@@ -14,16 +28,16 @@
 //! | `PUT …/{id}/status` | [`model::StatusRequest`] | [`model::Written`] |
 //! | `PUT …/{id}/override` | [`model::OverrideBody`] | [`model::Written`] |
 //! | `DELETE …/{id}/override` | | [`model::Written`] |
-//! | `GET /v1/services?prefix=` ⏳ | | [`model::ServiceList`] |
-//! | `GET /v1/services/{service}`, `…/instances` `?ready=true&zone=&tag=&version=&status=` ⏳ | | [`model::InstanceList`] |
-//! | `GET /v1/config?namespace=&group=&prefix=&conflicts=true` ⏳ | | [`model::ConfigList`] |
-//! | `GET /v1/config/{namespace}/{group}/{key…}` ⏳ | | the document's bytes, headers below |
-//! | the same with `?meta=true` ⏳ | | [`model::ConfigDocument`] |
+//! | `GET /v1/services?prefix=` W | | [`model::ServiceList`] |
+//! | `GET /v1/services/{service}`, `…/instances` `?ready=true&zone=&tag=&version=&status=` W | | [`model::InstanceList`] |
+//! | `GET /v1/config?namespace=&group=&prefix=&conflicts=true` W | | [`model::ConfigList`] |
+//! | `GET /v1/config/{namespace}/{group}/{key…}` W | | the document's bytes, headers below |
+//! | the same with `?meta=true` W | | [`model::ConfigDocument`] |
 //! | the same with `?stamp=STAMP` | | the bytes of one of the concurrent versions |
 //! | `PUT /v1/config/{namespace}/{group}/{key…}?author=&comment=&expect=STAMP\|none` | the bytes; `Content-Type` is the format | [`model::Written`] |
 //! | `DELETE` the same, same parameters | | [`model::Written`] |
 //! | `POST /v1/config/{namespace}/{group}/{key…}?choose=STAMP&author=&comment=` | empty: make this version the only one | [`model::Written`] |
-//! | `GET /v1/members` ⏳ | | [`model::MemberList`] |
+//! | `GET /v1/members` W | | [`model::MemberList`] |
 //! | `GET /v1/status` | | [`model::MeshStatus`] |
 //! | `GET /v1/node` | | [`model::NodeDetail`] |
 //! | `GET /v1/traces?limit=` | | [`model::RecentTraces`] |
@@ -34,14 +48,17 @@
 //!
 //! All routes about services take `?namespace=` (default `default`; the list of services: all).
 //!
-//! ⏳ Blocking queries: every answer carries [`model::REVISION_HEADER`]; with `?newer_than=REVISION&wait=30s` the
+//! W Blocking queries: every answer carries [`model::REVISION_HEADER`]; with `?newer_than=REVISION&wait=30s` the
 //! answer comes when there is something newer, or after the wait (default 30 s, at most 10 min) with what there is.
 //! It is level-triggered: nothing is lost between two queries. An answer may come without a change, and comes at once
 //! when the revision asked for is larger than the node's own (it was restarted): always compare, never count.
 //!
 //! Everything that is not a success is a [`model::ErrorBody`]: 400 (which field), 403 (a browser's cross-origin write
 //! or a foreign Host), 404 (with near names), 405, 409 (somebody wrote first; or the instance has another owner), 413,
-//! 429 (too many waiters), 503 (busy, stopping), 507 (a limit of the registry is reached).
+//! 429 (too many waiters), 503 (busy, stopping), 507 (a limit of the registry or the disk is reached).
+//!
+//! A write is answered when it is on disk and in the view: a read at the same node that follows it shows it. It is then
+//! already on its way to the other nodes; `GET /v1/status` tells whether they have it.
 
 mod context;
 mod documents;

@@ -18,6 +18,7 @@ pub(crate) struct ListCache {
 struct Kept {
     lists: BTreeMap<(ServiceKey, bool), (Revision, Bytes)>,
     bytes: usize,
+    drops: u64,
 }
 
 /// The most bytes kept; when it is reached, all is dropped and the lists asked for are made anew.
@@ -38,6 +39,11 @@ impl ListCache {
         self.kept.write().unwrap_or_else(PoisonError::into_inner).put(name, service.revision, json.clone());
         json
     }
+
+    /// How often all was dropped for want of room.
+    pub(crate) fn drops(&self) -> u64 {
+        self.kept.read().unwrap_or_else(PoisonError::into_inner).drops
+    }
 }
 
 impl Kept {
@@ -51,7 +57,7 @@ impl Kept {
             return; // Somebody with a newer view was faster.
         }
         if self.bytes + json.len() > MAX_KEPT_BYTES {
-            *self = Self::default();
+            *self = Self { drops: self.drops + 1, ..Self::default() };
         }
         self.bytes += json.len();
         if let Some((_, old)) = self.lists.insert(name, (revision, json)) {

@@ -69,15 +69,13 @@ pub(crate) fn router(context: Shared) -> Router {
 /// Before and after every request: the guard, then the counter.
 async fn front_door(State(context): State<Shared>, request: Request, next: Next) -> Response {
     let method = word(request.method());
-    let route: Arc<str> = match request.extensions().get::<MatchedPath>() {
-        Some(path) => path.as_str().into(),
-        None => "other".into(),
-    };
+    let route = request.extensions().get::<MatchedPath>().cloned();
     let allowed = &context.settings.allowed_hosts;
     let response = match guard::check(request.method(), request.uri(), request.headers(), allowed) {
         Ok(()) => next.run(request).await,
         Err(failure) => failure.into_response(),
     };
+    let route = route.as_ref().map_or("other", MatchedPath::as_str);
     context.counters.answered(method, route, response.status());
     response
 }

@@ -66,6 +66,9 @@ pub(crate) async fn recent(
 /// Each span once, parents before their children, siblings by start. Clocks of different nodes disagree, so the tree
 /// decides before the clock does.
 fn in_order(spans: Vec<Span>) -> Vec<Span> {
+    if spans.len() > MAX_SPANS {
+        tracing::warn!(spans = spans.len(), shown = MAX_SPANS, "a trace has too many spans; the others are left out");
+    }
     let mut known: BTreeMap<(u64, SpanId, NodeId), Span> = BTreeMap::new();
     for span in spans.into_iter().take(MAX_SPANS) {
         known.entry((span.start_us, span.id, span.node.clone())).or_insert(span);

@@ -3,7 +3,7 @@
 use starling_core::registry::{Health, Status};
 use starling_core::view::Usability;
 
-use super::world::World;
+use super::world::{World, eventually};
 use crate::model::{InstanceInfo, InstanceList, Registered, ServiceList, Written};
 
 const ORDERS_1: &str = "/v1/services/orders/instances/o-1";
@@ -191,4 +191,19 @@ async fn a_full_queue_is_said_at_once() {
     let answer = server.ask(&format!("PUT {ORDERS_1}"), r#"{"port": 1}"#).await.expect(503);
     assert_eq!(answer.header("retry-after"), "1");
     assert!(answer.error().error.contains("busy"));
+}
+
+#[tokio::test]
+async fn a_write_is_answered_when_the_view_shows_it() {
+    let world = World::of(&["a"]);
+    let server = world.server("a");
+    world.hold_views();
+    let writer = server.clone();
+    let write = tokio::spawn(async move { writer.register("orders", "o-1", 1).await });
+    eventually(|| world.commands() == 1).await;
+    tokio::task::yield_now().await;
+    assert!(!write.is_finished());
+    world.release_views();
+    write.await.unwrap();
+    server.get(ORDERS_1).await.expect(200);
 }

@@ -45,6 +45,8 @@ struct Inner {
     wall_ahead_ms: BTreeMap<NodeId, u64>,
     /// Refuse commands as a full queue would.
     busy: bool,
+    /// Views that wait to be published, when they are held.
+    held: Option<Vec<(NodeId, Arc<View>)>>,
     now_ms: u64,
     replies: BTreeMap<CommandId, Result<Answer, Refusal>>,
     commands: u64,
@@ -69,6 +71,7 @@ impl World {
             silent: BTreeSet::new(),
             wall_ahead_ms: BTreeMap::new(),
             busy: false,
+            held: None,
             now_ms: 0,
             replies: BTreeMap::new(),
             commands: 0,
@@ -125,6 +128,24 @@ impl World {
         self.lock().busy = true;
     }
 
+    /// From now on views are published late.
+    pub(super) fn hold_views(&self) {
+        self.lock().held = Some(Vec::new());
+    }
+
+    /// Publishes the views that were held.
+    pub(super) fn release_views(&self) {
+        let mut inner = self.lock();
+        for (node, view) in inner.held.take().unwrap_or_default() {
+            inner.nodes.get_mut(&node).unwrap().publish(view);
+        }
+    }
+
+    /// How many commands were given so far.
+    pub(super) fn commands(&self) -> u64 {
+        self.lock().commands
+    }
+
     /// This node keeps this span.
     pub(super) fn saw(&self, name: &str, span: Span) {
         self.lock().nodes.get_mut(&id(name)).unwrap().spans.push(span);
@@ -177,6 +198,11 @@ fn facts(name: &str) -> NodeFacts {
 }
 
 impl Place {
+    fn publish(&mut self, view: Arc<View>) {
+        self.view = view;
+        self.changes.send_replace(self.view.revision);
+    }
+
     fn new(name: &str) -> Place {
         let settings = Settings { zone: zone(name), ..Settings::default() };
         let now = Now { elapsed: Instant(0), wall: WallTime(START_UNIX_MS) };
@@ -198,10 +224,10 @@ impl Inner {
             place.heart.handle(now, input, &mut out);
             for output in out {
                 match output {
-                    Output::Publish(view) => {
-                        place.view = view;
-                        place.changes.send_replace(place.view.revision);
-                    }
+                    Output::Publish(view) => match &mut self.held {
+                        Some(held) => held.push((to.clone(), view)),
+                        None => place.publish(view),
+                    },
                     Output::Reply(command, answer) => drop(self.replies.insert(command, answer)),
                     Output::Send(peer, message) if !self.cut.contains(&to) && !self.cut.contains(&peer) => {
                         waiting.push_back((peer, Input::Message(to.clone(), message)));

@@ -1,0 +1,134 @@
+//! Bodies about nodes.
+
+use serde::{Deserialize, Serialize};
+use starling_core::id::{Incarnation, NodeId, Zone};
+use starling_core::view::{MemberState, Revision};
+
+/// `GET /v1/members`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberList {
+    /// The revision of the list.
+    pub revision: Revision,
+    /// The node that answers.
+    pub node: NodeId,
+    /// Nodes seen, by name: those lost too, until they are forgotten.
+    pub members: Vec<MemberInfo>,
+}
+
+/// One node as the node that answers sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberInfo {
+    /// Its name.
+    pub node: NodeId,
+    /// Whether it is there: `alive`, `lost` or `left`.
+    pub state: MemberState,
+    /// Since when, by the clock of the node that answers.
+    pub since_unix_ms: u64,
+    /// Its zone.
+    pub zone: Zone,
+    /// Its cell.
+    pub cell: String,
+    /// The version of its binary.
+    pub version: String,
+    /// `host:port` of its QUIC socket.
+    pub address: String,
+    /// Which start of it.
+    pub incarnation: Incarnation,
+}
+
+/// What a node says of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeInfo {
+    /// Its name.
+    pub node: NodeId,
+    /// Which start of it.
+    pub incarnation: Incarnation,
+    /// The version of its binary.
+    pub version: String,
+    /// Milliseconds since it started.
+    pub uptime_ms: u64,
+    /// Its wall clock when it answered.
+    pub wall_unix_ms: u64,
+    /// Its view's revision; comparable only with itself.
+    pub revision: Revision,
+    /// The fingerprint of all it holds: equal on two nodes exactly when they hold the same.
+    pub fingerprint: String,
+    /// How many records that is.
+    pub records: u64,
+    /// Members it holds for alive, itself included.
+    pub members_alive: u32,
+}
+
+/// `GET /v1/node`: the node that answers, without asking any other.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeDetail {
+    /// What it says when peers ask.
+    pub node: NodeInfo,
+    /// Its zone.
+    pub zone: Zone,
+    /// Whether it is ready to serve.
+    pub ready: bool,
+    /// Services it knows.
+    pub services: u32,
+    /// Instances it knows.
+    pub instances: u32,
+    /// Instances it owns.
+    pub own_instances: u32,
+    /// Configuration documents it serves.
+    pub documents: u32,
+    /// Documents with concurrent versions.
+    pub conflicts: u32,
+}
+
+/// `GET /v1/status`: does every peer hold the same data, and who is behind?
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MeshStatus {
+    /// The node that answers and compares the others with itself.
+    pub node: NodeId,
+    /// Its fingerprint.
+    pub fingerprint: String,
+    /// Whether every alive member answered and holds the same.
+    pub agree: bool,
+    /// One report per known member, by name, this node included.
+    pub nodes: Vec<NodeReport>,
+}
+
+/// One node in a [`MeshStatus`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeReport {
+    /// The node.
+    pub node: NodeId,
+    /// Its zone.
+    pub zone: Zone,
+    /// How it stands.
+    pub verdict: Verdict,
+    /// Why it could not be asked or did not answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// What it said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<NodeInfo>,
+    /// How far its wall clock is ahead (behind: negative) of the answering node's, in milliseconds; exact to half the
+    /// round trip.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock_offset_ms: Option<i64>,
+    /// How long its answer took, in microseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub round_trip_us: Option<u64>,
+}
+
+/// How a node stands in a [`MeshStatus`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// It holds the same as the node that answers.
+    Same,
+    /// It answered and holds something else. While writes are on their way this is normal for milliseconds.
+    Differs,
+    /// Membership holds it for alive, but it did not answer in time.
+    Unreachable,
+    /// Membership has lost it; it was not asked.
+    Lost,
+    /// It left cleanly; it was not asked.
+    Left,
+}
