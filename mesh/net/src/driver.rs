@@ -110,8 +110,12 @@ enum Taken {
 }
 
 impl Driver {
+    /// A loop whose first picture is published already: nobody shall find an empty registry after a restart.
     pub(crate) fn new(node: Node, clocks: Clocks, world: World) -> Self {
-        Self { node, clocks, world, commands_taken: 0, batch: Batch::default() }
+        let mut driver = Self { node, clocks, world, commands_taken: 0, batch: Batch::default() };
+        driver.take(Taken::Tick, &mut Vec::new());
+        driver.finish();
+        driver
     }
 
     /// Runs until told to stop, or until nobody can give it commands any more. Gives back the disk, to be closed.
