@@ -45,6 +45,9 @@ pub enum BindError {
         /// What the system said.
         source: io::Error,
     },
+    /// Its settings contradict themselves.
+    #[error("settings of the API: {0}")]
+    Settings(String),
 }
 
 impl Api {
@@ -52,13 +55,14 @@ impl Api {
     /// `/readyz` answers.
     ///
     /// # Errors
-    /// [`BindError`] when the address is taken or not this host's.
+    /// [`BindError`] when the settings are wrong, or the address is taken or not this host's.
     pub async fn bind<M: MeshPort>(
         settings: ApiSettings,
         mesh: M,
         metrics: Vec<Arc<dyn MetricSource>>,
         ready: Arc<AtomicBool>,
     ) -> Result<Api, BindError> {
+        settings.check().map_err(BindError::Settings)?;
         let wrong = |source| BindError::Listen { address: settings.listen, source };
         let listener = TcpListener::bind(settings.listen).await.map_err(wrong)?;
         let address = listener.local_addr().map_err(wrong)?;

@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use starling_core::id::ServiceName;
 
 /// Settings of the control surface. Durations are milliseconds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,23 +49,78 @@ impl Default for ApiSettings {
 }
 
 impl ApiSettings {
-    /// [`Self::idle_timeout_ms`] as a duration, at least 10 ms.
+    /// What is wrong with them, if anything: the setting and what to do. [`crate::Api::bind`] looks too.
+    ///
+    /// # Errors
+    /// A sentence for the person who wrote them.
+    pub fn check(&self) -> Result<(), String> {
+        if self.max_connections == 0 {
+            return Err("max_connections is 0: nobody could ask anything".into());
+        }
+        if self.max_waiters >= self.max_connections {
+            return Err(format!(
+                "max_waiters {} must be below max_connections {}, or waiting queries can keep everybody else out",
+                self.max_waiters, self.max_connections
+            ));
+        }
+        for (name, ms) in [
+            ("idle_timeout_ms", self.idle_timeout_ms),
+            ("request_timeout_ms", self.request_timeout_ms),
+            ("ask_timeout_ms", self.ask_timeout_ms),
+        ] {
+            if !(10..=MAX_TIMEOUT_MS).contains(&ms) {
+                return Err(format!("{name} {ms} is not within 10 ms and 1 h"));
+            }
+        }
+        // Names of services and of hosts are made of the same characters.
+        let is_name = |host: &String| host.parse::<ServiceName>().is_ok();
+        match self.allowed_hosts.iter().find(|host| !is_name(host)) {
+            Some(host) => Err(format!("allowed_hosts: {host:?} is not a host name; give it without scheme and port")),
+            None => Ok(()),
+        }
+    }
+
     pub(crate) fn idle_timeout(&self) -> Duration {
-        Duration::from_millis(self.idle_timeout_ms.max(10))
+        Duration::from_millis(self.idle_timeout_ms)
     }
 
-    /// [`Self::request_timeout_ms`] as a duration, at least 10 ms.
     pub(crate) fn request_timeout(&self) -> Duration {
-        Duration::from_millis(self.request_timeout_ms.max(10))
+        Duration::from_millis(self.request_timeout_ms)
     }
 
-    /// [`Self::ask_timeout_ms`] as a duration, at least 10 ms.
     pub(crate) fn ask_timeout(&self) -> Duration {
-        Duration::from_millis(self.ask_timeout_ms.max(10))
+        Duration::from_millis(self.ask_timeout_ms)
     }
 
-    /// [`Self::drain_timeout_ms`] as a duration.
     pub(crate) fn drain_timeout(&self) -> Duration {
         Duration::from_millis(self.drain_timeout_ms)
+    }
+}
+
+/// The longest time any one step may be given: beyond it, somebody mistook the unit.
+const MAX_TIMEOUT_MS: u64 = 3_600_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problem(change: impl FnOnce(&mut ApiSettings)) -> String {
+        let mut settings = ApiSettings::default();
+        change(&mut settings);
+        settings.check().err().unwrap_or_default()
+    }
+
+    #[test]
+    fn the_defaults_are_in_order() {
+        assert_eq!(ApiSettings::default().check(), Ok(()));
+        assert!(ApiSettings::default().listen.ip().is_loopback());
+    }
+
+    #[test]
+    fn settings_that_cannot_work_are_named() {
+        assert!(problem(|s| s.max_connections = 0).contains("max_connections"));
+        assert!(problem(|s| s.max_waiters = 2_000).contains("max_waiters 2000"));
+        assert!(problem(|s| s.idle_timeout_ms = 1).contains("idle_timeout_ms 1 "));
+        assert!(problem(|s| s.allowed_hosts = vec!["http://x".into()]).contains("without scheme"));
     }
 }

@@ -107,6 +107,23 @@ async fn choosing_a_version_ends_the_conflict_everywhere() {
 }
 
 #[tokio::test]
+async fn an_edit_is_served_before_a_concurrent_deletion_and_either_can_be_chosen() {
+    let world = World::of(&["a", "b"]);
+    let (a, b) = (world.server("a"), world.server("b"));
+    put(&a, "", "before").await;
+    world.cut("b");
+    put(&a, "", "edited").await;
+    b.ask(&format!("DELETE {LIMITS}"), "").await.expect(200);
+    world.heal();
+    let read = b.get(LIMITS).await.expect(200);
+    assert_eq!((read.text(), read.header("x-starling-conflict")), ("edited", "2"));
+    let document: ConfigDocument = a.get(&format!("{LIMITS}?meta=true")).await.json();
+    assert!(document.versions[1].deleted, "{document:?}");
+    a.ask(&format!("POST {LIMITS}?choose={}", document.versions[1].stamp), "").await.expect(200);
+    b.get(LIMITS).await.expect(404);
+}
+
+#[tokio::test]
 async fn writing_anew_ends_the_conflict_too() {
     let (_world, a, b) = in_conflict().await;
     put(&a, "", "both").await;

@@ -66,7 +66,7 @@ async fn a_taken_address_is_said_with_what_to_do() {
 #[tokio::test]
 async fn one_connection_too_many_is_told_so() {
     let world = World::of(&["a"]);
-    let running = start(&world, ApiSettings { max_connections: 1, ..settings() }).await;
+    let running = start(&world, ApiSettings { max_connections: 1, max_waiters: 0, ..settings() }).await;
     let first = running.send("GET /v1/node HTTP/1.1\r\n", b"").await;
     eventually(|| running.context.counters.connections.lock().unwrap().open == 1).await;
     let refused = answer(running.send(GET, b"").await).await;
@@ -85,6 +85,15 @@ async fn a_client_that_says_nothing_is_let_go() {
     let text = answer(running.send("GET /v1/node HTTP/1.1\r\nhost:", b"").await).await;
     assert!(!text.contains("200 OK"), "{text}");
     eventually(|| running.context.counters.connections.lock().unwrap().open == 0).await;
+}
+
+#[tokio::test]
+async fn a_waiting_query_is_not_idle() {
+    let world = World::of(&["a"]);
+    let running = start(&world, ApiSettings { idle_timeout_ms: 10, ..settings() }).await;
+    let revision = world.view("a").revision.0;
+    let head = format!("GET /v1/services?newer_than={revision}&wait=100ms HTTP/1.1\r\nhost: localhost\r\n\r\n");
+    assert!(answer(running.send(&head, b"").await).await.starts_with("HTTP/1.1 200"));
 }
 
 #[tokio::test]
