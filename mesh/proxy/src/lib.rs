@@ -1,1 +1,154 @@
-//! Starling's data plane: it carries requests by what the view says
+//! Starling's data plane: it carries requests by what the view says.
+//!
+//! It reads the view, opens tunnels through the node, and keeps spans and counters. It knows nothing of the store,
+//! gossip, certificates or the control API; whom to send to and what to protect from is decided in `starling_core`
+//! (`route`, `balance`, `guard`), purely.
+//!
+//! ```text
+//! app --HTTP/1.1--> outbound -> stack -> exchange --tunnel--> inbound -> exchange --HTTP/1.1--> app
+//!                                           '------TCP, instance on this host or on one without a node------^
+//! ```
+//!
+//! | Room | What it does |
+//! |---|---|
+//! | `stack` | what happens to a request, in order: read this first |
+//! | `outbound`, `inbound`, `serve` | the listener for applications, tunnels from other nodes, one connection |
+//! | `exchange`, `pool` | one attempt; idle connections |
+//! | `http1`, `body`, `reason` | what passes and what does not; bodies on their way; the sidecar's own answers |
+//! | `directory` | what is remembered of each service: candidates, budget, counters |
+//! | `trace`, `metrics`, `clock` | what can be seen; the rim's clock and dice |
+//! | [`mesh`] | the node, as far as it is needed here |
+
+mod body;
+mod clock;
+mod directory;
+mod exchange;
+mod http1;
+mod inbound;
+pub mod mesh;
+mod metrics;
+mod outbound;
+mod pool;
+mod reason;
+mod serve;
+mod settings;
+mod stack;
+mod trace;
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use settings::ProxySettings;
+use starling_core::observe::MetricSource;
+use starling_net::{Handle, IncomingTunnel};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+
+use crate::clock::Clock;
+use crate::directory::Directory;
+use crate::mesh::{Arrival, Mesh};
+use crate::metrics::Connections;
+use crate::serve::{Lifetime, Phase};
+use crate::stack::Carrier;
+
+/// Why the data plane could not start; nothing was started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A setting is out of its range.
+    #[error("proxy settings: {0}")]
+    Settings(String),
+    /// The listener could not be opened.
+    #[error("cannot listen for applications on {address}: {error}; is another node running here? set proxy.listen")]
+    Listen {
+        /// The address, as set.
+        address: SocketAddr,
+        /// The system's reason.
+        error: std::io::Error,
+    },
+}
+
+/// A running data plane. Dropping it drops every connection; [`Proxy::drain`] lets them finish.
+pub struct Proxy {
+    local_addr: SocketAddr,
+    carrier: Arc<Carrier>,
+    phase: watch::Sender<Phase>,
+    /// Closed when no task is left.
+    alive: mpsc::Receiver<Infallible>,
+}
+
+impl Proxy {
+    /// Listens for applications and takes tunnels from other nodes. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn start(
+        settings: ProxySettings,
+        handle: Handle,
+        tunnels: mpsc::Receiver<IncomingTunnel>,
+    ) -> Result<Proxy, StartError> {
+        Self::start_in(settings, Arc::new(handle), tunnels).await
+    }
+
+    /// The same in any mesh, for tests and for those who bring their own links.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn start_in<T: Into<Arrival> + Send + 'static>(
+        settings: ProxySettings,
+        mesh: Arc<dyn Mesh>,
+        tunnels: mpsc::Receiver<T>,
+    ) -> Result<Proxy, StartError> {
+        settings.check().map_err(StartError::Settings)?;
+        let address = settings.listen;
+        let failed = |error| StartError::Listen { address, error };
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let local_addr = listener.local_addr().map_err(failed)?;
+        let carrier = Arc::new(Carrier {
+            settings,
+            mesh,
+            clock: Clock::start(),
+            directory: Directory::new(),
+            connections: Connections::default(),
+        });
+        let (phase, phase_seen) = watch::channel(Phase::Running);
+        let (alive_held, alive) = mpsc::channel(1);
+        let lifetime = Lifetime::new(phase_seen, alive_held);
+        tokio::spawn(outbound::run(carrier.clone(), listener, lifetime.clone()));
+        tokio::spawn(inbound::run(carrier.clone(), tunnels, lifetime.clone()));
+        tokio::spawn(sweep(carrier.clone(), lifetime));
+        Ok(Proxy { local_addr, carrier, phase, alive })
+    }
+
+    /// Where applications reach it.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// Its metrics.
+    pub fn metrics(&self) -> Arc<dyn MetricSource> {
+        self.carrier.clone()
+    }
+
+    /// Takes nothing new, lets requests in flight finish for up to `within`, then drops the rest. Says whether all
+    /// finished.
+    pub async fn drain(mut self, within: Duration) -> bool {
+        self.phase.send_replace(Phase::Draining);
+        let finished = tokio::time::timeout(within, self.alive.recv()).await.is_ok();
+        self.phase.send_replace(Phase::Stopped);
+        finished
+    }
+}
+
+/// Closes connections that have been idle for too long and forgets services that are gone.
+async fn sweep(carrier: Arc<Carrier>, mut lifetime: Lifetime) {
+    let idle_timeout = carrier.settings.idle_timeout();
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(idle_timeout / 2) => {}
+            () = lifetime.draining() => return,
+        }
+        carrier.directory.sweep(&carrier.mesh.view(), idle_timeout);
+    }
+}

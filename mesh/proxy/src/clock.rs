@@ -1,0 +1,41 @@
+//! The rim's clock and dice: read here, passed to the pure heart.
+
+use std::cell::RefCell;
+use std::hash::{BuildHasher, RandomState};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use starling_core::time::Instant;
+
+/// A monotonic clock in the heart's units.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Clock(std::time::Instant);
+
+impl Clock {
+    pub(crate) fn start() -> Self {
+        Self(std::time::Instant::now())
+    }
+
+    pub(crate) fn now(self) -> Instant {
+        Instant(self.0.elapsed().as_micros() as u64)
+    }
+}
+
+/// Microseconds since the Unix epoch, by this machine's clock.
+pub(crate) fn wall_us() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64)
+}
+
+thread_local! {
+    // RandomState draws its keys from the operating system, so no two threads or machines share a sequence.
+    static DICE: RefCell<fastrand::Rng> = RefCell::new(fastrand::Rng::with_seed(RandomState::new().hash_one(0)));
+}
+
+/// Runs `f` with this thread's generator.
+pub(crate) fn with_dice<R>(f: impl FnOnce(&mut fastrand::Rng) -> R) -> R {
+    DICE.with_borrow_mut(f)
+}
+
+/// A random number.
+pub(crate) fn random() -> u64 {
+    with_dice(|dice| dice.u64(..))
+}

@@ -1,0 +1,215 @@
+//! One attempt: a connection, a request, the head of its response. Knows nothing of services or retries.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::{Method, Request, Response};
+use http_body_util::BodyExt;
+use hyper::body::{Body, Incoming};
+use starling_core::id::{InstanceKey, NodeId};
+use starling_core::observe::SpanId;
+use starling_core::registry::{Address, Reach};
+use starling_core::view::InstanceView;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::body::RequestBody;
+use crate::http1;
+use crate::mesh::Stream;
+use crate::pool::{Pool, Sender, handshake};
+use crate::reason::{REASON, Reason, Refused};
+use crate::stack::Carrier;
+use crate::trace::Context;
+
+/// Why an attempt brought no response of the application.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) reason: Reason,
+    pub(crate) why: String,
+}
+
+impl Failure {
+    pub(crate) fn new(reason: Reason, why: impl Into<String>) -> Self {
+        Self { reason, why: why.into() }
+    }
+}
+
+/// How an instance is reached from here.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Way<'a> {
+    /// It listens there: on this host, or on one without a node.
+    Address(&'a Address),
+    /// Through the node that owns it.
+    Tunnel(&'a NodeId, &'a InstanceKey),
+}
+
+impl<'a> Way<'a> {
+    pub(crate) fn to(instance: &'a InstanceView, me: &NodeId) -> Self {
+        match instance.instance.reach {
+            Reach::Owner if instance.owner() != me => Self::Tunnel(instance.owner(), &instance.key),
+            _ => Self::Address(&instance.instance.address),
+        }
+    }
+}
+
+/// A request that may have to be sent more than once.
+#[derive(Debug)]
+pub(crate) struct Outgoing {
+    pub(crate) head: Parts,
+    body: Option<RequestBody>,
+}
+
+impl Outgoing {
+    /// Takes the request over. A body of known, small length is read now, so that it can be repeated.
+    pub(crate) async fn hold(head: Parts, body: Incoming, max_held: usize, deadline: Instant) -> Result<Self, Refused> {
+        let body = match body.size_hint().exact() {
+            Some(0) => RequestBody::Held(Bytes::new()),
+            Some(length) if length <= max_held as u64 => match timeout_at(deadline, body.collect()).await {
+                Ok(Ok(whole)) => RequestBody::Held(whole.to_bytes()),
+                Ok(Err(error)) => {
+                    return Err(Refused::new(Reason::BadRequest, format!("the request's body broke off: {error}")));
+                }
+                Err(_) => return Err(Refused::new(Reason::SlowRequest, "the request's body did not come in time")),
+            },
+            _ => RequestBody::Stream(body),
+        };
+        Ok(Self { head, body: Some(body) })
+    }
+
+    /// Whether it is still whole here: its body held in memory, or not touched yet.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.body.is_some()
+    }
+
+    /// Whether it may be sent again although the application may have seen it.
+    pub(crate) fn is_repeatable(&self) -> bool {
+        self.is_whole() && http1::is_idempotent(&self.head.method)
+    }
+
+    pub(crate) fn method(&self) -> &Method {
+        &self.head.method
+    }
+
+    fn request(&mut self, context: &Context, span: SpanId) -> Option<Request<RequestBody>> {
+        let body = match self.body.take()? {
+            RequestBody::Held(bytes) => {
+                self.body = Some(RequestBody::Held(bytes.clone()));
+                RequestBody::Held(bytes)
+            }
+            stream => stream,
+        };
+        let mut request = Request::new(body);
+        *request.method_mut() = self.head.method.clone();
+        *request.uri_mut() = self.head.uri.clone();
+        *request.headers_mut() = self.head.headers.clone();
+        context.send(span, request.headers_mut());
+        Some(request)
+    }
+
+    /// Takes back what was not sent.
+    fn give_back(&mut self, request: Request<RequestBody>) {
+        self.body = Some(request.into_body());
+    }
+}
+
+/// Sends the request over an idle or new connection and waits for the head of the response.
+pub(crate) async fn exchange(
+    carrier: &Carrier,
+    pool: &Pool,
+    way: Way<'_>,
+    outgoing: &mut Outgoing,
+    context: &Context,
+    span: SpanId,
+    deadline: Instant,
+) -> Result<(Response<Incoming>, Sender), Failure> {
+    let exchanged = timeout_at(deadline, send_over_some_connection(carrier, pool, way, outgoing, context, span)).await;
+    let late = || {
+        let ms = carrier.settings.request_timeout_ms;
+        Failure::new(Reason::TimedOut, format!("no response within {ms} ms of the request's arrival"))
+    };
+    let (mut response, sender) = exchanged.map_err(|_| late())??;
+    if let (Way::Tunnel(..), Some(value)) = (way, response.headers().get(REASON)) {
+        // The other sidecar answered, not the application; its connection stays good for the next request.
+        let (reason, why) = Reason::read(value);
+        return Err(Failure::new(reason, why));
+    }
+    http1::clean_response(response.headers_mut());
+    Ok((response, sender))
+}
+
+async fn send_over_some_connection(
+    carrier: &Carrier,
+    pool: &Pool,
+    way: Way<'_>,
+    outgoing: &mut Outgoing,
+    context: &Context,
+    span: SpanId,
+) -> Result<(Response<Incoming>, Sender), Failure> {
+    // Ends: every turn but the last uses up one idle connection, and after a broken one no other is trusted.
+    let mut trust_idle = true;
+    loop {
+        let idle = if trust_idle { pool.take(carrier.settings.idle_timeout()).await } else { None };
+        let reused = idle.is_some();
+        let mut sender = match idle {
+            Some(sender) => sender,
+            None => connect(carrier, way).await?,
+        };
+        let Some(request) = outgoing.request(context, span) else {
+            return Err(Failure::new(Reason::Reset, "the request's body has been sent already"));
+        };
+        let mut failed = match sender.try_send_request(request).await {
+            Ok(response) => return Ok((response, sender)),
+            Err(failed) => failed,
+        };
+        let unsent = failed.take_message();
+        let error = failed.into_error();
+        match unsent {
+            Some(request) => {
+                outgoing.give_back(request);
+                if !reused {
+                    return Err(Failure::new(Reason::Connect, format!("the connection closed at once: {error}")));
+                }
+            }
+            // An idle connection that dies without a byte was most likely being closed as we sent; whoever may be
+            // repeated gets a fresh one. Others may have been seen.
+            None if error.is_user() => {
+                return Err(Failure::new(Reason::BadRequest, format!("the request's body broke off: {error}")));
+            }
+            None if reused && !error.is_parse() && outgoing.is_repeatable() => {}
+            None => return Err(Failure::new(Reason::Reset, describe(&error))),
+        }
+        trust_idle = false;
+    }
+}
+
+fn describe(error: &hyper::Error) -> String {
+    let mut text = format!("the connection broke before a response: {error}");
+    if let Some(source) = std::error::Error::source(error) {
+        text.push_str(&format!(" ({source})"));
+    }
+    text
+}
+
+async fn connect(carrier: &Carrier, way: Way<'_>) -> Result<Sender, Failure> {
+    let limit = carrier.settings.connect_timeout();
+    let failed = |why: String| Failure::new(Reason::Connect, why);
+    let stream: Box<dyn Stream> = match way {
+        Way::Address(address) => {
+            let connecting = TcpStream::connect((address.host.as_str(), address.port));
+            let stream = timeout(limit, connecting)
+                .await
+                .map_err(|_| failed(format!("no connection to {address} within {} ms", limit.as_millis())))?
+                .map_err(|error| failed(format!("no connection to {address}: {error}")))?;
+            // Fails only on a socket that is broken already, which the next write will say better.
+            let _ = stream.set_nodelay(true);
+            Box::new(stream)
+        }
+        Way::Tunnel(node, key) => {
+            let opening = carrier.mesh.open_tunnel(node, key, limit);
+            opening.await.map_err(|error| failed(error.to_string()))?
+        }
+    };
+    let open: &Arc<_> = &carrier.connections.upstream;
+    handshake(stream, &carrier.settings, open).await.map_err(|error| failed(error.to_string()))
+}

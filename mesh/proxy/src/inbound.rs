@@ -1,0 +1,136 @@
+//! Requests that other nodes bring through tunnels for instances of this node.
+//!
+//! A tunnel speaks HTTP/1.1 and leads to one instance. What arrives is delivered only to an instance this node owns
+//! by its own view; the caller's node is known from its certificate and told to the application. The local connection
+//! lives as long as the tunnel.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use starling_core::id::{InstanceKey, NodeId};
+use starling_core::observe::SpanKind;
+use starling_core::registry::Protocol;
+use starling_core::view::InstanceView;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::Instant;
+
+use crate::body::{Carried, Home, ReplyBody};
+use crate::exchange::{Outgoing, Way, exchange};
+use crate::mesh::Arrival;
+use crate::pool::{Gauge, Pool};
+use crate::reason::{Reason, Refused};
+use crate::serve::{Lifetime, serve};
+use crate::stack::{Carrier, describe};
+use crate::trace::{Context, OpenSpan};
+use crate::{http1, reason};
+
+/// Takes tunnels until there are no more or the proxy stops.
+pub(crate) async fn run<T: Into<Arrival>>(
+    carrier: Arc<Carrier>,
+    mut tunnels: mpsc::Receiver<T>,
+    mut lifetime: Lifetime,
+) {
+    let places = Arc::new(Semaphore::new(carrier.settings.max_tunnels));
+    loop {
+        let arrival: Arrival = tokio::select! {
+            arrival = tunnels.recv() => match arrival {
+                Some(arrival) => arrival.into(),
+                None => return,
+            },
+            () = lifetime.draining() => return,
+        };
+        let Ok(place) = places.clone().try_acquire_owned() else {
+            // Closing it tells the caller's sidecar, which tries another instance.
+            carrier.connections.tunnels_refused.fetch_add(1, Relaxed);
+            continue;
+        };
+        let (carrier, lifetime) = (carrier.clone(), lifetime.clone());
+        tokio::spawn(async move {
+            let _place = place;
+            let _counted = Gauge::count(&carrier.connections.tunnels);
+            let tunnel = Arc::new(Tunnel { from: arrival.from, to: arrival.to, pool: Arc::default() });
+            let shared = carrier.clone();
+            let answer = move |request| {
+                let (carrier, tunnel) = (shared.clone(), tunnel.clone());
+                async move { deliver(&carrier, &tunnel, request).await }
+            };
+            serve(arrival.stream, &carrier.settings, lifetime, answer).await;
+        });
+    }
+}
+
+/// One tunnel.
+struct Tunnel {
+    from: NodeId,
+    to: InstanceKey,
+    pool: Arc<Pool>,
+}
+
+async fn deliver(carrier: &Carrier, tunnel: &Tunnel, request: Request<Incoming>) -> Response<ReplyBody> {
+    let arrived = Instant::now();
+    let response = steps(carrier, tunnel, request, arrived).await.unwrap_or_else(|refused| refused.into_response(None));
+    if carrier.mesh.view().service(&tunnel.to.service).is_some() {
+        let entry = carrier.directory.entry(&tunnel.to.service, &carrier.settings);
+        entry.metrics.inbound.record(response.status(), arrived.elapsed());
+    } else {
+        carrier.directory.unknown().inbound.record(response.status(), arrived.elapsed());
+    }
+    response
+}
+
+async fn steps(
+    carrier: &Carrier,
+    tunnel: &Tunnel,
+    request: Request<Incoming>,
+    arrived: Instant,
+) -> Result<Response<ReplyBody>, Refused> {
+    let settings = &carrier.settings;
+    let deadline = arrived + settings.request_timeout();
+    let instance = owned_instance(carrier, &tunnel.to)?;
+    let (mut head, body) = request.into_parts();
+    let context = Context::receive(&mut head.headers);
+    http1::clean_request(&mut head.headers, &tunnel.from);
+    let mut span = OpenSpan::begin(&context, SpanKind::Server, carrier.mesh.me(), carrier.mesh.spans());
+    let mut outgoing = Outgoing::hold(head, body, settings.max_replay_bytes, deadline).await?;
+    span.describe(|span| {
+        describe(span, &tunnel.to.service, &outgoing);
+        span.attributes.insert("instance".into(), tunnel.to.instance.to_string());
+        span.attributes.insert("client.node".into(), tunnel.from.to_string());
+    });
+    let way = Way::Address(&instance.instance.address);
+    match exchange(carrier, &tunnel.pool, way, &mut outgoing, &context, span.id(), deadline).await {
+        Ok((response, sender)) => {
+            let status = response.status();
+            span.describe(|span| {
+                span.status = Some(status.as_u16());
+                span.error = status.is_server_error().then(|| status.as_str().to_owned());
+            });
+            let carried = Carried { sender, home: Home::Tunnel(tunnel.pool.clone()), spans: [Some(span), None] };
+            Ok(response.map(|body| ReplyBody::Carried(body, Some(carried))))
+        }
+        Err(failure) => {
+            span.fail(&failure.why);
+            Err(Refused::new(failure.reason, failure.why).of(&tunnel.to.service))
+        }
+    }
+}
+
+/// The instance, if it is this node's to deliver to; asked for every request, since a tunnel may outlive it.
+fn owned_instance(carrier: &Carrier, key: &InstanceKey) -> Result<Arc<InstanceView>, Refused> {
+    let me = carrier.mesh.me();
+    let view = carrier.mesh.view();
+    let owned = view.instance(key).filter(|instance| instance.owner() == me);
+    let Some(instance) = owned else {
+        let why = format!("node {me} does not own an instance {key}");
+        return Err(Refused::new(Reason::NotHere, why).of(&key.service));
+    };
+    match instance.instance.protocol {
+        Protocol::Http => Ok(instance.clone()),
+        other => {
+            let why = format!("instance {key} speaks {other}, which this version does not carry");
+            Err(reason::Refused::new(Reason::Unsupported, why).of(&key.service))
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! What the data plane needs of the node around it, and nothing more: a picture, a way to other nodes, a place for
+//! spans. [`starling_net::Handle`] is the real one; tests join two proxies by pipes.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use starling_core::id::{InstanceKey, NodeId};
+use starling_core::observe::SpanBuffer;
+use starling_core::view::View;
+use starling_net::{Handle, IncomingTunnel, LinkError};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// Bytes both ways: a TCP connection or a tunnel.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Stream for T {}
+
+/// A tunnel being opened.
+pub type Opening<'a> = Pin<Box<dyn Future<Output = Result<Box<dyn Stream>, LinkError>> + Send + 'a>>;
+
+/// The node as the data plane sees it.
+pub trait Mesh: Send + Sync + 'static {
+    /// This node's name.
+    fn me(&self) -> &NodeId;
+    /// The last published picture; never waits.
+    fn view(&self) -> Arc<View>;
+    /// Where spans go.
+    fn spans(&self) -> &Arc<SpanBuffer>;
+    /// Opens a byte stream to an instance through the node that owns it.
+    fn open_tunnel<'a>(&'a self, node: &'a NodeId, to: &'a InstanceKey, timeout: Duration) -> Opening<'a>;
+}
+
+impl Mesh for Handle {
+    fn me(&self) -> &NodeId {
+        Handle::me(self)
+    }
+
+    fn view(&self) -> Arc<View> {
+        Handle::view(self)
+    }
+
+    fn spans(&self) -> &Arc<SpanBuffer> {
+        Handle::spans(self)
+    }
+
+    fn open_tunnel<'a>(&'a self, node: &'a NodeId, to: &'a InstanceKey, timeout: Duration) -> Opening<'a> {
+        Box::pin(async move {
+            let tunnel = Handle::open_tunnel(self, node, to, timeout).await?;
+            Ok(Box::new(tunnel) as Box<dyn Stream>)
+        })
+    }
+}
+
+/// A tunnel another node opened to an instance of this one.
+pub struct Arrival {
+    /// The node, by its certificate.
+    pub from: NodeId,
+    /// The instance it asks for.
+    pub to: InstanceKey,
+    /// The bytes.
+    pub stream: Box<dyn Stream>,
+}
+
+impl From<IncomingTunnel> for Arrival {
+    fn from(tunnel: IncomingTunnel) -> Self {
+        Self { from: tunnel.from, to: tunnel.to, stream: Box::new(tunnel.tunnel) }
+    }
+}

@@ -1,0 +1,140 @@
+//! What the data plane counts: fixed sets of atomics per service, written without a lock, shown on demand.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use http::StatusCode;
+use starling_core::observe::{Exposition, MetricSource};
+
+use crate::pool::Gauge;
+use crate::stack::Carrier;
+
+/// Upper bounds in microseconds: OpenTelemetry's for HTTP, and finer ones below 5 ms where a sidecar lives.
+const BUCKETS_US: [u64; 19] = [
+    100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 75_000, 100_000, 250_000, 500_000, 750_000, 1_000_000,
+    2_500_000, 5_000_000, 7_500_000, 10_000_000,
+];
+const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+
+/// One direction of one service.
+#[derive(Debug, Default)]
+pub(crate) struct Side {
+    classes: [AtomicU64; CLASSES.len()],
+    buckets: [AtomicU64; BUCKETS_US.len() + 1],
+    sum_us: AtomicU64,
+}
+
+impl Side {
+    /// A response's head was sent after `took`.
+    pub(crate) fn record(&self, status: StatusCode, took: Duration) {
+        let class = usize::from(status.as_u16() / 100).clamp(1, CLASSES.len()) - 1;
+        let us = took.as_micros() as u64;
+        self.classes[class].fetch_add(1, Relaxed);
+        self.buckets[BUCKETS_US.partition_point(|bound| *bound < us)].fetch_add(1, Relaxed);
+        self.sum_us.fetch_add(us, Relaxed);
+    }
+
+    fn is_empty(&self) -> bool {
+        self.classes.iter().all(|class| class.load(Relaxed) == 0)
+    }
+}
+
+/// One service.
+#[derive(Debug, Default)]
+pub(crate) struct ServiceMetrics {
+    pub(crate) outbound: Side,
+    pub(crate) inbound: Side,
+    pub(crate) retries: AtomicU64,
+    pub(crate) retries_refused: AtomicU64,
+    pub(crate) breaker_opens: AtomicU64,
+    /// Requests the sidecar answered itself.
+    pub(crate) own_answers: AtomicU64,
+}
+
+/// What belongs to no service.
+#[derive(Debug, Default)]
+pub(crate) struct Connections {
+    /// From applications.
+    pub(crate) outbound: Arc<Gauge>,
+    /// Tunnels from other nodes.
+    pub(crate) tunnels: Arc<Gauge>,
+    /// To instances, idle ones included.
+    pub(crate) upstream: Arc<Gauge>,
+    /// Tunnels refused because there were too many.
+    pub(crate) tunnels_refused: AtomicU64,
+    /// Times accepting had to wait because there were too many connections.
+    pub(crate) accepts_delayed: AtomicU64,
+}
+
+type Counter = fn(&ServiceMetrics) -> &AtomicU64;
+
+impl MetricSource for Carrier {
+    fn collect(&self, out: &mut Exposition) {
+        let entries = self.directory.entries();
+        let mut services: Vec<(String, &ServiceMetrics)> =
+            entries.iter().map(|(key, entry)| (key.to_string(), &entry.metrics)).collect();
+        services.push(("unknown".into(), self.directory.unknown()));
+
+        out.family("starling_requests_total", "counter", "Requests carried, by class of status.");
+        for_each_side(&services, |service, direction, side| {
+            for (class, count) in CLASSES.iter().zip(&side.classes) {
+                let labels = [("service", service), ("direction", direction), ("class", class)];
+                out.sample("starling_requests_total", &labels, count.load(Relaxed) as f64);
+            }
+        });
+        out.family("starling_request_duration_seconds", "histogram", "Time until the response began.");
+        for_each_side(&services, |service, direction, side| histogram(out, service, direction, side));
+
+        let counters: [(&str, &str, Counter); 4] = [
+            ("starling_retries_total", "Requests sent once more.", |m| &m.retries),
+            ("starling_retries_refused_total", "Retries the budget did not allow.", |m| &m.retries_refused),
+            ("starling_breaker_opens_total", "Times an instance's breaker opened.", |m| &m.breaker_opens),
+            ("starling_own_answers_total", "Requests the sidecar answered itself.", |m| &m.own_answers),
+        ];
+        for (name, help, counter) in counters {
+            out.family(name, "counter", help);
+            for (service, metrics) in &services {
+                out.sample(name, &[("service", service)], counter(metrics).load(Relaxed) as f64);
+            }
+        }
+        self.connections.collect(out);
+    }
+}
+
+fn for_each_side(services: &[(String, &ServiceMetrics)], mut f: impl FnMut(&str, &str, &Side)) {
+    for (service, metrics) in services {
+        for (direction, side) in [("outbound", &metrics.outbound), ("inbound", &metrics.inbound)] {
+            if !side.is_empty() {
+                f(service, direction, side);
+            }
+        }
+    }
+}
+
+fn histogram(out: &mut Exposition, service: &str, direction: &str, side: &Side) {
+    let mut cumulative = 0;
+    for (i, count) in side.buckets.iter().enumerate() {
+        cumulative += count.load(Relaxed);
+        let bound = BUCKETS_US.get(i).map_or("+Inf".to_owned(), |us| (*us as f64 / 1e6).to_string());
+        let labels = [("service", service), ("direction", direction), ("le", bound.as_str())];
+        out.sample("starling_request_duration_seconds_bucket", &labels, cumulative as f64);
+    }
+    let labels = [("service", service), ("direction", direction)];
+    out.sample("starling_request_duration_seconds_sum", &labels, side.sum_us.load(Relaxed) as f64 / 1e6);
+    out.sample("starling_request_duration_seconds_count", &labels, cumulative as f64);
+}
+
+impl Connections {
+    fn collect(&self, out: &mut Exposition) {
+        out.family("starling_proxy_connections", "gauge", "Open connections of the data plane.");
+        for (kind, gauge) in [("application", &self.outbound), ("tunnel", &self.tunnels), ("instance", &self.upstream)]
+        {
+            out.sample("starling_proxy_connections", &[("kind", kind)], gauge.value() as f64);
+        }
+        let refused = self.tunnels_refused.load(Relaxed) as f64;
+        out.single("starling_tunnels_refused_total", "counter", "Tunnels refused, too many being open.", refused);
+        let delayed = self.accepts_delayed.load(Relaxed) as f64;
+        out.single("starling_accepts_delayed_total", "counter", "Accepts delayed, too many being open.", delayed);
+    }
+}

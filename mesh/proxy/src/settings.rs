@@ -1,0 +1,157 @@
+//! What an operator can set about the data plane.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use starling_core::guard::{BreakerSettings, BudgetSettings};
+
+/// The data plane's settings. Durations are milliseconds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ProxySettings {
+    /// Where local applications reach the sidecar; loopback unless everybody on the network may call as this host.
+    /// Default `127.0.0.1:15001`; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// The last label of host names that mean services: `orders.mesh`. One label; default "mesh".
+    pub suffix: String,
+    /// How long connecting to an instance may take. 1 to 60,000; default 1,000.
+    pub connect_timeout_ms: u64,
+    /// How long a request may take, retries included, until its response begins; the body may take longer.
+    /// 1 to 3,600,000; default 30,000.
+    pub request_timeout_ms: u64,
+    /// How long a client may take to send a request's headers, also how long it may be idle between requests.
+    /// 100 to 3,600,000; default 60,000.
+    pub header_timeout_ms: u64,
+    /// The largest head of a request or response. 8,192 to 1,048,576; default 65,536.
+    pub max_head_bytes: usize,
+    /// The most header fields of a request or response. 1 to 1,000; default 100.
+    pub max_headers: usize,
+    /// The most connections from applications at once; more wait to be accepted. At least 1; default 10,000.
+    pub max_connections: usize,
+    /// The most tunnels from other nodes at once; more are refused. At least 1; default 10,000.
+    pub max_tunnels: usize,
+    /// The most idle connections kept per instance. Default 64.
+    pub max_idle_per_instance: usize,
+    /// How long an idle connection to an instance is kept. 100 to 3,600,000; default 4,500: below the 5 s after which
+    /// Node.js closes one, because a request sent while it closes is lost.
+    pub idle_timeout_ms: u64,
+    /// The most retries of one request. 0 to 10; default 2.
+    pub max_retries: u32,
+    /// The wait before the first retry is random up to this, before the second up to three times this, and so on
+    /// (doubling plus one). 0 to 10,000; default 25 (Envoy).
+    pub retry_backoff_ms: u64,
+    /// Bodies of known length up to this are held in memory so that the request can be repeated.
+    /// 0 to 16,777,216; default 65,536 (Linkerd).
+    pub max_replay_bytes: usize,
+    /// How many sidecars a request may pass before it is taken for a loop. 1 to 1,000; default 16.
+    pub max_hops: u32,
+    /// When retries are allowed.
+    pub retry_budget: BudgetSettings,
+    /// When an instance is taken out because its answers fail.
+    pub breaker: BreakerSettings,
+}
+
+impl Default for ProxySettings {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 15_001)),
+            suffix: "mesh".into(),
+            connect_timeout_ms: 1_000,
+            request_timeout_ms: 30_000,
+            header_timeout_ms: 60_000,
+            max_head_bytes: 65_536,
+            max_headers: 100,
+            max_connections: 10_000,
+            max_tunnels: 10_000,
+            max_idle_per_instance: 64,
+            idle_timeout_ms: 4_500,
+            max_retries: 2,
+            retry_backoff_ms: 25,
+            max_replay_bytes: 65_536,
+            max_hops: 16,
+            retry_budget: BudgetSettings::default(),
+            breaker: BreakerSettings::default(),
+        }
+    }
+}
+
+impl ProxySettings {
+    /// What is out of its range, if anything.
+    ///
+    /// # Errors
+    /// A sentence for the operator: the field, its value, its range.
+    pub fn check(&self) -> Result<(), String> {
+        let label = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        if self.suffix.is_empty() || self.suffix.len() > 63 || !self.suffix.chars().all(label) {
+            return Err(format!("suffix {:?} is not one label of a host name (a-z, 0-9, '-', '_')", self.suffix));
+        }
+        let breaker = &self.breaker;
+        let hour_ms = 3_600_000;
+        for (field, value, min, max) in [
+            ("connect_timeout_ms", self.connect_timeout_ms, 1, 60_000),
+            ("request_timeout_ms", self.request_timeout_ms, 1, hour_ms),
+            ("header_timeout_ms", self.header_timeout_ms, 100, hour_ms),
+            ("max_head_bytes", self.max_head_bytes as u64, 8_192, 1 << 20),
+            ("max_headers", self.max_headers as u64, 1, 1_000),
+            ("max_connections", self.max_connections as u64, 1, 1 << 20),
+            ("max_tunnels", self.max_tunnels as u64, 1, 1 << 20),
+            ("max_idle_per_instance", self.max_idle_per_instance as u64, 0, 100_000),
+            ("idle_timeout_ms", self.idle_timeout_ms, 100, hour_ms),
+            ("max_retries", u64::from(self.max_retries), 0, 10),
+            ("retry_backoff_ms", self.retry_backoff_ms, 0, 10_000),
+            ("max_replay_bytes", self.max_replay_bytes as u64, 0, 16 << 20),
+            ("max_hops", u64::from(self.max_hops), 1, 1_000),
+            ("retry_budget.percent", u64::from(self.retry_budget.percent), 0, 1_000),
+            ("retry_budget.floor_per_s", u64::from(self.retry_budget.floor_per_s), 0, 10_000),
+            ("breaker.consecutive_failures", u64::from(breaker.consecutive_failures), 1, u64::from(u32::MAX)),
+            ("breaker.failure_percent", u64::from(breaker.failure_percent), 1, 100),
+            ("breaker.min_calls", u64::from(breaker.min_calls), 1, u64::from(u32::MAX)),
+            ("breaker.open_ms", breaker.open_ms, 100, 600_000),
+            ("breaker.max_open_ms", breaker.max_open_ms, breaker.open_ms, hour_ms),
+            ("breaker.probe_wait_ms", breaker.probe_wait_ms, 100, 600_000),
+        ] {
+            if !(min..=max).contains(&value) {
+                return Err(format!("{field} is {value}, allowed are {min} to {max}"));
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn connect_timeout(&self) -> Duration {
+        Duration::from_millis(self.connect_timeout_ms)
+    }
+
+    pub(crate) fn request_timeout(&self) -> Duration {
+        Duration::from_millis(self.request_timeout_ms)
+    }
+
+    pub(crate) fn idle_timeout(&self) -> Duration {
+        Duration::from_millis(self.idle_timeout_ms)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_within_their_ranges() {
+        assert_eq!(ProxySettings::default().check(), Ok(()));
+    }
+
+    #[test]
+    fn a_value_out_of_range_is_named() {
+        let settings = ProxySettings { max_head_bytes: 10, ..ProxySettings::default() };
+        assert_eq!(settings.check().unwrap_err(), "max_head_bytes is 10, allowed are 8192 to 1048576");
+        let settings = ProxySettings { suffix: "a.b".into(), ..ProxySettings::default() };
+        assert!(settings.check().unwrap_err().contains("suffix"));
+    }
+
+    #[test]
+    fn an_unknown_setting_is_refused() {
+        assert!(serde_json::from_str::<ProxySettings>(r#"{"listn": "127.0.0.1:1"}"#).is_err());
+        let settings: ProxySettings = serde_json::from_str(r#"{"breaker": {"open_ms": 200}}"#).unwrap();
+        assert_eq!(settings.breaker.open_ms, 200);
+    }
+}

@@ -1,0 +1,316 @@
+//! What happens to an application's request, in order. This list is the only place that knows the order.
+//!
+//! | # | Step | Why here |
+//! |---|---|---|
+//! | 1 | trace | everything below, refusals too, belongs to a trace the caller can ask for |
+//! | 2 | hop count | a loop must end before it costs anything |
+//! | 3 | route | host to service; all later state is per service |
+//! | 4 | clean headers | once, before any attempt copies them |
+//! | 5 | hold a small body | decides whether the request can be repeated at all |
+//! | 6 | deadline | over everything below, so that retries never add to what the caller waits |
+//! | 7 | retry: at most n, within the budget, not where it was | outside the choice: each attempt chooses anew |
+//! | 8 | balance, with the breakers in its draw | a broken instance is not drawn, rather than drawn and refused |
+//! | 9 | exchange | idle or new connection, send, wait for the head |
+//! | 10 | learn | latency, breaker and counters hear of every attempt, also of those that were repeated |
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use http::{Request, Response, StatusCode};
+use hyper::body::Incoming;
+use starling_core::balance::{FAILURE_PENALTY, Group, InFlight, Slot};
+use starling_core::guard::Permit;
+use starling_core::id::{InstanceId, ServiceKey};
+use starling_core::observe::SpanKind;
+use starling_core::route::{RouteError, route};
+use starling_core::view::ServiceView;
+use tokio::time::Instant;
+
+use crate::body::{Carried, Home, ReplyBody};
+use crate::clock::{self, Clock};
+use crate::directory::{Directory, Entry};
+use crate::exchange::{Failure, Outgoing, Way, exchange};
+use crate::http1;
+use crate::mesh::Mesh;
+use crate::metrics::Connections;
+use crate::pool::{Pool, Sender};
+use crate::reason::{self, Reason, Refused, Tried};
+use crate::settings::ProxySettings;
+use crate::trace::{Context, OpenSpan};
+
+/// Longest path shown in a span.
+const MAX_SPAN_PATH: usize = 200;
+
+/// The data plane's state, shared by all connections.
+pub(crate) struct Carrier {
+    pub(crate) settings: ProxySettings,
+    pub(crate) mesh: Arc<dyn Mesh>,
+    pub(crate) clock: Clock,
+    pub(crate) directory: Directory,
+    pub(crate) connections: Connections,
+}
+
+/// Carries a request from an application on this host to an instance, and its response back.
+pub(crate) async fn carry(carrier: &Carrier, request: Request<Incoming>) -> Response<ReplyBody> {
+    let arrived = Instant::now();
+    let (mut head, body) = request.into_parts();
+    let context = Context::receive(&mut head.headers);
+    let mut entry = None;
+    let carried = steps(carrier, head, body, &context, arrived, &mut entry).await;
+    let metrics = entry.as_ref().map_or(carrier.directory.unknown(), |entry: &Arc<Entry>| &entry.metrics);
+    let mut response = carried.unwrap_or_else(|refused| {
+        metrics.own_answers.fetch_add(1, Relaxed);
+        refused.into_response(Some(context.trace))
+    });
+    reason::insert_trace(response.headers_mut(), context.trace);
+    metrics.outbound.record(response.status(), arrived.elapsed());
+    response
+}
+
+async fn steps(
+    carrier: &Carrier,
+    mut head: http::request::Parts,
+    body: Incoming,
+    context: &Context,
+    arrived: Instant,
+    entry: &mut Option<Arc<Entry>>,
+) -> Result<Response<ReplyBody>, Refused> {
+    let settings = &carrier.settings;
+    let deadline = arrived + settings.request_timeout();
+    http1::count_hop(&mut head.headers, settings.max_hops)?;
+    let host = http1::to_origin_form(&mut head)?;
+    let view = carrier.mesh.view();
+    let key = route(&host, &settings.suffix, &view).map_err(not_routed)?;
+    let Some(service) = view.service(&key) else {
+        return Err(Refused::new(Reason::NoSuchService, format!("no service {key} is registered")).of(&key));
+    };
+    let entry: &Arc<Entry> = entry.insert(carrier.directory.entry(&key, settings));
+    http1::clean_request(&mut head.headers, carrier.mesh.me());
+    let outgoing = Outgoing::hold(head, body, settings.max_replay_bytes, deadline).await.map_err(|r| r.of(&key))?;
+    entry.budget.deposit(carrier.clock.now());
+    let group = entry.group(service, &view, settings);
+    Call { carrier, service, key: &key, entry, group: &group, context, deadline, tried: Vec::new() }
+        .attempts(outgoing)
+        .await
+}
+
+fn not_routed(error: RouteError) -> Refused {
+    let reason = match error {
+        RouteError::NotMesh { .. } => Reason::NotMesh,
+        RouteError::Name(_) => Reason::BadRequest,
+    };
+    Refused::new(reason, error.to_string())
+}
+
+/// One request to one service, through all its attempts.
+struct Call<'a> {
+    carrier: &'a Carrier,
+    service: &'a ServiceView,
+    key: &'a ServiceKey,
+    entry: &'a Entry,
+    group: &'a Group<Pool>,
+    context: &'a Context,
+    deadline: Instant,
+    tried: Vec<(InstanceId, Tried)>,
+}
+
+impl<'a> Call<'a> {
+    async fn attempts(mut self, mut outgoing: Outgoing) -> Result<Response<ReplyBody>, Refused> {
+        let Some(mut chosen) = self.choose() else {
+            let why = reason::why_unusable(self.service);
+            return Err(self.refuse(Reason::NoneUsable, why));
+        };
+        let mut root: Option<OpenSpan> = None;
+        loop {
+            let (slot, permit) = chosen;
+            let mut span = self.begin_span(&outgoing, slot);
+            if let Some(root) = &root {
+                span.set_parent(root.id());
+            }
+            let result = self.attempt(slot, permit, &mut outgoing, &mut span).await;
+            let again = match &result {
+                Ok((response, ..)) => is_worth_repeating(response.status()) && outgoing.is_repeatable(),
+                Err(failure) => outgoing.is_whole() && (failure.reason.is_unsent() || outgoing.is_repeatable()),
+            };
+            self.tried.push(self.note(slot, &result));
+            let next = if again { self.next_chance() } else { None };
+            let Some(next) = next else {
+                return match result {
+                    Ok((response, sender, in_flight)) => Ok(reply(response, sender, in_flight, [Some(span), root])),
+                    Err(failure) => Err(self.give_up(failure, [Some(span), root])),
+                };
+            };
+            root = Some(root.unwrap_or_else(|| self.begin_root(&mut span, &outgoing)));
+            span.fail(&self.tried.last().map_or(String::new(), |(_, tried)| tried.error.clone()));
+            drop(result);
+            chosen = next;
+            self.back_off().await;
+        }
+    }
+
+    fn choose(&self) -> Option<(&'a Slot<Pool>, Permit)> {
+        let tried: Vec<InstanceId> = self.tried.iter().map(|(instance, _)| instance.clone()).collect();
+        let now = self.carrier.clock.now();
+        let group: &'a Group<Pool> = self.group;
+        clock::with_dice(|dice| group.choose(now, dice, &tried))
+    }
+
+    /// Another instance, if this request may be sent once more.
+    fn next_chance(&self) -> Option<(&'a Slot<Pool>, Permit)> {
+        if self.tried.len() > self.carrier.settings.max_retries as usize || Instant::now() >= self.deadline {
+            return None;
+        }
+        let next = self.choose()?;
+        if !self.entry.budget.withdraw(self.carrier.clock.now()) {
+            self.entry.metrics.retries_refused.fetch_add(1, Relaxed);
+            return None;
+        }
+        self.entry.metrics.retries.fetch_add(1, Relaxed);
+        Some(next)
+    }
+
+    /// Sends it to one instance and lets balance and breaker learn from what comes.
+    async fn attempt(
+        &self,
+        slot: &Slot<Pool>,
+        permit: Permit,
+        outgoing: &mut Outgoing,
+        span: &mut OpenSpan,
+    ) -> Result<(Response<Incoming>, Sender, InFlight<Pool>), Failure> {
+        let carrier = self.carrier;
+        let in_flight = InFlight::begin(&slot.seat);
+        let way = Way::to(&slot.instance, carrier.mesh.me());
+        let began = carrier.clock.now();
+        let id = span.id();
+        let result = exchange(carrier, &slot.seat.extra, way, outgoing, self.context, id, self.deadline).await;
+        let status = result.as_ref().ok().map(|(response, _)| response.status());
+        // A client that breaks off its own request says nothing about the instance.
+        if !matches!(&result, Err(failure) if failure.reason == Reason::BadRequest) {
+            self.learn(slot, permit, began, status);
+        }
+        if let Some(status) = status {
+            span.describe(|span| {
+                span.status = Some(status.as_u16());
+                span.error = status.is_server_error().then(|| status.as_str().to_owned());
+            });
+        }
+        let (response, sender) = result?;
+        Ok((response, sender, in_flight))
+    }
+
+    /// What an attempt, answered with `status` or not at all, says of the instance.
+    fn learn(
+        &self,
+        slot: &Slot<Pool>,
+        permit: Permit,
+        began: starling_core::time::Instant,
+        status: Option<StatusCode>,
+    ) {
+        let now = self.carrier.clock.now();
+        let failed = status.is_none_or(|status| status.is_server_error());
+        // Being told to slow down is no defect of the instance, but no reason to send it more either.
+        let unwelcome = failed || status == Some(StatusCode::TOO_MANY_REQUESTS);
+        let latency = now.since(began);
+        slot.seat.load.observe(now, if unwelcome { latency.max(FAILURE_PENALTY) } else { latency });
+        if !failed {
+            if permit.succeed(now) {
+                slot.seat.load.forget();
+                tracing::info!(instance = %slot.instance.key, "the breaker closed: a probe went well");
+            }
+        } else if permit.fail(now, clock::random()) {
+            self.entry.metrics.breaker_opens.fetch_add(1, Relaxed);
+            tracing::warn!(instance = %slot.instance.key, "the breaker opened: its answers fail");
+        }
+    }
+
+    fn note(
+        &self,
+        slot: &Slot<Pool>,
+        result: &Result<(Response<Incoming>, Sender, InFlight<Pool>), Failure>,
+    ) -> (InstanceId, Tried) {
+        let error = match result {
+            Ok((response, ..)) => format!("it answered {}", response.status().as_u16()),
+            Err(failure) => failure.why.clone(),
+        };
+        let instance = slot.instance.key.instance.clone();
+        let tried = Tried { instance: instance.to_string(), node: slot.instance.owner().to_string(), error };
+        (instance, tried)
+    }
+
+    /// Full jitter, as Envoy: up to base, 3 x base, 7 x base ...
+    async fn back_off(&self) {
+        let steps = (1u64 << self.tried.len().min(20)) - 1;
+        let most_ms = self.carrier.settings.retry_backoff_ms.saturating_mul(steps);
+        let wait = Duration::from_micros(clock::random() % (most_ms * 1_000 + 1));
+        tokio::time::sleep_until((Instant::now() + wait).min(self.deadline)).await;
+    }
+
+    fn begin_span(&self, outgoing: &Outgoing, slot: &Slot<Pool>) -> OpenSpan {
+        let mesh = &self.carrier.mesh;
+        let mut span = OpenSpan::begin(self.context, SpanKind::Client, mesh.me(), mesh.spans());
+        span.describe(|span| {
+            describe(span, self.key, outgoing);
+            span.attributes.insert("instance".into(), slot.instance.key.instance.to_string());
+            span.attributes.insert("server.node".into(), slot.instance.owner().to_string());
+            if !self.tried.is_empty() {
+                span.attributes.insert("http.request.resend_count".into(), self.tried.len().to_string());
+            }
+        });
+        span
+    }
+
+    /// The span of the whole call, put above its first attempt when there is to be a second.
+    fn begin_root(&self, first: &mut OpenSpan, outgoing: &Outgoing) -> OpenSpan {
+        let mesh = &self.carrier.mesh;
+        let mut root = OpenSpan::begin(self.context, SpanKind::Client, mesh.me(), mesh.spans());
+        root.describe(|span| describe(span, self.key, outgoing));
+        root.starts_with(first);
+        first.set_parent(root.id());
+        root
+    }
+
+    fn give_up(self, failure: Failure, spans: [Option<OpenSpan>; 2]) -> Refused {
+        spans.into_iter().flatten().for_each(|span| span.fail(&failure.why));
+        let why = match failure.reason {
+            Reason::Connect | Reason::NotHere => {
+                format!("no instance could be reached; {}", reason::why_unusable(self.service))
+            }
+            _ => failure.why,
+        };
+        let reason = if failure.reason == Reason::NotHere { Reason::Connect } else { failure.reason };
+        self.refuse(reason, why)
+    }
+
+    fn refuse(self, reason: Reason, why: String) -> Refused {
+        let tried = self.tried.into_iter().map(|(_, tried)| tried).collect();
+        Refused { reason, why, service: Some(self.key.clone()), tried }
+    }
+}
+
+/// What is the same for every span of a call.
+pub(crate) fn describe(span: &mut starling_core::observe::Span, service: &ServiceKey, outgoing: &Outgoing) {
+    span.service = service.to_string();
+    span.name = outgoing.method().to_string();
+    let path = outgoing.head.uri.path().chars().take(MAX_SPAN_PATH).collect();
+    span.attributes.insert("url.path".into(), path);
+}
+
+/// Answers that say "not me, not now": another instance may do better. A 500 is the application's own.
+fn is_worth_repeating(status: StatusCode) -> bool {
+    matches!(status, StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT)
+}
+
+fn reply(
+    response: Response<Incoming>,
+    sender: Sender,
+    in_flight: InFlight<Pool>,
+    mut spans: [Option<OpenSpan>; 2],
+) -> Response<ReplyBody> {
+    let status = response.status();
+    if let Some(root) = &mut spans[1] {
+        root.describe(|span| span.status = Some(status.as_u16()));
+    }
+    let carried = Carried { sender, home: Home::Seat(in_flight), spans };
+    response.map(|body| ReplyBody::Carried(body, Some(carried)))
+}

@@ -1,0 +1,274 @@
+//! What happens when instances fail: around them, back to them, and what the caller is told.
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
+use starling_core::registry::{Health, Status};
+use starling_core::view::Usability;
+use support::*;
+
+#[tokio::test]
+async fn a_killed_instance_is_routed_around_and_no_get_is_lost() {
+    let flock = Flock::default();
+    let (dies, lives) = (App::named("dies").await, App::named("lives").await);
+    let a = flock.node("a").await;
+    let _b = flock.node("b").await;
+    let _c = flock.node("c").await;
+    flock.register(dies.at("orders", "1", "b"));
+    flock.register(lives.at("orders", "2", "c"));
+    let mut client = Client::connect(a.addr()).await;
+    let mut texts = std::collections::BTreeSet::new();
+    for _ in 0..40 {
+        client.send("GET", "orders.mesh", "/", "", b"").await;
+        texts.insert(client.answer().await.text());
+    }
+    assert_eq!(texts.len(), 2);
+    drop(dies);
+    for _ in 0..40 {
+        client.send("GET", "orders.mesh", "/", "", b"").await;
+        let answer = client.answer().await;
+        assert_eq!((answer.status, answer.text().as_str()), (200, "lives"));
+    }
+}
+
+#[tokio::test]
+async fn a_post_that_was_never_sent_is_repeated_even_when_the_instance_is_remote() {
+    let (flock, lives) = (Flock::default(), App::named("lives").await);
+    let a = flock.node("a").await;
+    let _b = flock.node("b").await;
+    flock.register(Place { service: "orders", id: "1", owner: "b", address: nowhere().await });
+    flock.register(lives.at("orders", "2", "a"));
+    for _ in 0..20 {
+        assert_eq!(a.send("POST", "orders.mesh", "/", "", b"buy").await.text(), "lives");
+    }
+}
+
+#[tokio::test]
+async fn a_post_that_was_sent_is_not_repeated_but_a_get_is() {
+    let flock = Flock::default();
+    let (hangs_up, lives) = (App::hanging_up().await, App::named("lives").await);
+    let a = flock.node("a").await;
+    flock.register(hangs_up.at("orders", "1", "a"));
+    flock.register_as(lives.at("orders", "2", "a"), |view| change(view, |i| i.zone = "far".parse().unwrap()));
+    for sent in 1..=3 {
+        let answer = a.send("POST", "orders.mesh", "/", "", b"buy").await;
+        assert_eq!((answer.status, hangs_up.requests()), (502, sent));
+        assert!(answer.header("x-starling-reason").unwrap().starts_with("connection_lost: "), "{answer:?}");
+    }
+    assert_eq!(lives.requests(), 0);
+    assert_eq!(a.get("orders.mesh", "/").await.text(), "lives");
+    assert_eq!(hangs_up.requests(), 4);
+}
+
+#[tokio::test]
+async fn an_answer_that_says_not_now_is_asked_elsewhere_if_safe() {
+    let flock = Flock::default();
+    let (busy, lives) = (App::answering(|_| async { text(503, "busy") }).await, App::named("lives").await);
+    let a = flock.node("a").await;
+    flock.register(busy.at("orders", "1", "a"));
+    flock.register(lives.at("orders", "2", "a"));
+    for _ in 0..20 {
+        assert_eq!(a.get("orders.mesh", "/").await.text(), "lives");
+    }
+    flock.deregister("orders", "2");
+    let answer = a.get("orders.mesh", "/").await;
+    let reason = answer.header("x-starling-reason");
+    assert!(
+        (answer.text() == "busy" && reason.is_none()) || reason.unwrap().starts_with("no_usable_instance"),
+        "with nobody else to ask, the application's own words pass: {answer:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_request_with_a_large_body_is_not_repeated_once_sent() {
+    let (flock, hangs_up) = (Flock::default(), App::hanging_up().await);
+    let lives = App::named("lives").await;
+    let a = flock.node_with("a", |settings| settings.max_replay_bytes = 10).await;
+    flock.register(hangs_up.at("orders", "1", "a"));
+    flock.register_as(lives.at("orders", "2", "a"), |view| change(view, |i| i.zone = "far".parse().unwrap()));
+    assert_eq!(a.send("PUT", "orders", "/", "", b"more than ten bytes").await.status, 502);
+    assert_eq!(a.send("PUT", "orders", "/", "", b"few bytes").await.text(), "lives");
+}
+
+#[tokio::test]
+async fn a_connection_closed_while_idle_is_not_noticed_by_callers() {
+    let flock = Flock::default();
+    let brief = App::answering(|_| async {
+        let mut response = text(200, "bye");
+        response.headers_mut().insert("connection", "close".parse().unwrap());
+        response
+    })
+    .await;
+    let a = flock.node("a").await;
+    flock.register(brief.at("brief", "1", "a"));
+    let mut client = Client::connect(a.addr()).await;
+    for _ in 0..20 {
+        client.send("POST", "brief", "/", "", b"x").await;
+        assert_eq!(client.answer().await.text(), "bye");
+    }
+}
+
+#[tokio::test]
+async fn the_breaker_opens_is_told_of_and_closes_again() {
+    let flock = Flock::default();
+    let well = Arc::new(AtomicBool::new(false));
+    let state = well.clone();
+    let app = App::answering(move |_| {
+        let status = if state.load(SeqCst) { 200 } else { 500 };
+        async move { text(status, "app") }
+    })
+    .await;
+    let a =
+        flock.node_with("a", |settings| (settings.breaker.open_ms, settings.breaker.max_open_ms) = (100, 100)).await;
+    flock.register(app.at("orders", "1", "a"));
+    for _ in 0..5 {
+        assert_eq!(a.get("orders", "/").await.status, 500);
+    }
+    let refused = a.get("orders", "/").await;
+    assert!(refused.header("x-starling-reason").unwrap().contains("taken out by their breaker"), "{refused:?}");
+    assert!(a.metrics().contains("starling_breaker_opens_total{service=\"default/orders\"} 1\n"), "{}", a.metrics());
+    well.store(true, SeqCst);
+    eventually("the breaker closes", || async { (a.get("orders", "/").await.status == 200).then_some(()) }).await;
+    for _ in 0..10 {
+        assert_eq!(a.get("orders", "/").await.status, 200);
+    }
+}
+
+#[tokio::test]
+async fn a_probe_whose_caller_goes_away_does_not_hold_the_breaker_half_open() {
+    let flock = Flock::default();
+    let phase = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let state = phase.clone();
+    let app = App::answering(move |_| {
+        let phase = state.load(SeqCst);
+        async move {
+            match phase {
+                0 => text(500, "ill"),
+                1 => std::future::pending().await,
+                _ => text(200, "well"),
+            }
+        }
+    })
+    .await;
+    let a =
+        flock.node_with("a", |settings| (settings.breaker.open_ms, settings.breaker.max_open_ms) = (100, 100)).await;
+    flock.register(app.at("orders", "1", "a"));
+    for _ in 0..5 {
+        a.get("orders", "/").await;
+    }
+    phase.store(1, SeqCst);
+    // Clients come and go until one of them is the probe and hangs.
+    let sent_before = app.requests();
+    eventually("a probe goes out", || async {
+        let mut client = Client::connect(a.addr()).await;
+        client.send("GET", "orders", "/", "", b"").await;
+        let _ = tokio::time::timeout(std::time::Duration::from_millis(20), client.head()).await;
+        (app.requests() > sent_before).then_some(())
+    })
+    .await;
+    phase.store(2, SeqCst);
+    eventually("the next probe", || async { (a.get("orders", "/").await.status == 200).then_some(()) }).await;
+}
+
+#[tokio::test]
+async fn no_answer_in_time_is_told_as_such() {
+    let flock = Flock::default();
+    let stuck = App::answering(|_| std::future::pending()).await;
+    let a = flock.node_with("a", |settings| settings.request_timeout_ms = 50).await;
+    flock.register(stuck.at("stuck", "1", "a"));
+    let answer = a.get("stuck", "/").await;
+    assert_eq!(answer.status, 504);
+    assert!(answer.header("x-starling-reason").unwrap().starts_with("timed_out: "), "{answer:?}");
+}
+
+#[tokio::test]
+async fn nobody_usable_says_who_there_is_and_why_not() {
+    let flock = Flock::default();
+    let a = flock.node("a").await;
+    let address = nowhere().await;
+    let place = |id| Place { service: "orders", id, owner: "a", address };
+    flock.register_as(place("1"), |view| {
+        change(view, |i| i.status = Status::Down);
+        view.usability = Usability::Status;
+    });
+    for id in ["2", "3"] {
+        flock.register_as(place(id), |view| {
+            change(view, |i| i.health = Health::Failing);
+            view.usability = Usability::Health;
+        });
+    }
+    let answer = a.get("orders.mesh", "/").await;
+    let expected = "service default/orders has 3 instances: 1 DOWN, 2 failing health";
+    assert_eq!(answer.status, 503);
+    assert_eq!(answer.header("x-starling-reason").unwrap(), format!("no_usable_instance: {expected}"));
+    let json: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
+    assert_eq!((&json["service"], &json["why"]), (&"default/orders".into(), &expected.into()));
+}
+
+#[tokio::test]
+async fn what_was_tried_is_told() {
+    let flock = Flock::default();
+    let a = flock.node("a").await;
+    let _b = flock.node("b").await;
+    flock.register(Place { service: "orders", id: "1", owner: "a", address: nowhere().await });
+    flock.register(Place { service: "orders", id: "2", owner: "b", address: nowhere().await });
+    flock.register(Place { service: "orders", id: "3", owner: "gone", address: nowhere().await });
+    let answer = a.get("orders.mesh", "/").await;
+    let json: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
+    assert_eq!((answer.status, &json["error"]), (503, &"connect_failed".into()));
+    let mut tried: Vec<_> = json["tried"].as_array().unwrap().iter().map(|t| t["instance"].as_str().unwrap()).collect();
+    tried.sort_unstable();
+    assert_eq!(tried, ["1", "2", "3"]);
+    assert!(
+        answer.text().contains("no address is known for node gone") && answer.text().contains("refused"),
+        "{}",
+        answer.text()
+    );
+}
+
+#[tokio::test]
+async fn a_service_nobody_registered_and_a_host_of_somebody_else_are_told_apart() {
+    let flock = Flock::default();
+    let a = flock.node("a").await;
+    let unknown = a.get("orders.mesh", "/").await;
+    assert_eq!(
+        (unknown.status, unknown.header("x-starling-reason").unwrap()),
+        (503, "no_such_service: no service default/orders is registered")
+    );
+    let foreign = a.get("example.com", "/").await;
+    assert_eq!(foreign.status, 421);
+    assert!(foreign.header("x-starling-reason").unwrap().starts_with("not_a_mesh_name: "), "{foreign:?}");
+    assert!(a.metrics().contains(r#"starling_own_answers_total{service="unknown"} 2"#));
+}
+
+#[tokio::test]
+async fn the_retry_budget_stops_retries() {
+    let flock = Flock::default();
+    let a = flock
+        .node_with("a", |settings| {
+            settings.retry_budget.percent = 0;
+            settings.retry_budget.floor_per_s = 0;
+        })
+        .await;
+    flock.register(Place { service: "orders", id: "1", owner: "a", address: nowhere().await });
+    flock.register(Place { service: "orders", id: "2", owner: "a", address: nowhere().await });
+    let json: serde_json::Value = serde_json::from_slice(&a.get("orders", "/").await.body).unwrap();
+    assert_eq!(json["tried"].as_array().unwrap().len(), 1);
+    assert!(a.metrics().contains(r#"starling_retries_refused_total{service="default/orders"} 1"#));
+}
+
+#[tokio::test]
+async fn the_own_zone_is_preferred_until_it_has_nobody() {
+    let flock = Flock::default();
+    let (near, far) = (App::named("near").await, App::named("far").await);
+    let a = flock.node("a").await;
+    flock.register(near.at("orders", "1", "a"));
+    flock.register_as(far.at("orders", "2", "a"), |view| change(view, |i| i.zone = "far".parse().unwrap()));
+    for _ in 0..20 {
+        assert_eq!(a.get("orders", "/").await.text(), "near");
+    }
+    flock.deregister("orders", "1");
+    assert_eq!(a.get("orders", "/").await.text(), "far");
+}

@@ -1,0 +1,408 @@
+//! A small vocabulary: a mesh of proxies joined by pipes instead of QUIC, applications that do as they are told, and
+//! clients that speak plain HTTP over TCP.
+
+#![allow(dead_code)] // each test file uses its part of the vocabulary
+#![allow(clippy::unwrap_used)] // a helper that cannot help fails its test
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use starling_core::id::{InstanceKey, NodeId, ServiceKey};
+use starling_core::observe::{Exposition, Span, SpanBuffer, TraceId};
+use starling_core::registry::{Address, Instance, Reach};
+use starling_core::time::{HybridTime, Stamp};
+use starling_core::view::{InstanceView, Revision, ServiceView, Usability, View};
+use starling_net::LinkError;
+use starling_proxy::mesh::{Arrival, Mesh, Opening, Stream};
+use starling_proxy::{Proxy, ProxySettings};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+
+/// How long anything may take before a test gives up.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Nodes joined by pipes. All see the same instances.
+#[derive(Clone, Default)]
+pub(crate) struct Flock(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    doors: Mutex<BTreeMap<NodeId, mpsc::Sender<Arrival>>>,
+    instances: Mutex<BTreeMap<InstanceKey, Arc<InstanceView>>>,
+    revision: AtomicUsize,
+    tunnels: AtomicUsize,
+}
+
+/// One node of a flock: its proxy and what it has seen.
+pub(crate) struct Bird {
+    pub(crate) proxy: Proxy,
+    pub(crate) node: Arc<Node>,
+}
+
+pub(crate) struct Node {
+    me: NodeId,
+    flock: Flock,
+    spans: Arc<SpanBuffer>,
+    view: Mutex<Arc<View>>,
+}
+
+/// An instance about to be registered.
+pub(crate) struct Place {
+    pub(crate) service: &'static str,
+    pub(crate) id: &'static str,
+    pub(crate) owner: &'static str,
+    pub(crate) address: SocketAddr,
+}
+
+pub(crate) fn service_key(name: &str) -> ServiceKey {
+    let (namespace, service) = name.split_once('/').unwrap_or(("default", name));
+    ServiceKey { namespace: namespace.parse().unwrap(), service: service.parse().unwrap() }
+}
+
+impl Flock {
+    pub(crate) async fn node(&self, name: &str) -> Bird {
+        self.node_with(name, |_| {}).await
+    }
+
+    pub(crate) async fn node_with(&self, name: &str, change: impl FnOnce(&mut ProxySettings)) -> Bird {
+        let mut settings = ProxySettings { listen: "127.0.0.1:0".parse().unwrap(), ..ProxySettings::default() };
+        settings.retry_backoff_ms = 1;
+        change(&mut settings);
+        let me: NodeId = name.parse().unwrap();
+        let view = Mutex::new(Arc::new(View::empty(me.clone(), Default::default())));
+        let node =
+            Arc::new(Node { me: me.clone(), flock: self.clone(), spans: Arc::new(SpanBuffer::new(1_000)), view });
+        let (door, tunnels) = mpsc::channel(64);
+        self.0.doors.lock().unwrap().insert(me, door);
+        let proxy = Proxy::start_in(settings, node.clone(), tunnels).await.unwrap();
+        Bird { proxy, node }
+    }
+
+    /// Registers an instance that is ready.
+    pub(crate) fn register(&self, place: Place) {
+        self.register_as(place, |_| {});
+    }
+
+    pub(crate) fn register_as(&self, place: Place, change: impl FnOnce(&mut InstanceView)) {
+        let key = InstanceKey { service: service_key(place.service), instance: place.id.parse().unwrap() };
+        let address = Address { host: place.address.ip().to_string(), port: place.address.port() };
+        let mut view = InstanceView {
+            key: key.clone(),
+            instance: Arc::new(Instance::at(address)),
+            stamp: Stamp { time: HybridTime(1), node: place.owner.parse().unwrap() },
+            override_: None,
+            usability: Usability::Ready,
+        };
+        change(&mut view);
+        self.0.instances.lock().unwrap().insert(key, Arc::new(view));
+        self.0.revision.fetch_add(1, SeqCst);
+    }
+
+    pub(crate) fn deregister(&self, service: &str, id: &str) {
+        let key = InstanceKey { service: service_key(service), instance: id.parse().unwrap() };
+        self.0.instances.lock().unwrap().remove(&key);
+        self.0.revision.fetch_add(1, SeqCst);
+    }
+
+    /// How many tunnels were opened so far.
+    pub(crate) fn tunnels(&self) -> usize {
+        self.0.tunnels.load(SeqCst)
+    }
+
+    /// Opens a tunnel by hand, as a node that may be wrong.
+    pub(crate) async fn tunnel(&self, from: &str, node: &str, to: &InstanceKey) -> tokio::io::DuplexStream {
+        let (near, far) = tokio::io::duplex(4_096);
+        let door = self.0.doors.lock().unwrap()[node].clone();
+        let arrival = Arrival { from: from.parse().unwrap(), to: to.clone(), stream: Box::new(far) };
+        door.send(arrival).await.ok().expect("the node takes tunnels");
+        near
+    }
+
+    fn publish(&self, old: &Arc<View>) -> Arc<View> {
+        let revision = Revision(self.0.revision.load(SeqCst) as u64 + 1);
+        if revision == old.revision {
+            return old.clone();
+        }
+        let mut view = View::empty(old.me.clone(), old.zone.clone());
+        view.revision = revision;
+        let mut services = BTreeMap::<ServiceKey, Vec<Arc<InstanceView>>>::new();
+        for instance in self.0.instances.lock().unwrap().values() {
+            services.entry(instance.key.service.clone()).or_default().push(instance.clone());
+        }
+        for (key, instances) in services {
+            let by_id = instances.into_iter().map(|i| (i.key.instance.clone(), i)).collect();
+            view.services.insert_mut(key.clone(), Arc::new(ServiceView::new(key, revision, by_id)));
+        }
+        Arc::new(view)
+    }
+}
+
+/// Makes an instance reachable without a node.
+pub(crate) fn direct(view: &mut InstanceView) {
+    change(view, |instance| instance.reach = Reach::Direct);
+}
+
+pub(crate) fn change(view: &mut InstanceView, f: impl FnOnce(&mut Instance)) {
+    let mut instance = (*view.instance).clone();
+    f(&mut instance);
+    view.instance = Arc::new(instance);
+}
+
+impl Mesh for Node {
+    fn me(&self) -> &NodeId {
+        &self.me
+    }
+
+    fn view(&self) -> Arc<View> {
+        let mut view = self.view.lock().unwrap();
+        *view = self.flock.publish(&view);
+        view.clone()
+    }
+
+    fn spans(&self) -> &Arc<SpanBuffer> {
+        &self.spans
+    }
+
+    fn open_tunnel<'a>(&'a self, node: &'a NodeId, to: &'a InstanceKey, _: Duration) -> Opening<'a> {
+        Box::pin(async move {
+            let door = self.flock.0.doors.lock().unwrap().get(node).cloned();
+            let (near, far) = tokio::io::duplex(16 * 1024);
+            let arrival = Arrival { from: self.me.clone(), to: to.clone(), stream: Box::new(far) };
+            let door = door.ok_or_else(|| LinkError::UnknownNode(node.clone()))?;
+            let closed = |_| LinkError::Unreachable { node: node.clone(), reason: "it has stopped".into() };
+            door.send(arrival).await.map_err(closed)?;
+            self.flock.0.tunnels.fetch_add(1, SeqCst);
+            Ok(Box::new(near) as Box<dyn Stream>)
+        })
+    }
+}
+
+impl Bird {
+    pub(crate) fn addr(&self) -> SocketAddr {
+        self.proxy.local_addr()
+    }
+
+    /// `GET path` with this Host, over a connection of its own.
+    pub(crate) async fn get(&self, host: &str, path: &str) -> Answer {
+        self.send("GET", host, path, "", b"").await
+    }
+
+    pub(crate) async fn send(&self, method: &str, host: &str, path: &str, fields: &str, body: &[u8]) -> Answer {
+        let mut client = Client::connect(self.addr()).await;
+        client.send(method, host, path, fields, body).await;
+        client.answer().await
+    }
+
+    pub(crate) async fn spans_of(&self, answer: &Answer, n: usize) -> Vec<Span> {
+        let trace: TraceId = answer.header("x-starling-trace").unwrap().parse().unwrap();
+        eventually("spans", || async { Some(self.node.spans.trace(trace)).filter(|spans| spans.len() >= n) }).await
+    }
+
+    pub(crate) fn metrics(&self) -> String {
+        let mut out = Exposition::default();
+        self.proxy.metrics().collect(&mut out);
+        out.finish()
+    }
+}
+
+/// Asks until there is an answer.
+pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl FnMut() -> F) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(found) = ask().await {
+            return found;
+        }
+        assert!(begun.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// A client connection.
+pub(crate) struct Client {
+    pub(crate) stream: TcpStream,
+    read: Vec<u8>,
+}
+
+/// A response as it came.
+#[derive(Debug, Clone)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Answer {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
+    }
+
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+}
+
+impl Client {
+    pub(crate) async fn connect(to: SocketAddr) -> Self {
+        Self { stream: TcpStream::connect(to).await.unwrap(), read: Vec::new() }
+    }
+
+    pub(crate) async fn send(&mut self, method: &str, host: &str, target: &str, fields: &str, body: &[u8]) {
+        let length = if body.is_empty() { String::new() } else { format!("content-length: {}\r\n", body.len()) };
+        let head = format!("{method} {target} HTTP/1.1\r\nhost: {host}\r\n{fields}{length}\r\n");
+        self.stream.write_all(head.as_bytes()).await.unwrap();
+        self.stream.write_all(body).await.unwrap();
+    }
+
+    /// The head of the next response.
+    pub(crate) async fn head(&mut self) -> Answer {
+        let end = loop {
+            if let Some(at) = self.read.windows(4).position(|w| w == b"\r\n\r\n") {
+                break at;
+            }
+            assert!(self.fill().await, "closed within a head: {:?}", String::from_utf8_lossy(&self.read));
+        };
+        let head = String::from_utf8(self.read.drain(..end + 4).collect()).unwrap();
+        let mut lines = head.lines();
+        let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+        let field = |line: &str| line.split_once(": ").map(|(n, v)| (n.to_lowercase(), v.to_owned()));
+        Answer { status, headers: lines.filter_map(field).collect(), body: Vec::new() }
+    }
+
+    /// The next response with its body.
+    pub(crate) async fn answer(&mut self) -> Answer {
+        let mut answer = self.head().await;
+        if let Some(length) = answer.header("content-length") {
+            let length: usize = length.parse().unwrap();
+            while self.read.len() < length {
+                assert!(self.fill().await, "closed within a body");
+            }
+            answer.body = self.read.drain(..length).collect();
+        } else if answer.header("transfer-encoding").is_some() {
+            while let Some(chunk) = self.chunk().await {
+                answer.body.extend(chunk);
+            }
+        }
+        answer
+    }
+
+    /// The next chunk of a chunked body; `None` after the last.
+    pub(crate) async fn chunk(&mut self) -> Option<Vec<u8>> {
+        let at = loop {
+            if let Some(at) = self.read.windows(2).position(|w| w == b"\r\n") {
+                break at;
+            }
+            assert!(self.fill().await, "closed within a chunked body");
+        };
+        let size = usize::from_str_radix(std::str::from_utf8(&self.read[..at]).unwrap(), 16).unwrap();
+        while self.read.len() < at + 2 + size + 2 {
+            assert!(self.fill().await, "closed within a chunk");
+        }
+        let chunk: Vec<u8> = self.read.drain(..at + 2 + size + 2).skip(at + 2).take(size).collect();
+        (size > 0).then_some(chunk)
+    }
+
+    pub(crate) async fn fill(&mut self) -> bool {
+        let reading = self.stream.read_buf(&mut self.read);
+        tokio::time::timeout(PATIENCE, reading).await.expect("the proxy answers in time").unwrap_or(0) > 0
+    }
+}
+
+pub(crate) type AppBody = BoxBody<Bytes, hyper::Error>;
+
+pub(crate) fn text(status: u16, text: impl Into<String>) -> Response<AppBody> {
+    let body = Full::new(Bytes::from(text.into())).map_err(|never| match never {}).boxed();
+    Response::builder().status(status).body(body).unwrap()
+}
+
+/// A real application on loopback; dropping it kills it with all its connections.
+pub(crate) struct App {
+    pub(crate) addr: SocketAddr,
+    pub(crate) requests: Arc<AtomicUsize>,
+    pub(crate) connections: Arc<AtomicUsize>,
+    tasks: tokio::task::JoinHandle<()>,
+}
+
+impl App {
+    /// Answers every request with its own name.
+    pub(crate) async fn named(name: &'static str) -> Self {
+        Self::answering(move |_| async move { text(200, name) }).await
+    }
+
+    pub(crate) async fn answering<F, R>(answer: F) -> Self
+    where
+        F: Fn(Request<Incoming>) -> R + Clone + Send + Sync + 'static,
+        R: Future<Output = Response<AppBody>> + Send + 'static,
+    {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let (requests, connections) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (seen, met) = (requests.clone(), connections.clone());
+        let tasks = tokio::spawn(async move {
+            let mut connections = tokio::task::JoinSet::new();
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                met.fetch_add(1, SeqCst);
+                let (answer, seen) = (answer.clone(), seen.clone());
+                let service = service_fn(move |request| {
+                    seen.fetch_add(1, SeqCst);
+                    let answering = answer(request);
+                    async move { Ok::<_, std::convert::Infallible>(answering.await) }
+                });
+                connections.spawn(async move {
+                    let _ = hyper::server::conn::http1::Builder::new()
+                        .serve_connection(TokioIo::new(stream), service)
+                        .await;
+                });
+            }
+        });
+        Self { addr, requests, connections, tasks }
+    }
+
+    /// Reads each request's head and body as far as they come at once, then closes the connection without a word.
+    pub(crate) async fn hanging_up() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let requests = Arc::new(AtomicUsize::new(0));
+        let seen = requests.clone();
+        let tasks = tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut buffer = [0; 4_096];
+                let _ = stream.read(&mut buffer).await;
+                seen.fetch_add(1, SeqCst);
+            }
+        });
+        Self { addr, requests, connections: Arc::default(), tasks }
+    }
+
+    pub(crate) fn requests(&self) -> usize {
+        self.requests.load(SeqCst)
+    }
+
+    pub(crate) fn at(&self, service: &'static str, id: &'static str, owner: &'static str) -> Place {
+        Place { service, id, owner, address: self.addr }
+    }
+}
+
+impl Drop for App {
+    fn drop(&mut self) {
+        self.tasks.abort();
+    }
+}
+
+/// An address nobody listens on.
+pub(crate) async fn nowhere() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+}
