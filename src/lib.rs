@@ -1,1 +1,18 @@
 //! Starling: the assembly of the five crates under mesh/.
+//!
+//! | Room | What it does |
+//! |---|---|
+//! | [`settings`] | one TOML file, environment, flags: read, checked, explained |
+//! | [`node`] | a whole node in one process: `starling::Node::start(settings)` |
+//! | [`cli`] | the command line: `starling node` and everything that asks a running node |
+//! | [`logging`] | what a node says of itself |
+//!
+//! It decides nothing about the product: core decides, net talks, proxy carries, api shows, sim doubts.
+
+pub mod cli;
+pub mod logging;
+pub mod node;
+pub mod settings;
+
+pub use node::{Addresses, Node, StartError};
+pub use settings::Settings;

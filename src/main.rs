@@ -1,2 +1,7 @@
-//! The starling binary.
-fn main() {}
+//! The `starling` binary.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    starling::cli::run()
+}

@@ -1,0 +1,214 @@
+//! The mesh itself: who is there, and do they agree?
+
+use std::io;
+
+use clap::Args;
+use starling_api::model::{MemberList, MeshStatus, NodeReport, Verdict};
+use starling_core::view::MemberState;
+
+use super::client::{Ask, Client};
+use super::failure::Failure;
+use super::output::{Cell, Out, Style, Table, ago, count, micros, span_of};
+
+/// `starling members`
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Shows the mesh as one node sees it; another node may see another one, for example during a partition.
+
+Examples:
+  starling members
+  starling members --peer 10.0.0.7:15000")]
+pub(crate) struct MembersArgs {}
+
+/// `starling status`
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+One node asks all others what they hold and compares. Nodes differ for milliseconds while a write is on its way;
+a node that differs for seconds is behind.
+
+Examples:
+  starling status
+  starling status --check && echo 'all nodes hold the same'")]
+pub(crate) struct StatusArgs {
+    /// Exit with code 1 unless every node answers and holds the same
+    #[arg(long)]
+    check: bool,
+}
+
+/// Clocks further apart than this are worth a warning, in milliseconds: an operator sees writes out of order.
+const CLOCK_WARNING_MS: u64 = 500;
+
+pub(crate) fn members(_: &MembersArgs, client: &Client, out: &mut Out) -> Result<(), Failure> {
+    let list: MemberList = client.fetch(Ask::get(&["v1", "members"]))?;
+    if out.wants_json() { Ok(out.json(&list)?) } else { Ok(show_members(&list, out)?) }
+}
+
+fn show_members(list: &MemberList, out: &mut Out) -> io::Result<()> {
+    let mut table = Table::new(&["NODE", "STATE", "SINCE", "ZONE", "ADDRESS", "VERSION"]);
+    for member in &list.members {
+        let style = match member.state {
+            MemberState::Alive => Style::Good,
+            MemberState::Lost => Style::Bad,
+            MemberState::Left => Style::Dim,
+        };
+        let state = match member.state {
+            MemberState::Alive => "alive",
+            MemberState::Lost => "lost",
+            MemberState::Left => "left",
+        };
+        table.row([
+            Cell::styled(Style::Bold, &member.node),
+            Cell::styled(style, state),
+            ago(member.since_unix_ms).into(),
+            Cell::from(&member.zone),
+            Cell::from(&member.address),
+            Cell::from(&member.version),
+        ]);
+    }
+    out.table(&table)?;
+    let alive = list.members.iter().filter(|member| member.state == MemberState::Alive).count();
+    let total = count(list.members.len(), "node");
+    out.styled(Style::Dim, &format!("{total}, {alive} alive, as node {} sees it", list.node))
+}
+
+pub(crate) fn status(args: &StatusArgs, client: &Client, out: &mut Out) -> Result<(), Failure> {
+    let status: MeshStatus = client.fetch(Ask::get(&["v1", "status"]))?;
+    if out.wants_json() {
+        out.json(&status)?;
+    } else {
+        show_status(&status, out)?;
+    }
+    out.flush()?;
+    if args.check && !status.agree {
+        return Err(Failure::Refused("not every node answered and holds the same".into()));
+    }
+    Ok(())
+}
+
+fn show_status(status: &MeshStatus, out: &mut Out) -> io::Result<()> {
+    let (style, sentence) = verdict_on_all(status);
+    out.styled(style, &sentence)?;
+    out.line("")?;
+    let mut table =
+        Table::new(&["NODE", "ZONE", "HOLDS", "RECORDS", "SEES", "CLOCK", "ANSWERED IN", "UP FOR", "VERSION", "WHY"]);
+    for report in &status.nodes {
+        table.row(status_row(report, status));
+    }
+    out.table(&table)?;
+    for report in &status.nodes {
+        if let Some(offset) = report.clock_offset_ms.filter(|offset| offset.unsigned_abs() > CLOCK_WARNING_MS) {
+            let direction = if offset > 0 { "ahead of" } else { "behind" };
+            let by = span_of(offset.unsigned_abs());
+            out.styled(
+                Style::Doubtful,
+                &format!("clock: node {} is {by} {direction} node {}; run NTP on both", report.node, status.node),
+            )?;
+        }
+    }
+    Ok(())
+}
+
+/// One sentence for everything.
+fn verdict_on_all(status: &MeshStatus) -> (Style, String) {
+    let of = |verdict: Verdict| -> Vec<&NodeReport> {
+        status.nodes.iter().filter(|report| report.verdict == verdict).collect()
+    };
+    let names =
+        |reports: &[&NodeReport]| reports.iter().map(|report| report.node.to_string()).collect::<Vec<_>>().join(", ");
+    let (same, differs, lost) = (of(Verdict::Same), of(Verdict::Differs), of(Verdict::Lost));
+    let silent = of(Verdict::Unreachable);
+    let mut trouble = Vec::new();
+    if !differs.is_empty() {
+        trouble.push(format!(
+            "{} {} something else",
+            names(&differs),
+            if differs.len() == 1 { "holds" } else { "hold" }
+        ));
+    }
+    if !silent.is_empty() {
+        trouble.push(format!("{} did not answer", names(&silent)));
+    }
+    if !lost.is_empty() {
+        trouble.push(format!("{} {} lost", names(&lost), if lost.len() == 1 { "is" } else { "are" }));
+    }
+    let agreeing = match same.len() {
+        1 if status.nodes.len() == 1 => format!("node {} is alone", status.node),
+        number => format!("{} the same", count_hold(number)),
+    };
+    match (trouble.is_empty(), differs.is_empty() && silent.is_empty()) {
+        (true, _) => (Style::Good, agreeing),
+        (false, true) => (Style::Doubtful, format!("{agreeing}; {}", trouble.join("; "))),
+        (false, false) => (Style::Bad, format!("{agreeing}; {}", trouble.join("; "))),
+    }
+}
+
+fn count_hold(number: usize) -> String {
+    if number == 1 { "1 node holds".into() } else { format!("{number} nodes hold") }
+}
+
+fn status_row(report: &NodeReport, all: &MeshStatus) -> [Cell; 10] {
+    let (style, word) = match report.verdict {
+        Verdict::Same => (Style::Good, "the same"),
+        Verdict::Differs => (Style::Bad, "something else"),
+        Verdict::Unreachable => (Style::Bad, "no answer"),
+        Verdict::Lost => (Style::Doubtful, "lost"),
+        Verdict::Left => (Style::Dim, "left"),
+    };
+    let said = report.status.as_ref();
+    let clock = match report.clock_offset_ms {
+        Some(_) if report.node == all.node => String::new(),
+        Some(offset) => format!("{offset:+} ms"),
+        None => String::new(),
+    };
+    [
+        Cell::styled(Style::Bold, &report.node),
+        Cell::from(&report.zone),
+        Cell::styled(style, word),
+        Cell::number(said.map_or(String::new(), |info| info.records.to_string())),
+        said.map_or(String::new(), |info| count(info.members_alive as usize, "node")).into(),
+        Cell::number(clock),
+        Cell::number(report.round_trip_us.filter(|_| report.node != all.node).map_or(String::new(), micros)),
+        said.map_or(String::new(), |info| span_of(info.uptime_ms)).into(),
+        said.map_or(String::new(), |info| info.version.clone()).into(),
+        Cell::from(report.error.as_deref().unwrap_or_default()),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::output::captured;
+    use super::*;
+
+    fn report(node: &str, verdict: &str) -> serde_json::Value {
+        serde_json::json!({ "node": node, "zone": "west", "verdict": verdict, "clock_offset_ms": 0, "round_trip_us": 900 })
+    }
+
+    fn shown(agree: bool, nodes: Vec<serde_json::Value>) -> String {
+        let status = serde_json::json!({ "node": "a", "fingerprint": "ab/2", "agree": agree, "nodes": nodes });
+        let status: MeshStatus = serde_json::from_value(status).unwrap();
+        captured::text(false, |out| show_status(&status, out).unwrap())
+    }
+
+    #[test]
+    fn agreement_is_one_sentence() {
+        let text = shown(true, vec![report("a", "same"), report("b", "same")]);
+        assert!(text.starts_with("2 nodes hold the same\n"), "{text}");
+        assert!(shown(true, vec![report("a", "same")]).starts_with("node a is alone\n"));
+    }
+
+    #[test]
+    fn who_is_behind_silent_or_lost_is_named() {
+        let nodes = vec![report("a", "same"), report("b", "differs"), report("c", "unreachable"), report("d", "lost")];
+        let text = shown(false, nodes);
+        let first = text.lines().next().unwrap();
+        assert_eq!(first, "1 node holds the same; b holds something else; c did not answer; d is lost");
+    }
+
+    #[test]
+    fn a_wrong_clock_is_pointed_out() {
+        let mut late = report("b", "same");
+        late["clock_offset_ms"] = (-7_000).into();
+        let text = shown(true, vec![report("a", "same"), late]);
+        assert!(text.contains("clock: node b is 7.0s behind node a"), "{text}");
+    }
+}

@@ -1,0 +1,237 @@
+//! `starling node`: settings from everywhere, a node until somebody stops it.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::failure::Failure;
+use super::output::{Cell, Out, Style, Table, notice};
+use crate::node::{self, Node};
+use crate::settings::{Flag, Loaded, Sources, load};
+
+/// `starling node`
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Settings come from a TOML file, from environment variables STARLING_SECTION_KEY and from flags; flags win over the
+environment, the environment wins over the file. Unknown keys are refused.
+
+SIGTERM or SIGINT stops the node politely: its instances are gone everywhere at once, requests in flight finish. A
+second signal ends it at once.
+
+Examples:
+  starling node --dev
+  starling node --dev --name b --listen 127.0.0.1:0 --api 127.0.0.1:0 --proxy 127.0.0.1:0 --seed 127.0.0.1:15100
+  starling node --config /etc/starling.toml --check
+  STARLING_NODE_ZONE=west starling node --config /etc/starling.toml --set gossip.repair_interval_ms=500
+
+Exit codes:
+  0  stopped as asked
+  1  the node could not start, or ended by itself; the log says why
+  2  the command line or the settings make no sense")]
+pub(crate) struct NodeArgs {
+    /// The settings file
+    #[arg(long, short, env = "STARLING_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Try it out: loopback only, with a throw-away certificate authority shared by this user's nodes
+    #[arg(long, env = "STARLING_DEV", value_parser = clap::builder::FalseyValueParser::new())]
+    dev: bool,
+    /// Check all settings, print those in effect and where they come from, and end
+    #[arg(long)]
+    check: bool,
+    /// Write the addresses in use to this file, as JSON, once the node is ready
+    #[arg(long, value_name = "FILE")]
+    ready_file: Option<PathBuf>,
+    /// The node's name [node.name]
+    #[arg(long, value_name = "NAME", help_heading = "Settings")]
+    name: Option<String>,
+    /// The mesh it belongs to [node.mesh]
+    #[arg(long, value_name = "NAME", help_heading = "Settings")]
+    mesh: Option<String>,
+    /// Its zone [node.zone]
+    #[arg(long, value_name = "NAME", help_heading = "Settings")]
+    zone: Option<String>,
+    /// Where it keeps its data [node.data_dir]
+    #[arg(long, value_name = "DIR", help_heading = "Settings")]
+    data_dir: Option<String>,
+    /// Its QUIC socket [node.listen]
+    #[arg(long, value_name = "IP:PORT", help_heading = "Settings")]
+    listen: Option<String>,
+    /// Where peers reach that socket [node.advertise]
+    #[arg(long, value_name = "HOST:PORT", help_heading = "Settings")]
+    advertise: Option<String>,
+    /// A peer to join through; repeatable [node.seeds]
+    #[arg(long, value_name = "HOST:PORT", help_heading = "Settings")]
+    seed: Vec<String>,
+    /// Where its API listens [api.listen]
+    #[arg(long, value_name = "IP:PORT", help_heading = "Settings")]
+    api: Option<String>,
+    /// Log level or filter [log.level]
+    #[arg(long, value_name = "LEVEL", help_heading = "Settings")]
+    log: Option<String>,
+    /// Any other setting; repeatable
+    #[arg(long, value_name = "SECTION.KEY=VALUE", value_parser = assignment, help_heading = "Settings")]
+    set: Vec<(String, String)>,
+}
+
+pub(crate) fn run(args: NodeArgs, out: &mut Out) -> Result<(), Failure> {
+    let loaded = load(&sources(&args)?).map_err(|error| Failure::Usage(format!("the settings are wrong:\n{error}")))?;
+    if args.check {
+        return check(&loaded, out);
+    }
+    crate::logging::start(&loaded.settings.log).map_err(Failure::Usage)?;
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(serve(loaded, args.ready_file.as_deref()));
+    // What still runs by now (a lookup that hangs, say) must not keep the process.
+    runtime.shutdown_background();
+    result
+}
+
+fn sources(args: &NodeArgs) -> Result<Sources, Failure> {
+    let file = match &args.config {
+        Some(path) => match std::fs::read_to_string(path) {
+            Ok(text) => Some((path.clone(), text)),
+            Err(error) => return Err(Failure::Usage(format!("{}: {error}", path.display()))),
+        },
+        None => None,
+    };
+    let environment =
+        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let seeds = (!args.seed.is_empty()).then(|| args.seed.join(","));
+    let named = [
+        ("--name", "node.name", &args.name),
+        ("--mesh", "node.mesh", &args.mesh),
+        ("--zone", "node.zone", &args.zone),
+        ("--data-dir", "node.data_dir", &args.data_dir),
+        ("--listen", "node.listen", &args.listen),
+        ("--advertise", "node.advertise", &args.advertise),
+        ("--seed", "node.seeds", &seeds),
+        ("--api", "api.listen", &args.api),
+        ("--log", "log.level", &args.log),
+    ];
+    let named = named.into_iter().filter_map(|(flag, key, value)| {
+        Some(Flag { flag: flag.to_owned(), key: key.to_owned(), value: value.clone()? })
+    });
+    let set = args.set.iter().map(|(key, value)| Flag { flag: "--set".into(), key: key.clone(), value: value.clone() });
+    Ok(Sources { dev: args.dev, file, environment: environment.collect(), flags: named.chain(set).collect() })
+}
+
+/// `--check`: what is in effect, where it comes from, and whether a node could start with it.
+fn check(loaded: &Loaded, out: &mut Out) -> Result<(), Failure> {
+    let settings = &loaded.settings;
+    let value = serde_json::to_value(settings).map_err(|error| Failure::Refused(error.to_string()))?;
+    if out.wants_json() {
+        let origins = loaded.origins.iter().map(|(key, origin)| (key.clone(), origin.to_string()));
+        let origins: serde_json::Map<String, serde_json::Value> =
+            origins.map(|(key, origin)| (key, origin.into())).collect();
+        out.json(&serde_json::json!({ "settings": value, "origins": origins, "warnings": loaded.warnings }))?;
+    } else {
+        show_settings(&value, loaded, out)?;
+    }
+    out.flush()?;
+    for warning in &loaded.warnings {
+        notice(&format!("starling: {warning}"));
+    }
+    // The throw-away authority is made when the first node starts, not by looking.
+    let has_files = settings.tls.ca.is_some() || settings.tls.cert.is_some() || settings.tls.key.is_some();
+    if has_files || !settings.dev || !settings.node.listen.ip().is_loopback() {
+        node::identity(settings).map_err(|error| Failure::Refused(error.to_string()))?;
+    }
+    notice("starling: the settings are good");
+    Ok(())
+}
+
+fn show_settings(value: &serde_json::Value, loaded: &Loaded, out: &mut Out) -> Result<(), Failure> {
+    let mut table = Table::new(&["SETTING", "VALUE", "FROM"]);
+    let mut rows = Vec::new();
+    flatten("", value, &mut rows);
+    // Two values are copies of others, made where the parts of a node need them.
+    rows.retain(|(key, _)| key != "gossip.zone" && key != "members.seeds");
+    for (key, value) in rows {
+        let origin = loaded.origins.get(&key);
+        let from = match origin {
+            Some(origin) => Cell::from(origin),
+            None if key.starts_with("service[") => "file".into(),
+            None if key == "dev" => Cell::default(),
+            None => Cell::styled(Style::Dim, "default"),
+        };
+        table.row([key.into(), value.into(), from]);
+    }
+    Ok(out.table(&table)?)
+}
+
+/// Every value by its full key, in order; what is not set is left out.
+fn flatten(key: &str, value: &serde_json::Value, rows: &mut Vec<(String, String)>) {
+    let below = |name: &str| if key.is_empty() { name.to_owned() } else { format!("{key}.{name}") };
+    match value {
+        serde_json::Value::Object(fields) => fields.iter().for_each(|(name, value)| flatten(&below(name), value, rows)),
+        serde_json::Value::Array(items) if items.iter().any(serde_json::Value::is_object) => {
+            items.iter().enumerate().for_each(|(at, value)| flatten(&format!("{key}[{}]", at + 1), value, rows));
+        }
+        serde_json::Value::Array(items) if items.is_empty() => {}
+        serde_json::Value::Null => {}
+        serde_json::Value::String(text) => rows.push((key.to_owned(), text.clone())),
+        other => rows.push((key.to_owned(), other.to_string())),
+    }
+}
+
+async fn serve(loaded: Loaded, ready_file: Option<&Path>) -> Result<(), Failure> {
+    let mut stop = Stop::listen()?;
+    let starting = Node::start(loaded.settings);
+    let node = tokio::select! {
+        started = starting => started.map_err(|error| Failure::Refused(format!("the node cannot start: {error}")))?,
+        name = stop.asked() => return Err(Failure::Refused(format!("{name} before the node was up"))),
+    };
+    if let Some(path) = ready_file {
+        write_ready_file(path, &node).map_err(|error| Failure::Refused(format!("{}: {error}", path.display())))?;
+    }
+    tokio::select! {
+        name = stop.asked() => tracing::info!("{name}: stopping; once more ends at once"),
+        () = node.ended() => return Err(Failure::Refused("the node ended by itself; its log says why".into())),
+    }
+    tokio::select! {
+        () = node.stop() => tracing::info!("stopped"),
+        name = stop.asked() => return Err(Failure::Refused(format!("{name} again: ended at once"))),
+    }
+    Ok(())
+}
+
+/// Whole or not at all: whoever waits for the file must not read half of it.
+fn write_ready_file(path: &Path, node: &Node) -> std::io::Result<()> {
+    let me = node.handle().me();
+    let addresses = node.addresses();
+    let text = serde_json::json!({ "node": me, "pid": std::process::id(), "addresses": addresses });
+    let aside = path.with_extension(format!("{}.tmp", std::process::id()));
+    std::fs::write(&aside, format!("{text}\n"))?;
+    std::fs::rename(&aside, path)
+}
+
+/// The signals that ask a node to stop.
+struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stop {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// The name of the next one.
+    async fn asked(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+fn assignment(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if key.contains('.') => Ok((key.trim().to_owned(), value.trim().to_owned())),
+        _ => Err("write it as SECTION.KEY=VALUE, for example node.zone=west".into()),
+    }
+}

@@ -1,0 +1,257 @@
+//! A whole node in one process: links, heart, sidecar and API, started and stopped in the right order.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use starling_api::Api;
+use starling_core::id::InstanceKey;
+use starling_core::registry::Registration;
+use starling_core::{Command, Refusal};
+use starling_net::identity::IdentityError;
+use starling_net::{CommandError, Handle, Identity, NetSettings, Running};
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::settings::{HostPort, NodeSettings, Settings, dev_dir};
+
+/// How long the good-bye to the peers may take, after everything else has ended.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+/// A running node. When it is dropped, it ends as if it had crashed; [`Node::stop`] ends it politely.
+pub struct Node {
+    running: Running,
+    addresses: Addresses,
+    ready: Arc<AtomicBool>,
+    api: JoinHandle<()>,
+    stop_api: watch::Sender<bool>,
+}
+
+/// Where a node can be reached, with the ports the system chose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct Addresses {
+    /// By its peers (UDP).
+    pub quic: SocketAddr,
+    /// By people and programs that ask it (HTTP).
+    pub api: SocketAddr,
+}
+
+/// Why a node did not start; nothing is left running.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// It has no certificate, and nobody said it may do without.
+    #[error(
+        "node {node} has no certificate. Make one, and name its files in the settings under [tls]:\n\
+         \x20 starling ca init --mesh {mesh} --dir ca\n\
+         \x20 starling ca issue {node} --dir ca\n\
+         To try Starling on this host only, without certificates of your own: starling node --dev"
+    )]
+    NoCertificate {
+        /// The node.
+        node: String,
+        /// Its mesh.
+        mesh: String,
+    },
+    /// Its certificate cannot be used.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// Settings that are well-formed but contradict each other or the certificate.
+    #[error("{0}")]
+    Settings(String),
+    /// The talking part did not start.
+    #[error(transparent)]
+    Net(#[from] starling_net::StartError),
+    /// The API did not start.
+    #[error(transparent)]
+    Api(#[from] starling_api::BindError),
+    /// A declared service was refused.
+    #[error("declared service {key}: {error}")]
+    Service {
+        /// The instance.
+        key: InstanceKey,
+        /// Why.
+        error: CommandError,
+    },
+}
+
+impl Node {
+    /// Starts a node: peers are found in the background, everything else is in place when this returns.
+    ///
+    /// # Errors
+    /// [`StartError`] says what to change; nothing is left running.
+    pub async fn start(settings: Settings) -> Result<Node, StartError> {
+        let declared = settings.registrations().map_err(|errors| StartError::Settings(errors.join("\n")))?;
+        let identity = identity(&settings)?;
+        let advertise = advertised(&settings.node).await?;
+        let net = NetSettings {
+            listen: settings.node.listen,
+            advertise,
+            data_dir: Some(settings.node.data_dir.clone()),
+            members: settings.members.clone(),
+            links: settings.links.clone(),
+            node: settings.gossip.clone(),
+            ..NetSettings::default()
+        };
+        let running = starling_net::start(&identity, net).await?;
+        let ready = Arc::new(AtomicBool::new(false));
+        let bound = Api::bind(settings.api.clone(), running.handle.clone(), Vec::new(), ready.clone()).await;
+        let api = match bound {
+            Ok(api) => api,
+            Err(error) => {
+                running.stop(GOODBYE).await;
+                return Err(error.into());
+            }
+        };
+        let addresses = Addresses { quic: running.local_addr, api: api.local_addr() };
+        let (stop_api, mut stopped) = watch::channel(false);
+        let api = tokio::spawn(api.serve(async move {
+            // The sender's end is as good a reason to stop as its word.
+            let _ = stopped.wait_for(|stop| *stop).await;
+        }));
+        let node = Node { running, addresses, ready, api, stop_api };
+        if let Err(error) = declare(node.handle(), declared).await {
+            node.stop().await;
+            return Err(error);
+        }
+        node.ready.store(true, Ordering::Release);
+        node.introduce(&settings);
+        Ok(node)
+    }
+
+    /// What the rest of the process works with.
+    pub fn handle(&self) -> &Handle {
+        &self.running.handle
+    }
+
+    /// Where it can be reached.
+    pub fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    /// Returns when the node has ended by itself, which it never should: the log says what happened.
+    pub async fn ended(&self) {
+        self.running.ended().await;
+    }
+
+    /// Stops politely: not ready, gone from the registry everywhere at once, requests in flight finished (up to
+    /// `node.drain_timeout`), links closed.
+    pub async fn stop(self) {
+        self.ready.store(false, Ordering::Release);
+        match self.handle().command(Command::Leave).await {
+            Ok(_) | Err(CommandError::Refused(Refusal::Leaving)) => {}
+            Err(error) => tracing::warn!("stopping without a good-bye: {error}"),
+        }
+        self.stop_api.send_replace(true);
+        if let Err(error) = self.api.await {
+            tracing::error!("the API had failed: {error}");
+        }
+        self.running.stop(GOODBYE).await;
+    }
+
+    /// The first lines a person wants to see.
+    fn introduce(&self, settings: &Settings) {
+        let node = &settings.node;
+        let dev = if settings.dev { "; throw-away certificates, loopback only" } else { "" };
+        tracing::info!("node {} of mesh {} is up in zone {}{dev}", node.name, node.mesh, node.zone);
+        let seeds: Vec<&str> = node.seeds.iter().map(HostPort::as_str).collect();
+        let asks = if seeds.is_empty() {
+            "waits for others to join".to_owned()
+        } else {
+            format!("joins {}", seeds.join(", "))
+        };
+        tracing::info!("  peers  QUIC on {}, {asks}", self.addresses.quic);
+        tracing::info!("  API    http://{}; try: starling --peer {} status", self.addresses.api, self.addresses.api);
+    }
+}
+
+/// The identity the settings name, checked against them.
+///
+/// # Errors
+/// [`StartError`] says which file or setting is wrong, and which commands make a certificate.
+pub fn identity(settings: &Settings) -> Result<Identity, StartError> {
+    let NodeSettings { name, mesh, listen, .. } = &settings.node;
+    let tls = &settings.tls;
+    let identity = match (&tls.ca, &tls.cert, &tls.key) {
+        (Some(ca), Some(cert), Some(key)) => Identity::load_files(ca, cert, key)?,
+        (None, None, None) if settings.dev && !listen.ip().is_loopback() => {
+            return Err(StartError::Settings(format!(
+                "node.listen is {listen}, but with --dev everybody has the authority's key: only loopback addresses are allowed"
+            )));
+        }
+        (None, None, None) if settings.dev => Identity::dev(&dev_dir().join("ca"), mesh, name)?,
+        (None, None, None) => {
+            return Err(StartError::NoCertificate { node: name.to_string(), mesh: mesh.to_string() });
+        }
+        _ => return Err(StartError::Settings("[tls] needs all three of ca, cert and key".into())),
+    };
+    if identity.node() != name {
+        return Err(StartError::Settings(format!(
+            "node.name is {name}, but the certificate was issued for {}; change one of them",
+            identity.node()
+        )));
+    }
+    if identity.mesh() != mesh {
+        return Err(StartError::Settings(format!(
+            "node.mesh is {mesh}, but the certificate is of mesh {}; change one of them",
+            identity.mesh()
+        )));
+    }
+    Ok(identity)
+}
+
+/// Where peers are told to reach this node; `None` when that is simply where it listens.
+async fn advertised(node: &NodeSettings) -> Result<Option<SocketAddr>, StartError> {
+    if let Some(address) = &node.advertise {
+        let mut found = tokio::net::lookup_host(address.as_str())
+            .await
+            .map_err(|error| StartError::Settings(format!("node.advertise {address} cannot be resolved: {error}")))?;
+        return Ok(found.next());
+    }
+    if !node.listen.ip().is_unspecified() || node.listen.port() == 0 {
+        return Ok(None);
+    }
+    let mut towards = None;
+    for seed in &node.seeds {
+        towards = tokio::net::lookup_host(seed.as_str()).await.ok().and_then(|mut found| found.next());
+        if towards.is_some() {
+            break;
+        }
+    }
+    Ok(source_address(towards).map(|ip| SocketAddr::new(ip, node.listen.port())))
+}
+
+/// The address of this host on the way to a peer, or on the way out. Connecting a UDP socket sends nothing.
+fn source_address(towards: Option<SocketAddr>) -> Option<IpAddr> {
+    /// An address reserved for documentation (RFC 5737): the way to it is the way to the world.
+    const OUTSIDE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 9);
+    let towards = towards.unwrap_or(OUTSIDE);
+    let any: SocketAddr = if towards.is_ipv6() { "[::]:0" } else { "0.0.0.0:0" }.parse().ok()?;
+    let socket = UdpSocket::bind(any).ok()?;
+    socket.connect(towards).ok()?;
+    socket.local_addr().ok().map(|address| address.ip()).filter(|ip| !ip.is_unspecified())
+}
+
+/// Registers what the settings declare, and takes back what an earlier start declared and these settings no longer do.
+async fn declare(handle: &Handle, declared: Vec<Registration>) -> Result<(), StartError> {
+    let keys: BTreeSet<&InstanceKey> = declared.iter().map(|registration| &registration.key).collect();
+    let view = handle.view();
+    let instances = view.services.values().flat_map(|service| service.instances.values());
+    let mine = instances.filter(|found| found.instance.declared && found.stamp.node == *handle.me());
+    let stale: Vec<InstanceKey> = mine.map(|found| found.key.clone()).filter(|key| !keys.contains(key)).collect();
+    for key in stale {
+        tracing::info!("{key} is no longer declared and is deregistered");
+        if let Err(error) = handle.command(Command::Deregister(key.clone())).await {
+            return Err(StartError::Service { key, error });
+        }
+    }
+    for registration in declared {
+        let key = registration.key.clone();
+        if let Err(error) = handle.command(Command::Register(registration)).await {
+            return Err(StartError::Service { key, error });
+        }
+    }
+    Ok(())
+}

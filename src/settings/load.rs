@@ -1,0 +1,618 @@
+//! Layers of settings become one: defaults, file, environment, flags.
+//!
+//! The file is checked by itself first, so that its errors carry lines; variables and flags are checked one by one, so
+//! that theirs carry names. Everything that is wrong is reported together.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use starling_api::ApiSettings;
+use toml::de::{DeTable, DeValue, ValueDeserializer};
+use toml::{Spanned, Table, Value};
+
+use super::known::{keys_of, suggest};
+use super::service::{CheckSettings, ServiceSettings};
+use super::{LogSettings, NodeSettings, Settings, TlsSettings};
+use starling_net::MemberSettings;
+use starling_net::quic::Limits;
+
+/// What the settings are made of, besides the defaults.
+#[derive(Debug, Clone, Default)]
+pub struct Sources {
+    /// Whether this is a `--dev` node: other defaults.
+    pub dev: bool,
+    /// The file's path (for messages) and text.
+    pub file: Option<(PathBuf, String)>,
+    /// The environment; only `STARLING_SECTION_KEY` is looked at.
+    pub environment: Vec<(String, String)>,
+    /// Values given on the command line.
+    pub flags: Vec<Flag>,
+}
+
+/// One value given on the command line.
+#[derive(Debug, Clone)]
+pub struct Flag {
+    /// The flag as the user knows it: `--name`, or `--set` for any key.
+    pub flag: String,
+    /// The key: `node.name`.
+    pub key: String,
+    /// The value as text; lists are separated by commas.
+    pub value: String,
+}
+
+/// Where a value came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// Built in.
+    Default,
+    /// The settings file, at this line.
+    File(usize),
+    /// This environment variable.
+    Environment(String),
+    /// This flag.
+    Flag(String),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Origin::Default => f.write_str("default"),
+            Origin::File(line) => write!(f, "file, line {line}"),
+            Origin::Environment(name) => write!(f, "environment, {name}"),
+            Origin::Flag(name) => write!(f, "flag, {name}"),
+        }
+    }
+}
+
+/// Settings, and how they came to be.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// What is in effect.
+    pub settings: Settings,
+    /// Where each value that is not a default came from, by key.
+    pub origins: BTreeMap<String, Origin>,
+    /// What was ignored, and why.
+    pub warnings: Vec<String>,
+}
+
+/// Everything that is wrong with the settings, one sentence each.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .0.join("\n"))]
+pub struct SettingsError(pub Vec<String>);
+
+/// A table of the file, its keys, and a way to try whether a value fits.
+struct Section {
+    name: &'static str,
+    /// Its keys; those of a table within are written `breaker.open_ms`.
+    keys: Vec<String>,
+    fits: fn(&Table) -> Result<(), String>,
+    fits_file: fn(Spanned<DeValue<'_>>) -> Result<(), toml::de::Error>,
+}
+
+fn section<T: DeserializeOwned>(name: &'static str) -> Section {
+    Section {
+        name,
+        keys: keys_of::<T>().iter().map(|key| (*key).to_owned()).collect(),
+        fits: |table| T::deserialize(table.clone()).map(drop).map_err(|error| error.message().to_owned()),
+        fits_file: |value| T::deserialize(ValueDeserializer::from(value)).map(drop),
+    }
+}
+
+impl Section {
+    /// Leaves out a key that is set elsewhere.
+    fn without(mut self, key: &str) -> Self {
+        self.keys.retain(|known| known != key);
+        self
+    }
+
+    fn knows(&self, key: &str) -> bool {
+        self.keys.iter().any(|known| known == key)
+    }
+
+    /// The keys directly in the table with this prefix ("" or "breaker.").
+    fn keys_under(&self, prefix: &str) -> Vec<&str> {
+        let below = self.keys.iter().filter_map(|key| key.strip_prefix(prefix));
+        let mut keys: Vec<_> = below.map(|key| key.split_once('.').map_or(key, |(table, _)| table)).collect();
+        keys.dedup();
+        keys
+    }
+}
+
+/// The sections that hold values: what the environment and flags can set too.
+fn sections() -> Vec<Section> {
+    vec![
+        section::<NodeSettings>("node"),
+        section::<TlsSettings>("tls"),
+        section::<ApiSettings>("api"),
+        section::<starling_core::Settings>("gossip").without("zone"), // it is node.zone
+        section::<MemberSettings>("members").without("seeds"),        // they are node.seeds
+        section::<Limits>("links"),
+        section::<LogSettings>("log"),
+    ]
+}
+
+/// The name of the list of declared services.
+const SERVICE: &str = "service";
+
+/// Builds the settings from their sources.
+///
+/// # Errors
+/// [`SettingsError`] with everything found wrong.
+pub fn load(sources: &Sources) -> Result<Loaded, SettingsError> {
+    let mut layers = Layers { sections: sections(), ..Layers::default() };
+    if let Some((path, text)) = &sources.file {
+        layers.add_file(path, text);
+    }
+    layers.add_environment(&sources.environment);
+    for flag in &sources.flags {
+        layers.add_flag(flag);
+    }
+    layers.finish(sources.dev)
+}
+
+#[derive(Default)]
+struct Layers {
+    sections: Vec<Section>,
+    values: BTreeMap<&'static str, Table>,
+    services: Vec<ServiceSettings>,
+    service_lines: Vec<usize>,
+    origins: BTreeMap<String, Origin>,
+    warnings: Vec<String>,
+    problems: Vec<String>,
+}
+
+impl Layers {
+    fn add_file(&mut self, path: &Path, text: &str) {
+        let file = File { path, text };
+        let root = match DeTable::parse(text) {
+            Ok(root) => root.into_inner(),
+            Err(error) => {
+                let line = error.span().map_or(1, |span| file.line(&span));
+                self.problems.push(format!("{}, line {line}: {}", path.display(), error.message()));
+                return;
+            }
+        };
+        for (name, value) in root {
+            let line = file.line(&name.span());
+            if name.get_ref() == SERVICE {
+                self.add_services(&file, value, line);
+            } else if let Some(at) = self.sections.iter().position(|section| section.name == name.get_ref().as_ref()) {
+                self.add_file_section(&file, at, value);
+            } else {
+                let names = self.sections.iter().map(|section| section.name).chain([SERVICE]).collect::<Vec<_>>();
+                let what = if value.get_ref().is_table() { "section" } else { "key" };
+                self.problems.push(format!(
+                    "{}: unknown {what} `{}` at line {line}; {}",
+                    path.display(),
+                    name.get_ref(),
+                    suggest(name.get_ref(), &names)
+                ));
+            }
+        }
+    }
+
+    fn add_file_section(&mut self, file: &File<'_>, at: usize, value: Spanned<DeValue<'_>>) {
+        let section = &self.sections[at];
+        let Some(table) = value.get_ref().as_table() else {
+            self.problems.push(file.problem(&value.span(), section.name, "is a section: write it as [section]"));
+            return;
+        };
+        let unknown = unknown_in_section(file, section, "", table);
+        if !unknown.is_empty() {
+            self.problems.extend(unknown);
+            return;
+        }
+        let plain = match Table::deserialize(ValueDeserializer::from(value.clone())) {
+            Ok(plain) => plain,
+            Err(error) => return self.problems.push(file.problem(&value.span(), section.name, error.message())),
+        };
+        let mut lines = Vec::new();
+        lines_of(file, "", table, &mut lines);
+        if let Err(error) = (section.fits_file)(value.clone()) {
+            let span = error.span().unwrap_or(value.span());
+            let key = table.iter().find(|(_, value)| contains(&value.span(), &span)).map(|(key, _)| key.get_ref());
+            let what = key.map_or(section.name.to_owned(), |key| format!("{}.{key}", section.name));
+            self.problems.push(file.problem(&span, &what, error.message()));
+            return;
+        }
+        for (key, line) in lines {
+            self.origins.insert(format!("{}.{key}", section.name), Origin::File(line));
+        }
+        self.values.insert(section.name, plain);
+    }
+
+    fn add_services(&mut self, file: &File<'_>, value: Spanned<DeValue<'_>>, line: usize) {
+        let span = value.span();
+        let DeValue::Array(services) = value.into_inner() else {
+            self.problems.push(file.problem(&span, SERVICE, "is a list: write each service as [[service]]"));
+            return;
+        };
+        let check_keys = keys_of::<CheckSettings>();
+        for service in services {
+            let span = service.span();
+            let Some(table) = service.get_ref().as_table() else {
+                self.problems.push(file.problem(&span, SERVICE, "is a list: write each service as [[service]]"));
+                continue;
+            };
+            let mut unknown = file.unknown_keys(SERVICE, keys_of::<ServiceSettings>(), table);
+            if let Some(check) = table.get("check").and_then(|check| check.get_ref().as_table()) {
+                unknown.extend(file.unknown_keys("service.check", check_keys, check));
+            }
+            if !unknown.is_empty() {
+                self.problems.extend(unknown);
+                continue;
+            }
+            let name =
+                table.get("name").and_then(|name| name.get_ref().as_str()).unwrap_or("without a name").to_owned();
+            let first_line = table.keys().map(|key| file.line(&key.span())).min().unwrap_or(line);
+            match ServiceSettings::deserialize(ValueDeserializer::from(service)) {
+                Ok(service) => {
+                    self.services.push(service);
+                    self.service_lines.push(first_line);
+                }
+                Err(error) => {
+                    let span = error.span().unwrap_or(span);
+                    self.problems.push(file.problem(&span, &format!("service {name}"), error.message()));
+                }
+            }
+        }
+    }
+
+    fn add_environment(&mut self, environment: &[(String, String)]) {
+        for (name, value) in environment {
+            let Some((section, key)) = split_variable(name, &self.sections) else { continue };
+            if self.sections[section].knows(&key) {
+                self.set(
+                    section,
+                    &key,
+                    value,
+                    Origin::Environment(name.clone()),
+                    &format!("environment variable {name}"),
+                );
+            } else {
+                // Not refused: container platforms put variables of their own into every environment, and a service
+                // called "starling-api" would make a node fail that has nothing to do with it.
+                let hint = suggest(&key, &self.sections[section].keys_under(""));
+                self.warnings.push(format!("environment variable {name} sets nothing and is ignored; {hint}"));
+            }
+        }
+    }
+
+    fn add_flag(&mut self, flag: &Flag) {
+        let Some((name, key)) = flag.key.split_once('.') else {
+            self.problems.push(format!("{}: {:?} is not SECTION.KEY", flag.flag, flag.key));
+            return;
+        };
+        let Some(section) = self.sections.iter().position(|section| section.name == name) else {
+            let names: Vec<_> = self.sections.iter().map(|section| section.name).collect();
+            self.problems.push(format!("{}: unknown section `{name}`; {}", flag.flag, suggest(name, &names)));
+            return;
+        };
+        if !self.sections[section].knows(key) {
+            let known: Vec<&str> = self.sections[section].keys.iter().map(String::as_str).collect();
+            let hint = suggest(key, &known);
+            self.problems.push(format!("{}: unknown key `{key}` in section [{name}]; {hint}", flag.flag));
+            return;
+        }
+        self.set(section, key, &flag.value, Origin::Flag(flag.flag.clone()), &flag.flag);
+    }
+
+    /// Sets a key from text: as a string if that fits, else as a TOML value, else as a list separated by commas.
+    fn set(&mut self, section: usize, key: &str, text: &str, origin: Origin, whence: &str) {
+        let section = &self.sections[section];
+        let literal = ValueDeserializer::parse(text).and_then(Value::deserialize).ok();
+        let list = text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(Value::from).collect();
+        let candidates = [Some(Value::from(text)), literal, Some(Value::Array(list))];
+        let mut first_error = None;
+        let mut last_error = None;
+        for candidate in candidates.into_iter().flatten() {
+            let is_list = candidate.is_array();
+            let alone = nested(key, candidate);
+            match (section.fits)(&alone) {
+                Ok(()) => {
+                    merge(self.values.entry(section.name).or_default(), alone);
+                    self.origins.insert(format!("{}.{key}", section.name), origin);
+                    return;
+                }
+                Err(error) if is_list => last_error = Some(error),
+                Err(error) => first_error = first_error.or(Some(error)),
+            }
+        }
+        // A list is meant where a string is the wrong type; otherwise the string's own error says more.
+        let wants_list = first_error.as_ref().is_some_and(|error| error.contains("expected a sequence"));
+        let error = if wants_list { last_error } else { first_error }.unwrap_or_default();
+        self.problems.push(format!("{whence}: {}.{key}: {error}", section.name));
+    }
+
+    fn finish(mut self, dev: bool) -> Result<Loaded, SettingsError> {
+        if !self.problems.is_empty() {
+            return Err(SettingsError(self.problems));
+        }
+        let mut settings = Settings::defaults(dev);
+        self.overlay("node", &mut settings.node);
+        self.overlay("tls", &mut settings.tls);
+        self.overlay("api", &mut settings.api);
+        self.overlay("gossip", &mut settings.gossip);
+        self.overlay("members", &mut settings.members);
+        self.overlay("links", &mut settings.links);
+        self.overlay("log", &mut settings.log);
+        settings.gossip.zone = settings.node.zone.clone();
+        settings.members.seeds = settings.node.seeds.iter().map(|seed| seed.as_str().to_owned()).collect();
+        if dev && !self.origins.contains_key("node.data_dir") {
+            settings.node.data_dir = super::dev_dir().join("data").join(settings.node.name.as_str());
+        }
+        settings.services = std::mem::take(&mut self.services);
+        self.check_services(&settings);
+        if let Err(error) = crate::logging::filter(&settings.log.level) {
+            self.problems.push(format!("log.level: {error}"));
+        }
+        if !self.problems.is_empty() {
+            return Err(SettingsError(self.problems));
+        }
+        Ok(Loaded { settings, origins: self.origins, warnings: self.warnings })
+    }
+
+    /// Puts what the layers set over the defaults of a section.
+    fn overlay<T: serde::Serialize + DeserializeOwned>(&mut self, name: &'static str, section: &mut T) {
+        let Some(values) = self.values.remove(name) else { return };
+        let merged = Table::try_from(&*section).map_err(|error| error.to_string()).and_then(|mut table| {
+            merge(&mut table, values);
+            T::deserialize(table).map_err(|error| error.message().to_owned())
+        });
+        match merged {
+            Ok(merged) => *section = merged,
+            Err(error) => self.problems.push(format!("{name}: {error}")),
+        }
+    }
+
+    fn check_services(&mut self, settings: &Settings) {
+        for (service, line) in settings.services.iter().zip(&self.service_lines) {
+            if let Err(error) = service.registration(&settings.node.name, &settings.node.zone) {
+                self.problems.push(format!("service {} at line {line}: {error}", service.name));
+            }
+        }
+        if self.problems.is_empty() {
+            self.problems.extend(settings.registrations().err().unwrap_or_default());
+        }
+    }
+}
+
+/// The settings file, to turn positions into lines.
+struct File<'a> {
+    path: &'a Path,
+    text: &'a str,
+}
+
+impl File<'_> {
+    fn line(&self, span: &Range<usize>) -> usize {
+        1 + self.text.as_bytes()[..span.start.min(self.text.len())].iter().filter(|byte| **byte == b'\n').count()
+    }
+
+    fn problem(&self, span: &Range<usize>, what: &str, message: &str) -> String {
+        format!("{}, line {}: {what}: {message}", self.path.display(), self.line(span))
+    }
+
+    fn unknown_keys(&self, section: &str, known: &[&str], table: &DeTable<'_>) -> Vec<String> {
+        let unknown = table.keys().filter(|key| !known.contains(&key.get_ref().as_ref()));
+        unknown
+            .map(|key| {
+                format!(
+                    "{}: unknown key `{}` at line {} in [{section}]; {}",
+                    self.path.display(),
+                    key.get_ref(),
+                    self.line(&key.span()),
+                    suggest(key.get_ref(), known)
+                )
+            })
+            .collect()
+    }
+}
+
+fn contains(outer: &Range<usize>, inner: &Range<usize>) -> bool {
+    outer.start <= inner.start && inner.end <= outer.end
+}
+
+/// Unknown keys of a section's table and of the tables within it.
+fn unknown_in_section(file: &File<'_>, section: &Section, prefix: &str, table: &DeTable<'_>) -> Vec<String> {
+    let name = format!("{}.{prefix}", section.name);
+    let mut unknown = file.unknown_keys(name.trim_end_matches('.'), &section.keys_under(prefix), table);
+    for (key, value) in table {
+        let below = format!("{prefix}{}.", key.get_ref());
+        if let (Some(inner), false) = (value.get_ref().as_table(), section.keys_under(&below).is_empty()) {
+            unknown.extend(unknown_in_section(file, section, &below, inner));
+        }
+    }
+    unknown
+}
+
+/// The line of every value, by key.
+fn lines_of(file: &File<'_>, prefix: &str, table: &DeTable<'_>, lines: &mut Vec<(String, usize)>) {
+    for (key, value) in table {
+        let name = format!("{prefix}{}", key.get_ref());
+        match value.get_ref().as_table() {
+            Some(inner) => lines_of(file, &format!("{name}."), inner, lines),
+            None => lines.push((name, file.line(&key.span()))),
+        }
+    }
+}
+
+/// A table that holds one value: `breaker.open_ms` lies in a table of its own.
+fn nested(key: &str, value: Value) -> Table {
+    match key.split_once('.') {
+        Some((outer, inner)) => Table::from_iter([(outer.to_owned(), Value::Table(nested(inner, value)))]),
+        None => Table::from_iter([(key.to_owned(), value)]),
+    }
+}
+
+/// Lays one table over another; tables within are merged, everything else is replaced.
+fn merge(under: &mut Table, over: Table) {
+    for (key, value) in over {
+        match (under.get_mut(&key), value) {
+            (Some(Value::Table(inner)), Value::Table(value)) => merge(inner, value),
+            (_, value) => drop(under.insert(key, value)),
+        }
+    }
+}
+
+/// `STARLING_NODE_DATA_DIR` is `data_dir` of the section `node`, `STARLING_PROXY_BREAKER_OPEN_MS` is `breaker.open_ms`
+/// of `proxy`.
+fn split_variable(name: &str, sections: &[Section]) -> Option<(usize, String)> {
+    let rest = name.strip_prefix("STARLING_")?.to_ascii_lowercase();
+    sections.iter().enumerate().find_map(|(at, section)| {
+        let key = rest.strip_prefix(section.name)?.strip_prefix('_')?;
+        let known = section.keys.iter().find(|known| known.replace('.', "_") == key);
+        Some((at, known.cloned().unwrap_or_else(|| key.to_owned())))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(text: &str) -> Sources {
+        Sources { file: Some(("starling.toml".into(), text.into())), ..Sources::default() }
+    }
+
+    fn env(name: &str, value: &str) -> Vec<(String, String)> {
+        vec![(name.into(), value.into())]
+    }
+
+    fn flag(key: &str, value: &str) -> Vec<Flag> {
+        vec![Flag { flag: format!("--{key}"), key: key.into(), value: value.into() }]
+    }
+
+    fn refused(sources: &Sources) -> String {
+        load(sources).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_flag_beats_the_environment_which_beats_the_file_which_beats_the_default() {
+        let mut sources = file("[node]\nname = \"from-file\"\nzone = \"z\"\n");
+        let name = |sources: &Sources| load(sources).unwrap().settings.node.name.to_string();
+        assert_eq!(name(&sources), "from-file");
+        sources.environment = env("STARLING_NODE_NAME", "from-env");
+        assert_eq!(name(&sources), "from-env");
+        sources.flags = flag("node.name", "from-flag");
+        assert_eq!(name(&sources), "from-flag");
+        let loaded = load(&sources).unwrap();
+        assert_eq!(loaded.origins["node.zone"], Origin::File(3));
+        assert_eq!(loaded.origins["node.name"], Origin::Flag("--node.name".into()));
+        assert!(!loaded.origins.contains_key("node.mesh"));
+        assert_eq!(loaded.settings.gossip.zone.as_str(), "z");
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_its_line_and_the_nearest_known_one() {
+        let error = refused(&file("[node]\nname = \"a\"\nlisen = \"127.0.0.1:0\"\n"));
+        assert_eq!(error, "starling.toml: unknown key `lisen` at line 3 in [node]; did you mean `listen`?");
+        let error = refused(&file("[nod]\nname = \"a\"\n"));
+        assert!(error.contains("unknown section `nod` at line 1") && error.contains("`node`"), "{error}");
+        let error =
+            refused(&file("[[service]]\nname = \"a\"\nport = 1\n[service.check]\nkind = \"tcp\"\nintervall = \"1s\""));
+        assert!(error.contains("line 6 in [service.check]") && error.contains("`interval`"), "{error}");
+        let error = refused(&file("[gossip]\nzone = \"a\"\n"));
+        assert!(error.contains("unknown key `zone`"), "{error}");
+    }
+
+    #[test]
+    fn everything_wrong_is_reported_together() {
+        let error = refused(&file("[node]\nnam = 1\n[log]\nformat = \"xml\"\n[[service]]\nname = \"a b\"\nport = 1\n"));
+        assert_eq!(error.lines().count(), 3, "{error}");
+        assert!(error.contains("line 4: log.format") && error.contains("line 6: service a b"), "{error}");
+    }
+
+    #[test]
+    fn a_bad_value_names_its_line_key_or_variable() {
+        let error = refused(&file("[node]\nlisten = \"nowhere\"\n"));
+        assert!(error.contains("line 2: node.listen"), "{error}");
+        let error = refused(&file("[node]\ndrain_timeout = \"5\"\n"));
+        assert!(error.contains("line 2: node.drain_timeout") && error.contains("no unit"), "{error}");
+        let error = refused(&file("[node\n"));
+        assert!(error.contains("starling.toml, line 1"), "{error}");
+        let error = refused(&Sources { environment: env("STARLING_NODE_SEEDS", "a:1,b"), ..Sources::default() });
+        assert!(error.contains("STARLING_NODE_SEEDS: node.seeds") && error.contains("no port"), "{error}");
+        let error = refused(&Sources { flags: flag("node.name", "a b"), ..Sources::default() });
+        assert!(error.contains("--node.name: node.name: node id \"a b\""), "{error}");
+        let error = refused(&Sources { flags: flag("node.naem", "a"), ..Sources::default() });
+        assert!(error.contains("did you mean `name`?"), "{error}");
+        let error = refused(&Sources { flags: flag("log.level", "loud=="), ..Sources::default() });
+        assert!(error.contains("log.level"), "{error}");
+    }
+
+    #[test]
+    fn text_from_the_environment_becomes_numbers_lists_and_words() {
+        let sources = Sources {
+            environment: [
+                ("STARLING_GOSSIP_REPAIR_INTERVAL_MS", "250"),
+                ("STARLING_NODE_SEEDS", "a:1, b:2"),
+                ("STARLING_NODE_NAME", "7"),
+                ("STARLING_LOG_FORMAT", "json"),
+                ("STARLING_PEER", "127.0.0.1:1"),
+                ("PATH", "/bin"),
+            ]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .to_vec(),
+            ..Sources::default()
+        };
+        let settings = load(&sources).unwrap().settings;
+        assert_eq!(settings.gossip.repair_interval_ms, 250);
+        assert_eq!(settings.node.seeds.len(), 2);
+        assert_eq!(settings.node.name.as_str(), "7");
+        assert_eq!(settings.log.format, super::super::LogFormat::Json);
+    }
+
+    #[test]
+    fn a_variable_that_sets_nothing_is_a_warning_since_platforms_add_their_own() {
+        let sources = Sources { environment: env("STARLING_NODE_PORT_80_TCP", "tcp://1.2.3.4"), ..Sources::default() };
+        assert!(load(&sources).unwrap().warnings[0].contains("STARLING_NODE_PORT_80_TCP"));
+    }
+
+    #[test]
+    fn a_dev_node_is_on_loopback_and_keeps_its_data_under_its_own_name() {
+        let sources = Sources { dev: true, flags: flag("node.name", "b"), ..Sources::default() };
+        let settings = load(&sources).unwrap().settings;
+        assert!(settings.node.listen.ip().is_loopback());
+        assert!(settings.node.data_dir.ends_with("data/b"));
+    }
+
+    const EXAMPLE: &str = include_str!("../../examples/starling.toml");
+
+    /// The example with every default spelled out.
+    fn example_in_full() -> String {
+        let is_setting = |line: &str| line.split_once(" = ").is_some_and(|(key, _)| !key.contains(' '));
+        let lines = EXAMPLE.lines().map(|line| line.strip_prefix('#').filter(|rest| is_setting(rest)).unwrap_or(line));
+        lines.collect::<Vec<_>>().join("\n")
+    }
+
+    #[test]
+    fn the_example_file_is_good_as_it_is_and_with_every_default_spelled_out() {
+        let short = load(&file(EXAMPLE)).unwrap().settings;
+        let full = load(&file(&example_in_full())).unwrap().settings;
+        assert_eq!(short.services[0].name, full.services[0].name);
+        assert_eq!(short.registrations().unwrap().len(), 2);
+        // Spelled out or not, it is the same node.
+        let json =
+            |settings: &Settings| serde_json::to_value(Settings { services: Vec::new(), ..settings.clone() }).unwrap();
+        assert_eq!(json(&short), json(&full));
+    }
+
+    #[test]
+    fn the_example_file_shows_every_key_there_is() {
+        let full = load(&file(&example_in_full())).unwrap();
+        for section in sections() {
+            for key in &section.keys {
+                let name = format!("{}.{key}", section.name);
+                let is_table = section.keys.iter().any(|other| other.starts_with(&format!("{key}.")));
+                assert!(is_table || full.origins.contains_key(&name), "{name} is not in the example");
+            }
+        }
+        let service = serde_json::to_value(&full.settings.services[0]).unwrap();
+        let unset: Vec<_> = service.as_object().unwrap().iter().filter(|(_, value)| value.is_null()).collect();
+        assert!(unset.is_empty(), "not in the example: {unset:?}");
+        assert!(service["check"].as_object().unwrap().values().all(|value| !value.is_null()), "{service}");
+    }
+}
