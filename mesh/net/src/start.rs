@@ -11,7 +11,7 @@ use starling_core::id::NodeId;
 use starling_core::observe::SpanBuffer;
 use starling_core::view::NodeFacts;
 use starling_core::wire::{Question, Reply};
-use starling_core::{Command, Node, Settings};
+use starling_core::{Command, Node, Refusal, Settings};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{Instant, timeout_at};
@@ -19,7 +19,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::disk::{Disk, DiskError, Opened, Problem};
 use crate::driver::{Clocks, Driver, Queues, World};
 use crate::gauges::Gauges;
-use crate::handle::{Handle, Shared};
+use crate::handle::{CommandError, Handle, Shared};
 use crate::identity::Identity;
 use crate::member::{MemberError, MemberSettings, Membership};
 use crate::probe::Prober;
@@ -89,12 +89,13 @@ pub enum StartError {
     NoAddress(SocketAddr),
 }
 
-/// A node that runs. When it is dropped, the node ends as if it had crashed; [`Running::stop`] ends it politely.
+/// A node that runs; [`Running::stop`] ends it politely. When it is dropped instead, its loop ends without a word.
 pub struct Running {
     /// What the rest of the process works with.
     pub handle: Handle,
-    /// Tunnels that peers open to instances of this node; must be drained.
-    pub tunnels: mpsc::Receiver<IncomingTunnel>,
+    /// Tunnels that peers open to instances of this node: for one data plane to take, and to drain. While nobody takes
+    /// them they wait, and time out at the peers.
+    pub tunnels: Option<mpsc::Receiver<IncomingTunnel>>,
     /// Where it listens for other nodes.
     pub local_addr: SocketAddr,
     /// What was found wrong with its data directory; logged already.
@@ -103,7 +104,16 @@ pub struct Running {
     membership: Membership,
     driver: JoinHandle<Disk>,
     stop: oneshot::Sender<()>,
-    answering: AbortHandle,
+    _answering: AbortOnDrop,
+}
+
+/// A task that ends with its owner.
+struct AbortOnDrop(AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// Starts the node that `identity` names. It is ready for commands at once; peers are found in the background.
@@ -166,9 +176,10 @@ pub async fn start(identity: &Identity, settings: NetSettings) -> Result<Running
     let queues = Queues::new(command_queue, inbox.messages, events, probe_queue);
     let (stop, stopped) = oneshot::channel();
     let driver = tokio::spawn(Driver::new(node, clocks, world).run(queues, stopped));
-    let answering = tokio::spawn(answer(handle.clone(), inbox.questions)).abort_handle();
+    let _answering = AbortOnDrop(tokio::spawn(answer(handle.clone(), inbox.questions)).abort_handle());
     let problems = opened.problems;
-    Ok(Running { handle, tunnels: inbox.tunnels, local_addr, problems, links, membership, driver, stop, answering })
+    let tunnels = Some(inbox.tunnels);
+    Ok(Running { handle, tunnels, local_addr, problems, links, membership, driver, stop, _answering })
 }
 
 impl Running {
@@ -182,8 +193,10 @@ impl Running {
     pub async fn stop(self, grace: Duration) {
         let deadline = Instant::now() + grace;
         let goodbye = async {
-            if let Err(error) = self.handle.command(Command::Leave).await {
-                tracing::warn!("stopping without a good-bye: {error}");
+            match self.handle.command(Command::Leave).await {
+                // Said already: whoever lets requests in flight finish first says it before them.
+                Ok(_) | Err(CommandError::Refused(Refusal::Leaving)) => {}
+                Err(error) => tracing::warn!("stopping without a good-bye: {error}"),
             }
             self.membership.leave().await;
             self.links.close().await;
@@ -191,7 +204,6 @@ impl Running {
         if timeout_at(deadline, goodbye).await.is_err() {
             tracing::warn!("the good-bye took longer than {} ms; peers will notice by themselves", grace.as_millis());
         }
-        self.answering.abort();
         drop(self.stop);
         let closing = async {
             match self.driver.await {
