@@ -7,13 +7,13 @@
 use std::cmp::Ordering;
 use std::sync::Arc;
 
-use crdts::{CmRDT, CvRDT, LWWReg, MVReg};
-use serde::{Deserialize, Serialize};
+use crdts::{CmRDT, CvRDT, LWWReg, MVReg, VClock, mvreg};
+use serde::{Deserialize, Deserializer, Serialize, de};
 
 use crate::config::Version;
 use crate::id::{ConfigKey, InstanceKey, NodeId};
 use crate::registry::{Instance, Override};
-use crate::time::Stamp;
+use crate::time::{HybridTime, Stamp};
 
 /// What a record is about.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -34,7 +34,7 @@ pub enum Cell {
     /// The last write wins.
     Override(LWWReg<Option<Arc<Override>>, Stamp>),
     /// Concurrent versions are all kept.
-    Config(MVReg<Arc<Version>, NodeId>),
+    Config(#[serde(deserialize_with = "sound_register")] MVReg<Arc<Version>, NodeId>),
 }
 
 /// A key with its cell, as it is stored, sent and kept on disk.
@@ -58,6 +58,9 @@ pub enum MergeError {
     /// A register without any value.
     #[error("the register holds no version")]
     Empty,
+    /// A stamp no clock can have shown.
+    #[error("stamp {0} is in the year 6429 or later")]
+    Endless(Stamp),
 }
 
 impl Cell {
@@ -122,8 +125,11 @@ impl Record {
     /// Checks what a peer sent before it is believed.
     ///
     /// # Errors
-    /// [`MergeError`] when key and cell do not belong together or a register is empty.
+    /// [`MergeError`] when key and cell do not belong together, a register is empty, or a stamp is absurd.
     pub fn validate(&self) -> Result<(), MergeError> {
+        if let Some(stamp) = self.cell.stamps().into_iter().find(|stamp| !stamp.time.is_sane()) {
+            return Err(MergeError::Endless(stamp));
+        }
         match (&self.key, &self.cell) {
             (Key::Instance(_), Cell::Instance(_)) | (Key::Override(_), Cell::Override(_)) => Ok(()),
             (Key::Config(_), Cell::Config(register)) if !versions(register).is_empty() => Ok(()),
@@ -142,6 +148,26 @@ pub fn versions(register: &MVReg<Arc<Version>, NodeId>) -> Vec<Arc<Version>> {
         live_first => live_first,
     });
     versions
+}
+
+/// Reads a register from the wire or a disk. Each version's clock must be one its writer can have had: it counts the
+/// version's own stamp and, before it, what the writer had seen. With that, equal clocks mean equal stamps (so no two
+/// registers can differ for ever), and no writer's counter can be pushed past what its clock will issue.
+fn sound_register<'de, D: Deserializer<'de>>(from: D) -> Result<MVReg<Arc<Version>, NodeId>, D::Error> {
+    #[derive(Deserialize)]
+    struct Register {
+        vals: Vec<(VClock<NodeId>, Arc<Version>)>,
+    }
+    let mut register = MVReg::new();
+    for (clock, version) in Register::deserialize(from)?.vals {
+        let Stamp { time: HybridTime(written), node: writer } = &version.stamp;
+        let earlier = |(node, counter): (&NodeId, &u64)| node == writer || (1..*written).contains(counter);
+        if clock.dots.get(writer) != Some(written) || !clock.dots.iter().all(earlier) {
+            return Err(de::Error::custom(format!("version {} has a clock its writer cannot have had", version.stamp)));
+        }
+        register.apply(mvreg::Op::Put { clock, val: version });
+    }
+    Ok(register)
 }
 
 fn merge_last_write<T: PartialEq>(mine: &mut LWWReg<T, Stamp>, theirs: LWWReg<T, Stamp>) -> Result<bool, MergeError> {

@@ -57,9 +57,18 @@ pub struct Now {
 pub struct HybridTime(pub u64);
 
 impl HybridTime {
+    /// No time at or after this one is believed, from a peer, a disk or this machine's clock (it is in the year 6429):
+    /// a hybrid clock at the end of its range could not go on.
+    pub const CEILING: HybridTime = HybridTime(1 << 63);
+
     /// The first hybrid time of a millisecond.
     pub fn from_wall(wall: WallTime) -> Self {
-        Self(wall.0 << 16)
+        Self(wall.0.min((Self::CEILING.0 >> 16) - 1) << 16)
+    }
+
+    /// Whether it is before [`Self::CEILING`].
+    pub fn is_sane(self) -> bool {
+        self < Self::CEILING
     }
 
     /// The millisecond it lies in.
@@ -146,17 +155,22 @@ impl HybridClock {
         Stamp { time: next, node: self.node.clone() }
     }
 
-    /// Takes note of a stamp from elsewhere, so that whatever this node writes next is later.
+    /// Takes note of a stamp from elsewhere, so that whatever this node writes next is later. A stamp that is not
+    /// later than what was issued or seen already is always fine: after a step back of the wall clock, this node's own
+    /// stamps come back to it from its future.
     ///
     /// # Errors
     /// [`FutureStamp`] when it is further ahead of the wall clock than allowed; the clock is then unchanged.
     pub fn witness(&mut self, stamp: &Stamp, wall: WallTime) -> Result<(), FutureStamp> {
+        if stamp.time <= self.last {
+            return Ok(());
+        }
         let bound_ms = self.max_skew.as_millis() as u64;
         let ahead_ms = stamp.time.wall().0.saturating_sub(wall.0);
-        if ahead_ms > bound_ms {
+        if ahead_ms > bound_ms || !stamp.time.is_sane() {
             return Err(FutureStamp { stamp: stamp.clone(), ahead_ms, bound_ms });
         }
-        self.last = self.last.max(stamp.time);
+        self.last = stamp.time;
         Ok(())
     }
 }

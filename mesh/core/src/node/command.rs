@@ -220,7 +220,7 @@ impl Node {
     /// Stores a record this node has just written, keeps it on disk and tells the neighbours.
     fn write(&mut self, now: Now, record: Record, out: &mut Vec<Output>) {
         let key = record.key.clone();
-        let changed = self.merge(record.clone(), now, out);
+        let changed = self.absorb(record.clone(), now, out);
         assert!(changed == Ok(true), "a write of our own is newer than all it replaces: {changed:?}");
         self.show(&key);
         self.tell(vec![record.clone()], None, out);

@@ -116,8 +116,8 @@ impl Node {
         out.extend(others.map(|peer| Output::Send(peer, Message::Leaving(node.clone(), incarnation))));
     }
 
-    /// Merges a record into the store and keeps everything that follows ownership (probes, leases, counts, disk) right.
-    pub(super) fn merge(&mut self, record: Record, now: Now, out: &mut Vec<Output>) -> Result<bool, Refused> {
+    /// Merges a peer's record, if it can be believed.
+    fn merge(&mut self, record: Record, now: Now, out: &mut Vec<Output>) -> Result<bool, Refused> {
         self.believable(&record, now)?;
         let key = record.key.clone();
         if self.store.get(&key).is_none() && record.cell.is_tombstone() && self.is_collected(&record, now) {
@@ -126,7 +126,7 @@ impl Node {
         self.absorb(record, now, out)
     }
 
-    /// [`Self::merge`] for records that need not be doubted.
+    /// Merges a record into the store and keeps everything that follows ownership (probes, leases, counts, disk) right.
     pub(super) fn absorb(&mut self, record: Record, now: Now, out: &mut Vec<Output>) -> Result<bool, Refused> {
         let key = record.key.clone();
         let owned_before = self.owns(&key);
@@ -140,11 +140,9 @@ impl Node {
     }
 
     fn believable(&mut self, record: &Record, now: Now) -> Result<(), Refused> {
+        // Our own stamps too: after the loss of our disk, peers may know later ones than we do.
         for stamp in record.cell.stamps() {
-            // Our own stamps are not news, and after a step back of our clock they may lie in its future.
-            if stamp.node != self.me {
-                self.clock.witness(&stamp, now.wall)?;
-            }
+            self.clock.witness(&stamp, now.wall)?;
         }
         if let Cell::Instance(register) = &record.cell
             && let Some(instance) = &register.val

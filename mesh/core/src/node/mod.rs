@@ -237,10 +237,16 @@ impl Node {
     /// Its first wake-up is due at once: it publishes its first picture then.
     pub fn new(me: NodeId, facts: NodeFacts, settings: Settings, memory: Memory, seed: u64, now: Now) -> Node {
         // Later than everything remembered, whoever wrote it: a write of ours must win over what it replaces.
-        let remembered = memory.records.iter().flat_map(|record| record.cell.stamps()).map(|stamp| stamp.time).max();
-        let last_used = remembered.unwrap_or_default().max(memory.last_used);
+        let stamps = memory.records.iter().filter(|record| record.validate().is_ok()).flat_map(|r| r.cell.stamps());
+        let remembered = stamps.map(|stamp| stamp.time).max();
+        let last_used =
+            remembered.into_iter().chain([memory.last_used].into_iter().filter(|time| time.is_sane())).max();
         let mut node = Node {
-            clock: HybridClock::new(me.clone(), last_used, Duration::from_millis(settings.max_clock_skew_ms)),
+            clock: HybridClock::new(
+                me.clone(),
+                last_used.unwrap_or_default(),
+                Duration::from_millis(settings.max_clock_skew_ms),
+            ),
             rng: fastrand::Rng::with_seed(seed),
             store: Store::default(),
             peers: Peers::new(me.clone(), facts, now.wall),

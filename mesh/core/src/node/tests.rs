@@ -368,3 +368,5 @@ fn an_unchanged_view_is_not_published_again() {
     mesh.wait(Duration::from_secs(5));
     assert!(Arc::ptr_eq(&before, mesh.nodes[&id("a")].view()));
 }
+
+mod hostile;
