@@ -138,7 +138,7 @@ impl Authority {
         self.issue_between(&self.mesh, node, now - BACKDATED, until)
     }
 
-    pub(super) fn issue_between(
+    pub(crate) fn issue_between(
         &self,
         mesh: &MeshName,
         node: &NodeId,

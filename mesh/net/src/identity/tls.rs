@@ -108,6 +108,54 @@ fn tls_error(error: Error) -> IdentityError {
     IdentityError::invalid("node certificate", error)
 }
 
+/// A dialler that shows no certificate and believes everybody: what some other program might do.
+#[cfg(test)]
+pub(crate) fn anonymous_client_config(protocol: &[u8]) -> ClientConfig {
+    #[derive(Debug)]
+    struct Credulous(Checks);
+    impl ServerCertVerifier for Credulous {
+        fn verify_server_cert(
+            &self,
+            _: &CertificateDer<'_>,
+            _: &[CertificateDer<'_>],
+            _: &ServerName<'_>,
+            _: &[u8],
+            _: UnixTime,
+        ) -> Result<ServerCertVerified, Error> {
+            Ok(ServerCertVerified::assertion())
+        }
+        fn verify_tls12_signature(
+            &self,
+            _: &[u8],
+            _: &CertificateDer<'_>,
+            _: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            Err(tls12())
+        }
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            certificate: &CertificateDer<'_>,
+            signed: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            self.0.signature(message, certificate, signed)
+        }
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            self.0.schemes()
+        }
+    }
+    let provider = Arc::new(ring::default_provider());
+    let checks = Checks { roots: RootCertStore::empty(), mesh: MeshName::default(), provider: provider.clone() };
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Credulous(checks)))
+        .with_no_client_auth();
+    config.alpn_protocols = vec![protocol.to_vec()];
+    config
+}
+
 #[derive(Debug)]
 struct Checks {
     roots: RootCertStore,

@@ -1,22 +1,88 @@
-//! Links between nodes: QUIC with mutual TLS.
+//! Links between nodes: QUIC with mutual TLS, on one UDP socket per node that both accepts and dials.
+//!
+//! Two connections to a peer, told apart by their ALPN name, because what shares a connection shares its congestion
+//! window, its loss recovery and one task: a download of a gigabyte through a tunnel must not delay the 200 bytes that
+//! tell of a change.
+//!
+//! - **talk** ([`peer`], [`table`]): one long-lived stream each way for messages between hearts, one for membership.
+//!   Either side may dial; whichever connection exists is used. Kept up, for ever, while the peer is in the address book.
+//! - **carry** ([`carry`], [`tunnel`]): one short-lived stream per tunnel or question. Dialled when first needed.
+//!
+//! Nothing here waits for a slow peer on behalf of another: every peer has its own bounded mailbox, its own tasks, and
+//! its own place in the queue of the inbox. What does not fit is dropped and counted; repair notices.
 
+mod carry;
+mod endpoint;
+mod frame;
+mod mailbox;
+mod meet;
+mod peer;
+mod stats;
+mod table;
+mod tunnel;
+
+use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
-use std::task::{Context, Poll};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use starling_core::id::{InstanceKey, NodeId};
 use starling_core::observe::{Exposition, MetricSource};
-use starling_core::wire::{Message, Question, Reply};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::{mpsc, oneshot};
+use starling_core::wire::{MAX_MESSAGE_BYTES, Message, Question, Reply, encode};
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::{error, info, warn};
 
 use crate::identity::{Identity, IdentityError};
+use meet::{Close, Complaints};
+use stats::Stats;
+use table::Table;
 
-/// All links of a node. Cheap to clone.
+pub use stats::{KindStats, LinkStats};
+pub use tunnel::{IncomingTunnel, Tunnel, TunnelRefusal};
+
+/// How long [`Links::close`] waits for what was sent to arrive.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// All links of a node. Cheap to clone; when the last clone is gone, the links are cut.
 #[derive(Clone)]
-pub struct Links {}
+pub struct Links {
+    held: Arc<Held>,
+}
+
+/// Cuts the links when nobody holds them any more.
+struct Held(Arc<Shared>);
+
+/// What every task of the links needs.
+pub(crate) struct Shared {
+    me: NodeId,
+    limits: Limits,
+    /// Drawn at the start: tells two processes of one name apart, and a node from itself.
+    process: u64,
+    endpoint: quinn::Endpoint,
+    dialling: endpoint::ClientConfigs,
+    table: Table,
+    into: Senders,
+    stats: Stats,
+    complaints: Complaints,
+    closing: watch::Sender<bool>,
+}
+
+/// The other ends of the [`Inbox`].
+struct Senders {
+    messages: mpsc::Sender<(NodeId, Message)>,
+    tunnels: mpsc::Sender<IncomingTunnel>,
+    questions: mpsc::Sender<(NodeId, Question, oneshot::Sender<Reply>)>,
+    gossip: mpsc::Sender<GossipFrame>,
+}
+
+/// A message of membership: from whom, from where, and what.
+pub(crate) struct GossipFrame {
+    pub(crate) from: NodeId,
+    pub(crate) address: SocketAddr,
+    pub(crate) bytes: Bytes,
+}
 
 /// The bounds of a node's links.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -26,13 +92,14 @@ pub struct Limits {
     pub peers: usize,
     /// How many messages wait for one peer; more are dropped and counted. Default 1,024.
     pub mailbox_messages: usize,
-    /// How many bytes of messages wait for one peer. Default 8 MiB.
+    /// How many bytes of messages wait for one peer. Default 8 MiB, and never less than the largest message.
     pub mailbox_bytes: usize,
-    /// How many messages from all peers together wait for the loop. Default 256.
+    /// How many messages from all peers together wait for the loop; few, so that none waits long. Default 256.
     pub inbox: usize,
     /// How many tunnels and questions one peer may have open at a time. Default 4,096.
     pub streams_per_peer: u32,
-    /// The kernel's buffers of the UDP socket, in bytes, each way. Default 4 MiB.
+    /// The kernel's buffers of the UDP socket, in bytes, each way. Default 4 MiB: with the usual 208 KiB, most of a
+    /// burst of 1,000 datagrams was lost.
     pub socket_buffer: usize,
 }
 
@@ -50,7 +117,7 @@ impl Default for Limits {
 }
 
 /// What comes in over all links. Each receiver must be drained by its owner; when one is full, the peers that fill it
-/// are slowed down, and nobody else.
+/// are slowed down (messages) or refused (tunnels, questions), and nobody else.
 pub struct Inbox {
     /// What hearts say; the name is the one in the peer's certificate.
     pub messages: mpsc::Receiver<(NodeId, Message)>,
@@ -63,7 +130,9 @@ pub struct Inbox {
 }
 
 /// Membership's share of the [`Inbox`].
-pub struct GossipInbox {}
+pub struct GossipInbox {
+    pub(crate) frames: mpsc::Receiver<GossipFrame>,
+}
 
 /// Why the links cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -74,29 +143,11 @@ pub enum BindError {
         /// Where.
         address: SocketAddr,
         /// What the system says.
-        error: std::io::Error,
+        error: io::Error,
     },
     /// The identity cannot be used for TLS.
     #[error(transparent)]
     Identity(#[from] IdentityError),
-}
-
-/// Why a tunnel is refused by the node it was opened to; the other side sees it as an [`std::io::Error`] of kind
-/// `ConnectionRefused` with this inside.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum TunnelRefusal {
-    /// The node does not own the instance (any more).
-    #[error("the instance is not registered at that node")]
-    NoSuchInstance,
-    /// The node has too much to do; nothing was forwarded.
-    #[error("that node is too busy")]
-    Busy,
-    /// The instance does not accept connections; nothing was forwarded.
-    #[error("the instance cannot be reached from its node")]
-    Unreachable,
-    /// The node is stopping; nothing was forwarded.
-    #[error("that node is stopping")]
-    Stopping,
 }
 
 /// Why a peer could not be reached or did not answer.
@@ -131,86 +182,170 @@ pub enum LinkError {
     },
 }
 
-/// A byte stream to an instance through the node that owns it: one QUIC stream, both ways.
-pub struct Tunnel {}
-
-/// A tunnel a peer opened to an instance of this node.
-pub struct IncomingTunnel {
-    /// The peer, by its certificate.
-    pub from: NodeId,
-    /// The instance it asks for.
-    pub to: InstanceKey,
-    /// The bytes.
-    pub tunnel: Tunnel,
-}
-
-impl IncomingTunnel {
-    /// Refuses it: nothing was forwarded, and the other side may try elsewhere.
-    pub fn refuse(self, _why: TunnelRefusal) {}
-}
-
 impl Links {
     /// Opens the UDP socket, and accepts and dials on it. Must be called within a tokio runtime.
     ///
     /// # Errors
     /// [`BindError`].
-    pub fn bind(_identity: &Identity, listen: SocketAddr, _limits: Limits) -> Result<(Self, Inbox), BindError> {
-        Err(BindError::Socket { address: listen, error: std::io::ErrorKind::Unsupported.into() })
+    pub fn bind(identity: &Identity, listen: SocketAddr, limits: Limits) -> Result<(Self, Inbox), BindError> {
+        let (endpoint, dialling) = endpoint::open(identity, listen, &limits)?;
+        let (messages, messages_out) = mpsc::channel(limits.inbox.max(1));
+        let (tunnels, tunnels_out) = mpsc::channel(limits.inbox.max(1));
+        let (questions, questions_out) = mpsc::channel(limits.inbox.max(1));
+        let (gossip, gossip_out) = mpsc::channel(limits.inbox.max(1));
+        let shared = Arc::new(Shared {
+            me: identity.node().clone(),
+            process: fastrand::u64(..),
+            endpoint,
+            dialling,
+            table: Table::default(),
+            into: Senders { messages, tunnels, questions, gossip },
+            stats: Stats::default(),
+            complaints: Complaints::default(),
+            closing: watch::Sender::new(false),
+            limits,
+        });
+        tokio::spawn(meet::accept(shared.clone()));
+        let links = Self { held: Arc::new(Held(shared)) };
+        info!(node = %identity.node(), mesh = %identity.mesh(), address = %links.local_address(), "listening for peers");
+        let inbox = Inbox {
+            messages: messages_out,
+            tunnels: tunnels_out,
+            questions: questions_out,
+            gossip: GossipInbox { frames: gossip_out },
+        };
+        Ok((links, inbox))
+    }
+
+    fn shared(&self) -> &Arc<Shared> {
+        &self.held.0
+    }
+
+    /// This node's name.
+    pub fn me(&self) -> &NodeId {
+        &self.shared().me
     }
 
     /// Where it listens (with the port the system chose, if it was 0).
     pub fn local_address(&self) -> SocketAddr {
-        SocketAddr::from(([0, 0, 0, 0], 0))
+        // Asking a bound socket for its address fails on no system we run on; the all-zero address says "unknown".
+        self.shared().endpoint.local_addr().unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0)))
     }
 
     /// Gives a message to a peer, if possible: never waits. What does not fit into its mailbox, or is for a node that
     /// is unknown or away, is dropped and counted.
-    pub fn send(&self, _to: &NodeId, _message: Message) {}
+    pub fn send(&self, to: &NodeId, message: Message) {
+        let shared = self.shared();
+        let kind = message.kind();
+        let frame = frame::framed(&encode(&message));
+        if frame.len() > MAX_MESSAGE_BYTES {
+            error!(kind, bytes = frame.len(), "a message over the size limit was not sent: it should have been split");
+            shared.stats.dropped(kind, 1);
+            return;
+        }
+        let bytes = frame.len();
+        let taken = shared.table.get(to).is_some_and(|peer| peer.messages.push(kind, frame));
+        if taken {
+            shared.stats.sent(kind, bytes);
+        } else {
+            shared.stats.dropped(kind, 1);
+        }
+    }
+
+    /// Gives membership's bytes to whoever listens at an address; never waits. Dials it if nobody is linked there.
+    pub(crate) fn send_gossip(&self, to: SocketAddr, bytes: &[u8]) {
+        let shared = self.shared();
+        let frame = frame::framed(bytes);
+        match shared.table.at(to) {
+            Some(peer) => {
+                let size = frame.len();
+                if peer.gossip.push(stats::GOSSIP, frame) {
+                    shared.stats.sent(stats::GOSSIP, size);
+                } else {
+                    shared.stats.dropped(stats::GOSSIP, 1);
+                }
+            }
+            None => meet::dial_address(shared, to, frame),
+        }
+    }
 
     /// Puts a peer into the address book: from now on a link to it is kept up.
-    pub fn learn(&self, _node: &NodeId, _address: SocketAddr) {}
+    pub fn learn(&self, node: &NodeId, address: SocketAddr) {
+        let shared = self.shared();
+        if *node != shared.me && !shared.table.learn(shared, node, address) {
+            warn!(%node, %address, limit = shared.limits.peers, "the address book is full, this peer is left out");
+        }
+    }
 
-    /// Takes a peer out of the address book.
-    pub fn forget(&self, _node: &NodeId) {}
+    /// Takes a peer out of the address book. A link that exists is left alone, but not made again.
+    pub fn forget(&self, node: &NodeId) {
+        self.shared().table.forget(node);
+    }
 
-    /// Says good-bye to all peers and stops. What has been sent before is delivered, within about a second.
-    pub async fn close(&self) {}
+    /// Since when there is no link to a peer of the address book; `None` while there is one, or it was never asked for.
+    pub fn down_since(&self, node: &NodeId) -> Option<Instant> {
+        self.shared().table.down_since(node)
+    }
+
+    /// Whether there is a link to a peer now.
+    pub fn is_up(&self, node: &NodeId) -> bool {
+        self.shared().table.get(node).is_some_and(|peer| peer.is_up())
+    }
 
     /// Asks a peer a question and waits for its one reply.
     ///
     /// # Errors
     /// See [`LinkError`].
-    pub async fn ask(&self, node: &NodeId, _question: Question, _timeout: Duration) -> Result<Reply, LinkError> {
-        Err(LinkError::UnknownNode(node.clone()))
+    pub async fn ask(&self, node: &NodeId, question: Question, timeout: Duration) -> Result<Reply, LinkError> {
+        let asking = carry::ask(self.shared(), node, &question);
+        tokio::time::timeout(timeout, asking)
+            .await
+            .unwrap_or_else(|_| Err(LinkError::TimedOut { node: node.clone(), timeout }))
     }
 
-    /// Opens a tunnel.
+    /// Opens a tunnel to an instance of a peer. It can be used at once; if the peer refuses it, the first read or write
+    /// fails with [`TunnelRefusal`] inside the error.
     ///
     /// # Errors
     /// See [`LinkError`].
-    pub async fn open_tunnel(&self, node: &NodeId, _to: &InstanceKey, _timeout: Duration) -> Result<Tunnel, LinkError> {
-        Err(LinkError::UnknownNode(node.clone()))
+    pub async fn open_tunnel(&self, node: &NodeId, to: &InstanceKey, timeout: Duration) -> Result<Tunnel, LinkError> {
+        let opening = carry::open_tunnel(self.shared(), node, to);
+        tokio::time::timeout(timeout, opening)
+            .await
+            .unwrap_or_else(|_| Err(LinkError::TimedOut { node: node.clone(), timeout }))
+    }
+
+    /// What has been counted so far.
+    pub fn stats(&self) -> LinkStats {
+        self.shared().stats.read(&self.shared().table)
+    }
+
+    /// Says good-bye to all peers and stops. What has been sent before is delivered, within about a second.
+    pub async fn close(&self) {
+        let shared = self.shared();
+        shared.closing.send_replace(true);
+        // Every peer's task writes out what it has, waits until that has arrived, and ends.
+        let written = tokio::time::timeout(CLOSE_PATIENCE, shared.table.all_written()).await;
+        if written.is_err() {
+            info!("stopping although not everything sent has arrived everywhere");
+        }
+        shared.endpoint.close(Close::Stopping.code(), b"the node is stopping");
+        let _ = tokio::time::timeout(CLOSE_PATIENCE, shared.endpoint.wait_idle()).await; // the peers' timeouts do the rest
     }
 }
 
-impl AsyncRead for Tunnel {
-    fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Tunnel {
-    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<std::io::Result<usize>> {
-        Poll::Ready(Ok(0))
-    }
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Poll::Ready(Ok(()))
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.closing.send_replace(true);
+        self.0.endpoint.close(Close::Stopping.code(), b"the node is stopping");
     }
 }
 
 impl MetricSource for Links {
-    fn collect(&self, _out: &mut Exposition) {}
+    fn collect(&self, out: &mut Exposition) {
+        self.stats().collect(out);
+    }
 }
+
+#[cfg(test)]
+mod tests;

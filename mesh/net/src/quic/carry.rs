@@ -1,0 +1,211 @@
+//! Carry connections: one two-way stream per tunnel or question.
+//!
+//! A stream begins with one byte for its kind and one frame (the instance asked for, or the question); what follows in
+//! a tunnel is the applications' own bytes, sent along without waiting for an answer. A refusal is a reset with a code.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use quinn::{Connection, ReadError, RecvStream, SendStream, WriteError};
+use starling_core::id::{InstanceKey, NodeId};
+use starling_core::wire::{MAX_MESSAGE_BYTES, Question, Reply, decode, encode};
+use tokio::sync::oneshot;
+use tracing::{debug, warn};
+
+use super::frame::{FrameError, framed, read_one};
+use super::meet::{self, Kind, Met};
+use super::peer::Peer;
+use super::tunnel::{IncomingTunnel, Tunnel, TunnelRefusal, cut};
+use super::{LinkError, Shared};
+
+/// The first byte of a stream.
+const TUNNEL: u8 = 1;
+const QUESTION: u8 = 2;
+/// The largest opening of a stream: names have at most 128 bytes each.
+const MAX_OPENING_BYTES: usize = 4 * 1024;
+/// How long an opened stream may take to say what it is for.
+const OPENING_PATIENCE: Duration = Duration::from_secs(5);
+/// How long an answer may take here; askers give up earlier.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
+/// After a failed attempt, callers are told at once for this long: a thousand requests a second must not become as
+/// many attempts.
+const FAILURE_MEMORY: Duration = Duration::from_millis(200);
+
+/// This node's carry connection to a peer, dialled when first needed.
+#[derive(Default)]
+pub(super) struct Carry {
+    slot: Mutex<Slot>,
+    /// Held while dialling, so that many callers make one connection.
+    dialling: tokio::sync::Mutex<()>,
+}
+
+#[derive(Default)]
+struct Slot {
+    connection: Option<Connection>,
+    failed: Option<(Instant, String)>,
+}
+
+impl Carry {
+    /// The connection if it lives, the last failure if it was just now, or neither.
+    fn known(&self) -> Option<Result<Connection, String>> {
+        let slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(connection) = slot.connection.as_ref().filter(|connection| connection.close_reason().is_none()) {
+            return Some(Ok(connection.clone()));
+        }
+        let recent = slot.failed.as_ref().filter(|(at, _)| at.elapsed() < FAILURE_MEMORY);
+        recent.map(|(_, reason)| Err(reason.clone()))
+    }
+
+    async fn connection(&self, shared: &Arc<Shared>, peer: &Peer) -> Result<Connection, LinkError> {
+        let unreachable = |reason| LinkError::Unreachable { node: peer.node.clone(), reason };
+        if let Some(known) = self.known() {
+            return known.map_err(unreachable);
+        }
+        let _one = self.dialling.lock().await;
+        if let Some(known) = self.known() {
+            return known.map_err(unreachable);
+        }
+        let address = {
+            let state = peer.state();
+            let linked = state.connections.last().map(|held| held.connection.remote_address());
+            state.address.or(linked)
+        };
+        let Some(address) = address else { return Err(LinkError::UnknownNode(peer.node.clone())) };
+        let met = meet::dial(shared, address, Some(&peer.node), Kind::Carry).await;
+        let mut slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
+        match met {
+            Ok(met) => {
+                slot.connection = Some(met.connection.clone());
+                slot.failed = None;
+                Ok(met.connection)
+            }
+            Err(reason) => {
+                slot.connection = None;
+                slot.failed = Some((Instant::now(), reason.clone()));
+                Err(unreachable(reason))
+            }
+        }
+    }
+}
+
+/// Opens a stream to a peer and sends its opening.
+async fn open(
+    shared: &Arc<Shared>,
+    node: &NodeId,
+    kind: u8,
+    opening: &[u8],
+) -> Result<(SendStream, RecvStream), LinkError> {
+    let peer = shared.table.get(node).ok_or_else(|| LinkError::UnknownNode(node.clone()))?;
+    let connection = peer.carry.connection(shared, &peer).await?;
+    let lost = |error: &dyn std::error::Error| LinkError::Unreachable { node: node.clone(), reason: error.to_string() };
+    let (mut send, receive) = connection.open_bi().await.map_err(|error| lost(&error))?;
+    let mut bytes = vec![kind];
+    bytes.extend_from_slice(&framed(opening));
+    send.write_all(&bytes).await.map_err(|error| match error {
+        WriteError::Stopped(code) => refused(node, code),
+        error => lost(&error),
+    })?;
+    Ok((send, receive))
+}
+
+fn refused(node: &NodeId, code: quinn::VarInt) -> LinkError {
+    let reason = TunnelRefusal::from_code(code).map_or_else(|| format!("code {code}"), |refusal| refusal.to_string());
+    LinkError::Refused { node: node.clone(), reason }
+}
+
+pub(super) async fn open_tunnel(shared: &Arc<Shared>, node: &NodeId, to: &InstanceKey) -> Result<Tunnel, LinkError> {
+    let (send, receive) = open(shared, node, TUNNEL, &encode(to)).await?;
+    shared.stats.tunnel_opened();
+    Ok(Tunnel::new(send, receive))
+}
+
+pub(super) async fn ask(shared: &Arc<Shared>, node: &NodeId, question: &Question) -> Result<Reply, LinkError> {
+    let (mut send, mut receive) = open(shared, node, QUESTION, &encode(question)).await?;
+    shared.stats.question_asked();
+    let _ = send.finish(); // fails only when it was refused, which reading tells
+    let unreachable = |reason: String| LinkError::Unreachable { node: node.clone(), reason };
+    let answer = read_one(&mut receive, MAX_MESSAGE_BYTES).await.map_err(|error| match error {
+        FrameError::Read(ReadError::Reset(code)) => refused(node, code),
+        error => unreachable(error.to_string()),
+    })?;
+    decode(&answer).map_err(|error| unreachable(error.to_string()))
+}
+
+/// Serves the streams a peer opens on its carry connection, until that ends.
+pub(super) async fn serve(shared: Arc<Shared>, met: Met) {
+    let node = met.node;
+    while let Ok((send, receive)) = met.connection.accept_bi().await {
+        let (shared, node) = (shared.clone(), node.clone());
+        tokio::spawn(serve_stream(shared, node, send, receive));
+    }
+    debug!(%node, "a peer's carry connection has ended");
+}
+
+async fn serve_stream(shared: Arc<Shared>, node: NodeId, mut send: SendStream, mut receive: RecvStream) {
+    let opening = async {
+        let mut kind = [0];
+        receive.read_exact(&mut kind).await.ok()?;
+        let opening = read_one(&mut receive, MAX_OPENING_BYTES).await.ok()?;
+        Some((kind[0], opening))
+    };
+    let opening = tokio::time::timeout(OPENING_PATIENCE, opening).await.ok().flatten();
+    match opening {
+        Some((TUNNEL, opening)) => match decode::<InstanceKey>(&opening) {
+            Ok(to) => serve_tunnel(&shared, node, to, send, receive),
+            Err(error) => malformed(&shared, &node, &error.to_string(), &mut send, &mut receive),
+        },
+        Some((QUESTION, opening)) => match decode::<Question>(&opening) {
+            Ok(question) => serve_question(&shared, node, question, send, receive).await,
+            Err(error) => malformed(&shared, &node, &error.to_string(), &mut send, &mut receive),
+        },
+        Some((other, _)) => {
+            malformed(&shared, &node, &format!("a stream of unknown kind {other}"), &mut send, &mut receive);
+        }
+        // Abandoned before it began, too slow, or too long: there is nobody to answer.
+        None => cut(&mut send, &mut receive, TunnelRefusal::Malformed.code()),
+    }
+}
+
+fn malformed(shared: &Shared, node: &NodeId, what: &str, send: &mut SendStream, receive: &mut RecvStream) {
+    shared.stats.malformed();
+    warn!(%node, "refused a stream of a peer that began with something malformed: {what}");
+    cut(send, receive, TunnelRefusal::Malformed.code());
+}
+
+fn serve_tunnel(shared: &Shared, from: NodeId, to: InstanceKey, send: SendStream, receive: RecvStream) {
+    let tunnel = IncomingTunnel { from, to, tunnel: Tunnel::new(send, receive) };
+    match shared.into.tunnels.try_send(tunnel) {
+        Ok(()) => shared.stats.tunnel_accepted(),
+        Err(error) => {
+            shared.stats.turned_away();
+            error.into_inner().refuse(TunnelRefusal::Busy);
+        }
+    }
+}
+
+async fn serve_question(
+    shared: &Shared,
+    from: NodeId,
+    question: Question,
+    mut send: SendStream,
+    mut receive: RecvStream,
+) {
+    shared.stats.question_heard();
+    let (reply, answer) = oneshot::channel();
+    if shared.into.questions.try_send((from, question, reply)).is_err() {
+        shared.stats.turned_away();
+        return cut(&mut send, &mut receive, TunnelRefusal::Busy.code());
+    }
+    let Ok(Ok(reply)) = tokio::time::timeout(ANSWER_PATIENCE, answer).await else {
+        return cut(&mut send, &mut receive, TunnelRefusal::Stopping.code());
+    };
+    let bytes = encode(&reply);
+    if bytes.len() > MAX_MESSAGE_BYTES {
+        warn!(bytes = bytes.len(), "an answer over the size limit was not sent: it should have been limited");
+        return cut(&mut send, &mut receive, TunnelRefusal::Busy.code());
+    }
+    // If the asker has gone, so has the need for an answer.
+    if send.write_all(&framed(&bytes)).await.is_ok() {
+        let _ = send.finish();
+    }
+}

@@ -1,0 +1,283 @@
+//! How two nodes meet: dial or accept, check each other, greet, and say clearly what went wrong.
+//!
+//! In TLS 1.3 the dialler is done before the other side has seen its certificate. So each side sends a greeting on a
+//! stream of its own, and believes in the connection when it has the other's: nobody greets whom it does not trust.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use quinn::crypto::rustls::HandshakeData;
+use quinn::{Connection, ConnectionError, Incoming, VarInt};
+use rustls::pki_types::CertificateDer;
+use starling_core::id::NodeId;
+use starling_core::wire::WIRE_VERSION;
+use tokio::sync::Semaphore;
+use tracing::{debug, error, warn};
+
+use super::{Shared, carry, endpoint, stats};
+use crate::identity::{node_name, refused_by_peer};
+
+/// How long a connection may take to be made and greeted. A handshake is two round trips and a few milliseconds of
+/// arithmetic; three seconds forgive two lost packets on a slow line.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// How many strangers may be in their handshakes at a time; more wait in the kernel's and QUIC's queues.
+const MAX_HANDSHAKES: usize = 256;
+/// A greeting: version, then the number of the process.
+const GREETING_BYTES: usize = 9;
+
+/// Why a connection is closed, as the other side sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Close {
+    Stopping = 1,
+    Malformed = 2,
+    Duplicate = 3,
+    Superseded = 4,
+    WrongNode = 5,
+    SameName = 6,
+    Version = 7,
+    TooMany = 8,
+}
+
+impl Close {
+    pub(super) fn code(self) -> VarInt {
+        VarInt::from_u32(self as u32)
+    }
+}
+
+/// Which of the two kinds a connection is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Talk,
+    Carry,
+}
+
+/// A node that was met: its name is in its certificate, which was checked.
+pub(super) struct Met {
+    pub(super) node: NodeId,
+    pub(super) process: u64,
+    pub(super) connection: Connection,
+    pub(super) dialled: bool,
+}
+
+/// Accepts until the endpoint is closed.
+pub(super) async fn accept(shared: Arc<Shared>) {
+    let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    while let Some(incoming) = shared.endpoint.accept().await {
+        if shared.endpoint.open_connections() > shared.limits.peers.saturating_mul(4) {
+            shared.complain(incoming.remote_address(), "crowded", "too many connections are open; it was turned away");
+            incoming.refuse();
+            continue;
+        }
+        let Ok(permit) = handshakes.clone().acquire_owned().await else { return };
+        let shared = shared.clone();
+        tokio::spawn(async move {
+            let met = tokio::time::timeout(PATIENCE, welcome(&shared, incoming)).await;
+            drop(permit);
+            match met {
+                Ok(Ok((Kind::Talk, met))) => shared.table.register(&shared, met),
+                Ok(Ok((Kind::Carry, met))) => carry::serve(shared, met).await,
+                // Said already; or it never finished, and the dialler knows more about that than we do.
+                Ok(Err(_)) | Err(_) => {}
+            }
+        });
+    }
+}
+
+async fn welcome(shared: &Shared, incoming: Incoming) -> Result<(Kind, Met), String> {
+    let address = incoming.remote_address();
+    let connected = async { incoming.accept()?.await }.await;
+    let connection = connected.map_err(|error| shared.explain(address, None, &error))?;
+    let data = connection.handshake_data().and_then(|data| data.downcast::<HandshakeData>().ok());
+    let protocol = data.and_then(|data| data.protocol);
+    let kind = if protocol.as_deref() == Some(endpoint::CARRY) { Kind::Carry } else { Kind::Talk };
+    Ok((kind, greet(shared, connection, None, false).await?))
+}
+
+/// Dials an address. `meant` is the node that should be there, when that is known.
+pub(super) async fn dial(
+    shared: &Shared,
+    address: SocketAddr,
+    meant: Option<&NodeId>,
+    kind: Kind,
+) -> Result<Met, String> {
+    let config = match kind {
+        Kind::Talk => &shared.dialling.talk,
+        Kind::Carry => &shared.dialling.carry,
+    };
+    let attempt = async {
+        // The name is not looked at by anybody: the certificate's own name is what counts.
+        let connecting = shared.endpoint.connect_with(config.clone(), address, "starling");
+        let connection = connecting
+            .map_err(|error| format!("cannot dial {address}: {error}"))?
+            .await
+            .map_err(|error| shared.explain(address, meant, &error))?;
+        greet(shared, connection, meant, true).await
+    };
+    shared.stats.dialled();
+    tokio::time::timeout(PATIENCE, attempt).await.unwrap_or_else(|_| Err(format!("no answer from {address}")))
+}
+
+/// Sends a greeting, waits for the other's, and compares who it is with who was meant.
+async fn greet(shared: &Shared, connection: Connection, meant: Option<&NodeId>, dialled: bool) -> Result<Met, String> {
+    let address = connection.remote_address();
+    let Some(node) = peer_name(&connection) else {
+        return Err(shared.complain(address, "name", "its certificate names no node, although it was accepted"));
+    };
+    let greetings = async {
+        let mut stream = connection.open_uni().await?;
+        let mut greeting = [WIRE_VERSION; GREETING_BYTES];
+        greeting[1..].copy_from_slice(&shared.process.to_be_bytes());
+        // If this fails, so does the reading below, and says why.
+        let _ = stream.write_all(&greeting).await;
+        let _ = stream.finish();
+        connection.accept_uni().await
+    };
+    let mut stream = greetings.await.map_err(|error| shared.explain(address, Some(&node), &error))?;
+    let mut theirs = [0; GREETING_BYTES];
+    if stream.read_exact(&mut theirs).await.is_err() || theirs[0] != WIRE_VERSION {
+        let text = format!(
+            "node {node} does not greet in version {WIRE_VERSION} of the protocol; run the same major version on all nodes"
+        );
+        connection.close(Close::Version.code(), text.as_bytes());
+        return Err(shared.complain(address, "version", &text));
+    }
+    let [_, process @ ..] = theirs;
+    let process = u64::from_be_bytes(process);
+    if node == shared.me {
+        return Err(shared.met_own_name(&connection, process));
+    }
+    if let Some(meant) = meant.filter(|meant| **meant != node) {
+        let text = format!("node {meant} was expected there, but it is node {node}");
+        connection.close(Close::WrongNode.code(), text.as_bytes());
+        return Err(shared.complain(address, "wrong-node", &text));
+    }
+    shared.stats.connected();
+    Ok(Met { node, process, connection, dialled })
+}
+
+/// The name in the certificate, which the handshake has checked.
+fn peer_name(connection: &Connection) -> Option<NodeId> {
+    let identity = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    Some(node_name(identity.first()?).ok()?.node)
+}
+
+/// Dials an address nobody is known at, on behalf of membership, and delivers `frame` there.
+pub(super) fn dial_address(shared: &Arc<Shared>, address: SocketAddr, frame: Bytes) {
+    if !shared.table.begin_dialling(address) {
+        shared.stats.dropped(stats::GOSSIP, 1);
+        return;
+    }
+    let shared = shared.clone();
+    tokio::spawn(async move {
+        match dial(&shared, address, None, Kind::Talk).await {
+            Ok(met) => {
+                let (node, size) = (met.node.clone(), frame.len());
+                shared.table.register(&shared, met);
+                let taken = shared.table.get(&node).is_some_and(|peer| peer.gossip.push(stats::GOSSIP, frame));
+                if taken {
+                    shared.stats.sent(stats::GOSSIP, size);
+                }
+            }
+            Err(reason) => {
+                debug!(%address, reason, "could not reach an address membership asked for");
+                shared.stats.dropped(stats::GOSSIP, 1);
+            }
+        }
+        shared.table.end_dialling(address);
+    });
+}
+
+impl Shared {
+    /// Logs why a connection failed, in words, and returns them.
+    pub(super) fn explain(&self, address: SocketAddr, node: Option<&NodeId>, error: &ConnectionError) -> String {
+        let who = node.map_or_else(|| "the node".to_owned(), |node| format!("node {node}"));
+        let alert = |code: u64| (0x100..0x200).contains(&code).then_some((code & 0xff) as u8);
+        match error {
+            ConnectionError::TransportError(ours) => match alert(u64::from(ours.code)) {
+                Some(number) => {
+                    let (text, advice) = refused_by_peer(&ours.reason, Some(number));
+                    self.complain_of_refusal(address, &format!("this node refused {who} at {address}: {text}"), advice)
+                }
+                None => error.to_string(),
+            },
+            ConnectionError::ConnectionClosed(theirs) => match alert(u64::from(theirs.error_code)) {
+                Some(number) => {
+                    let reason = String::from_utf8_lossy(&theirs.reason);
+                    let (text, advice) = refused_by_peer(&reason, Some(number));
+                    self.complain_of_refusal(address, &format!("{who} at {address} refused this node: {text}"), advice)
+                }
+                None => error.to_string(),
+            },
+            ConnectionError::ApplicationClosed(theirs) => {
+                let reason: String =
+                    String::from_utf8_lossy(&theirs.reason).chars().filter(|c| !c.is_control()).take(200).collect();
+                if [Close::WrongNode, Close::SameName, Close::Version].iter().any(|c| c.code() == theirs.error_code) {
+                    self.complain_of_refusal(address, &format!("{who} at {address} refused this node: {reason}"), "")
+                } else {
+                    reason
+                }
+            }
+            _ => error.to_string(),
+        }
+    }
+
+    fn complain_of_refusal(&self, address: SocketAddr, text: &str, advice: &'static str) -> String {
+        self.stats.refused();
+        if self.complaints.is_new(address, advice) {
+            if advice.is_empty() {
+                warn!(%address, "{text}");
+            } else {
+                warn!(%address, "{text}; {advice}");
+            }
+        }
+        text.to_owned()
+    }
+
+    fn complain(&self, address: SocketAddr, code: &'static str, text: &str) -> String {
+        if self.complaints.is_new(address, code) {
+            warn!(%address, "refused the peer at {address}: {text}");
+        }
+        self.stats.refused();
+        text.to_owned()
+    }
+
+    /// Somebody shows a certificate with this node's own name: this node itself (a seed list may name it), or another
+    /// process that was given the same certificate or name, which cannot work.
+    fn met_own_name(&self, connection: &Connection, process: u64) -> String {
+        let (me, address) = (&self.me, connection.remote_address());
+        if process == self.process {
+            connection.close(Close::Duplicate.code(), b"this is the same node");
+            return "that address is this node's own".to_owned();
+        }
+        let text = format!("both nodes are named {me}: give every node a name and certificate of its own");
+        connection.close(Close::SameName.code(), text.as_bytes());
+        self.stats.refused();
+        if self.complaints.is_new(address, "same-name") {
+            error!(%address, "refused the node at {address}: {text}");
+        }
+        text
+    }
+}
+
+/// Remembers what was complained about, so that a peer that tries again every second is named once a minute.
+#[derive(Default)]
+pub(super) struct Complaints {
+    recent: Mutex<BTreeMap<(SocketAddr, &'static str), Instant>>,
+}
+
+impl Complaints {
+    /// How long the same complaint is kept back.
+    const SILENCE: Duration = Duration::from_secs(60);
+    /// How many different ones there may be within that time; then there is silence.
+    const MAX: usize = 1_024;
+
+    fn is_new(&self, address: SocketAddr, what: &'static str) -> bool {
+        let now = Instant::now();
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        recent.retain(|_, at| now.duration_since(*at) < Self::SILENCE);
+        recent.len() < Self::MAX && recent.insert((address, what), now).is_none()
+    }
+}

@@ -1,0 +1,363 @@
+//! One peer: its connections, its mailboxes, and the task that keeps a link up and writes to it.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use quinn::{Connection, ConnectionError, RecvStream, SendStream, WriteError};
+use starling_core::id::NodeId;
+use starling_core::wire::{MAX_MESSAGE_BYTES, Message, decode};
+use tokio::sync::{Notify, watch};
+use tracing::{debug, warn};
+
+use super::carry::Carry;
+use super::frame::{FrameError, Frames};
+use super::mailbox::Mailbox;
+use super::meet::{self, Close, Kind, Met};
+use super::{GossipFrame, Limits, Shared, stats};
+
+/// The first byte of a stream on a talk connection: what its frames are.
+const MESSAGES: u8 = 1;
+const GOSSIP: u8 = 2;
+/// The largest message of membership: chitchat's own limit is a UDP datagram, 65,507 bytes.
+const MAX_GOSSIP_BYTES: usize = 128 * 1024;
+/// How many messages of membership wait for a peer: a round makes a handful; older ones are worthless.
+const GOSSIP_MAILBOX: usize = 16;
+/// How long the pause between attempts to dial a lost peer is: at first, and at most while few are lost.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// An attempt costs about a millisecond of arithmetic, so with many peers lost each is tried less often: together they
+/// cost at most about twenty attempts a second.
+const BACKOFF_PER_LOST: Duration = Duration::from_millis(50);
+/// The node whose name is larger waits this long for the other to dial first, so that mostly one connection is made.
+const AFTER_YOU: Duration = Duration::from_millis(100);
+/// How long a connection that is not used any more is kept, so that what is on its way in it arrives.
+const SPARE_GRACE: Duration = Duration::from_secs(3);
+/// How long a closing node waits for a peer to acknowledge what it was sent.
+const LAST_WORDS: Duration = Duration::from_millis(700);
+
+/// A peer, in the address book or linked, or both.
+pub(super) struct Peer {
+    pub(super) node: NodeId,
+    pub(super) messages: Mailbox,
+    pub(super) gossip: Mailbox,
+    pub(super) carry: Carry,
+    /// Wakes the task when the address book changed.
+    pub(super) changed: Notify,
+    state: Mutex<State>,
+    /// The connection that is written to.
+    current: watch::Sender<Option<Connection>>,
+}
+
+pub(super) struct State {
+    /// Where to dial it; `None` when it is not in the address book.
+    pub(super) address: Option<SocketAddr>,
+    /// Live talk connections, oldest first. Usually one.
+    pub(super) connections: Vec<Held>,
+    pub(super) down_since: Option<Instant>,
+}
+
+pub(super) struct Held {
+    pub(super) connection: Connection,
+    process: u64,
+    dialled: bool,
+}
+
+impl Peer {
+    pub(super) fn new(node: NodeId, limits: &Limits) -> Self {
+        let bytes = limits.mailbox_bytes.max(MAX_MESSAGE_BYTES);
+        Self {
+            node,
+            messages: Mailbox::new(limits.mailbox_messages.max(1), bytes),
+            gossip: Mailbox::new(GOSSIP_MAILBOX, GOSSIP_MAILBOX * MAX_GOSSIP_BYTES),
+            carry: Carry::default(),
+            changed: Notify::new(),
+            state: Mutex::new(State { address: None, connections: Vec::new(), down_since: None }),
+            current: watch::Sender::new(None),
+        }
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        self.current.borrow().is_some()
+    }
+
+    /// Takes a new connection. Connections to an earlier process of the same node are dead, or their owner is in
+    /// conflict with this one; either way the newest is believed.
+    pub(super) fn adopt(&self, me: &NodeId, met: Met) {
+        let mut state = self.state();
+        state.connections.retain(|held| {
+            let same = held.process == met.process;
+            if !same {
+                held.connection.close(Close::Superseded.code(), b"a newer process of this node has come");
+            }
+            same
+        });
+        state.connections.push(Held { connection: met.connection, process: met.process, dialled: met.dialled });
+        state.down_since = None;
+        self.choose(me, &state);
+        let chosen = self.current.borrow().as_ref().map(Connection::stable_id);
+        for spare in state.connections.iter().filter(|held| held.dialled) {
+            if Some(spare.connection.stable_id()) != chosen {
+                let spare = spare.connection.clone();
+                tokio::spawn(async move {
+                    tokio::time::sleep(SPARE_GRACE).await;
+                    spare.close(Close::Duplicate.code(), b"there is another connection");
+                });
+            }
+        }
+    }
+
+    /// Lets go of a connection that has ended; says whether another is left.
+    pub(super) fn drop_connection(&self, me: &NodeId, connection: &Connection) -> bool {
+        let mut state = self.state();
+        state.connections.retain(|held| held.connection.stable_id() != connection.stable_id());
+        if state.connections.is_empty() && state.down_since.is_none() {
+            state.down_since = Some(Instant::now());
+        }
+        self.choose(me, &state);
+        !state.connections.is_empty()
+    }
+
+    /// When both sides dialled at once, both prefer what the smaller name dialled; else the newest is the best.
+    fn choose(&self, me: &NodeId, state: &State) {
+        let i_dial = *me < self.node;
+        let best = state.connections.iter().rev().max_by_key(|held| held.dialled == i_dial);
+        let best = best.map(|held| held.connection.clone());
+        self.current.send_if_modified(|current| {
+            let changed = current.as_ref().map(Connection::stable_id) != best.as_ref().map(Connection::stable_id);
+            if changed {
+                *current = best;
+            }
+            changed
+        });
+    }
+}
+
+/// Keeps a link to a peer up while it is in the address book, and writes to whatever link there is.
+pub(super) async fn keep(shared: &Arc<Shared>, peer: &Arc<Peer>) {
+    let mut current = peer.current.subscribe();
+    let mut closing = shared.closing.subscribe();
+    let mut failures = 0;
+    while !*closing.borrow_and_update() {
+        let connection = current.borrow_and_update().clone();
+        if let Some(connection) = connection {
+            failures = 0;
+            write(shared, peer, &connection, &mut current, &mut closing).await;
+            continue;
+        }
+        let address = peer.state().address;
+        let Some(address) = address else {
+            if shared.table.retire(peer) {
+                return;
+            }
+            tokio::select! {
+                _ = current.changed() => {}
+                _ = closing.changed() => {}
+                () = peer.changed.notified() => {}
+            }
+            continue;
+        };
+        tokio::select! {
+            _ = current.changed() => {} // the peer has dialled us
+            _ = closing.changed() => {}
+            () = dial_and_pause(shared, peer, address, &mut failures) => {}
+        }
+    }
+}
+
+async fn dial_and_pause(shared: &Arc<Shared>, peer: &Arc<Peer>, address: SocketAddr, failures: &mut u32) {
+    if *failures == 0 && shared.me > peer.node && peer.messages.is_empty() {
+        tokio::time::sleep(AFTER_YOU).await;
+    }
+    match meet::dial(shared, address, Some(&peer.node), Kind::Talk).await {
+        Ok(met) => shared.table.register(shared, met),
+        Err(reason) => {
+            debug!(node = %peer.node, %address, reason, failures, "could not reach a peer");
+            shared.table.not_there(&peer.node, address);
+            // What waits was meant for now. When the peer is back, repair brings it everything.
+            for (kind, _) in peer.messages.clear().into_iter().chain(peer.gossip.clear()) {
+                shared.stats.dropped(kind, 1);
+            }
+            *failures = failures.saturating_add(1);
+            let most = BACKOFF.1.max(BACKOFF_PER_LOST * shared.table.down());
+            let pause = (BACKOFF.0 * 2_u32.saturating_pow((*failures - 1).min(16))).min(most);
+            tokio::select! {
+                () = tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)) => {}
+                () = peer.changed.notified() => {}
+            }
+        }
+    }
+}
+
+/// Writes to a connection until it is replaced, lost, or the node is closing.
+async fn write(
+    shared: &Shared,
+    peer: &Peer,
+    connection: &Connection,
+    current: &mut watch::Receiver<Option<Connection>>,
+    closing: &mut watch::Receiver<bool>,
+) {
+    // Streams are told to end, not cut: what is half written is completed.
+    let enough = watch::Sender::new(false);
+    let writing = async {
+        tokio::join!(
+            write_stream(shared, connection, MESSAGES, &peer.messages, enough.subscribe()),
+            write_stream(shared, connection, GOSSIP, &peer.gossip, enough.subscribe()),
+        )
+    };
+    tokio::pin!(writing);
+    let ended = tokio::select! {
+        ended = &mut writing => Some(ended),
+        _ = current.changed() => None,
+        _ = closing.changed() => None,
+    };
+    if ended.is_none() {
+        enough.send_replace(true);
+        let _ = tokio::time::timeout(LAST_WORDS, writing).await; // a connection that is dead cannot take any more
+    } else if current.borrow().as_ref().is_some_and(|now| now.stable_id() == connection.stable_id()) {
+        // The connection has failed, and its reader will say so in a moment.
+        tokio::select! {
+            _ = current.changed() => {}
+            _ = closing.changed() => {}
+        }
+    }
+}
+
+async fn write_stream(
+    shared: &Shared,
+    connection: &Connection,
+    kind: u8,
+    mailbox: &Mailbox,
+    enough: watch::Receiver<bool>,
+) {
+    match try_write_stream(shared, connection, kind, mailbox, enough).await {
+        Ok(stream) => drop(stream.stopped().await), // that is, until everything is acknowledged
+        Err(error) => debug!(%error, address = %connection.remote_address(), "a stream to a peer has broken"),
+    }
+}
+
+async fn try_write_stream(
+    shared: &Shared,
+    connection: &Connection,
+    kind: u8,
+    mailbox: &Mailbox,
+    mut enough: watch::Receiver<bool>,
+) -> Result<SendStream, WriteError> {
+    let mut stream = connection.open_uni().await?;
+    // Within a connection changes go before membership's larger and more patient messages.
+    let _ = stream.set_priority(if kind == MESSAGES { 1 } else { 0 }); // fails only on closed streams
+    stream.write_all(&[kind]).await?;
+    loop {
+        let batch = tokio::select! {
+            batch = mailbox.take() => batch,
+            _ = enough.changed() => break,
+        };
+        write_batch(shared, &mut stream, batch).await?;
+    }
+    if *shared.closing.borrow() {
+        write_batch(shared, &mut stream, mailbox.clear()).await?;
+    } // else what waits goes over the next connection
+    let _ = stream.finish(); // fails only on closed streams
+    Ok(stream)
+}
+
+async fn write_batch(
+    shared: &Shared,
+    stream: &mut SendStream,
+    batch: Vec<(&'static str, Bytes)>,
+) -> Result<(), WriteError> {
+    let (kinds, mut frames): (Vec<&'static str>, Vec<Bytes>) = batch.into_iter().unzip();
+    let written = stream.write_all_chunks(&mut frames).await;
+    if written.is_err() {
+        for (kind, _) in kinds.iter().zip(&frames).filter(|(_, rest)| !rest.is_empty()) {
+            shared.stats.dropped(kind, 1);
+        }
+    }
+    written
+}
+
+/// Reads everything a peer sends on a talk connection, until it ends.
+pub(super) async fn read_streams(shared: Arc<Shared>, node: NodeId, connection: Connection) {
+    let error = loop {
+        match connection.accept_uni().await {
+            Ok(stream) => {
+                let (shared, node, connection) = (shared.clone(), node.clone(), connection.clone());
+                tokio::spawn(async move { read_stream(&shared, &node, &connection, stream).await });
+            }
+            Err(error) => break error,
+        }
+    };
+    match &error {
+        // Objections that come late are worth the words.
+        ConnectionError::ConnectionClosed(_) | ConnectionError::TransportError(_) => {
+            shared.explain(connection.remote_address(), Some(&node), &error);
+        }
+        _ => {}
+    }
+    shared.table.lost(&shared, &node, &connection, &error);
+}
+
+/// What was wrong with something a peer sent: a sentence.
+type Malformed = String;
+
+async fn read_stream(shared: &Shared, node: &NodeId, connection: &Connection, mut stream: RecvStream) {
+    let mut kind = [0];
+    if stream.read_exact(&mut kind).await.is_err() {
+        return; // opened and abandoned, or the connection is gone
+    }
+    let read = match kind {
+        [MESSAGES] => read_messages(shared, node, stream).await,
+        [GOSSIP] => read_gossip(shared, node, connection, stream).await,
+        [other] => Err(format!("a stream of unknown kind {other}")),
+    };
+    if let Err(what) = read {
+        shared.stats.malformed();
+        let address = connection.remote_address();
+        warn!(%node, %address, "closed the connection to a peer that sent something malformed: {what}");
+        connection.close(Close::Malformed.code(), what.as_bytes());
+    }
+}
+
+/// The next frame; `None` when the stream or its connection has ended.
+async fn next(frames: &mut Frames) -> Result<Option<Bytes>, Malformed> {
+    match frames.next().await {
+        Ok(frame) => Ok(frame),
+        Err(FrameError::Read(_) | FrameError::CutOff) => Ok(None),
+        Err(error @ FrameError::TooLong { .. }) => Err(error.to_string()),
+    }
+}
+
+async fn read_messages(shared: &Shared, node: &NodeId, stream: RecvStream) -> Result<(), Malformed> {
+    let mut frames = Frames::new(stream, MAX_MESSAGE_BYTES);
+    while let Some(frame) = next(&mut frames).await? {
+        let message: Message = decode(&frame).map_err(|error| error.to_string())?;
+        shared.stats.received(message.kind(), frame.len());
+        // When the loop is behind, only this peer's stream waits, and then its sender. The queue is fair: of many
+        // readers waiting for a place, each gets one in turn.
+        if shared.into.messages.send((node.clone(), message)).await.is_err() {
+            return Ok(()); // nobody listens any more: the node is stopping
+        }
+    }
+    Ok(())
+}
+
+async fn read_gossip(
+    shared: &Shared,
+    node: &NodeId,
+    connection: &Connection,
+    stream: RecvStream,
+) -> Result<(), Malformed> {
+    let mut frames = Frames::new(stream, MAX_GOSSIP_BYTES);
+    while let Some(bytes) = next(&mut frames).await? {
+        shared.stats.received(stats::GOSSIP, bytes.len());
+        let frame = GossipFrame { from: node.clone(), address: connection.remote_address(), bytes };
+        if shared.into.gossip.send(frame).await.is_err() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}

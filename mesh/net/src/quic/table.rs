@@ -1,0 +1,199 @@
+//! Who is linked: every peer this node keeps a link to or has one with, by name and by address.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Instant;
+
+use quinn::{Connection, ConnectionError};
+use starling_core::id::NodeId;
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use super::Shared;
+use super::meet::{Close, Met};
+use super::peer::{self, Peer};
+
+/// How many addresses without a known node are dialled at a time: a seed list, not a network scan.
+const MAX_DIALLING: usize = 64;
+
+/// All peers. Every method is short and waits for nobody.
+pub(super) struct Table {
+    rows: RwLock<Rows>,
+    /// How many peers' tasks are running; they write out their mailboxes before they end.
+    running: watch::Sender<usize>,
+}
+
+#[derive(Default)]
+struct Rows {
+    peers: BTreeMap<NodeId, Arc<Peer>>,
+    /// Where a link comes from, or should lead to.
+    at: BTreeMap<SocketAddr, NodeId>,
+    dialling: BTreeSet<SocketAddr>,
+}
+
+impl Default for Table {
+    fn default() -> Self {
+        Self { rows: RwLock::default(), running: watch::Sender::new(0) }
+    }
+}
+
+impl Table {
+    fn read(&self) -> RwLockReadGuard<'_, Rows> {
+        self.rows.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Rows> {
+        self.rows.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn get(&self, node: &NodeId) -> Option<Arc<Peer>> {
+        self.read().peers.get(node).cloned()
+    }
+
+    /// The peer that is, or should be, at an address.
+    pub(super) fn at(&self, address: SocketAddr) -> Option<Arc<Peer>> {
+        let rows = self.read();
+        rows.at.get(&address).and_then(|node| rows.peers.get(node)).cloned()
+    }
+
+    pub(super) fn down_since(&self, node: &NodeId) -> Option<Instant> {
+        self.get(node).and_then(|peer| peer.state().down_since)
+    }
+
+    /// All peers, and those with a link.
+    pub(super) fn counts(&self) -> (u64, u64) {
+        let rows = self.read();
+        let up = rows.peers.values().filter(|peer| peer.is_up()).count();
+        (rows.peers.len() as u64, up as u64)
+    }
+
+    /// How many peers of the address book have no link.
+    pub(super) fn down(&self) -> u32 {
+        self.read().peers.values().filter(|peer| !peer.is_up()).count() as u32
+    }
+
+    /// Puts a peer into the address book, or corrects its address. False when there is no room.
+    pub(super) fn learn(&self, shared: &Arc<Shared>, node: &NodeId, address: SocketAddr) -> bool {
+        let mut rows = self.write();
+        if !rows.peers.contains_key(node) && rows.peers.len() >= shared.limits.peers {
+            return false;
+        }
+        let peer = self.peer(shared, &mut rows, node);
+        let changed = {
+            let mut state = peer.state();
+            if state.connections.is_empty() && state.down_since.is_none() {
+                state.down_since = Some(Instant::now());
+            }
+            state.address.replace(address) != Some(address)
+        };
+        if changed {
+            peer.changed.notify_one();
+        }
+        let taken = rows.at.get(&address).and_then(|other| rows.peers.get(other)).is_some_and(|other| other.is_up());
+        if !taken {
+            rows.at.insert(address, node.clone());
+        }
+        true
+    }
+
+    pub(super) fn forget(&self, node: &NodeId) {
+        if let Some(peer) = self.get(node) {
+            let mut state = peer.state();
+            state.address = None;
+            state.down_since = None;
+            drop(state);
+            peer.changed.notify_one();
+        }
+    }
+
+    /// Forgets that a peer should be at an address: it was not. Membership may find out who is.
+    pub(super) fn not_there(&self, node: &NodeId, address: SocketAddr) {
+        let mut rows = self.write();
+        if rows.at.get(&address) == Some(node) {
+            rows.at.remove(&address);
+        }
+    }
+
+    /// Takes a talk connection into use.
+    pub(super) fn register(&self, shared: &Arc<Shared>, met: Met) {
+        let mut rows = self.write();
+        // Twice the address book: peers that dial us may be about to be learned.
+        if !rows.peers.contains_key(&met.node) && rows.peers.len() >= shared.limits.peers.saturating_mul(2) {
+            met.connection.close(Close::TooMany.code(), b"this node has too many peers");
+            warn!(node = %met.node, "turned a peer away: the address book is full");
+            return;
+        }
+        let (node, connection) = (met.node.clone(), met.connection.clone());
+        let peer = self.peer(shared, &mut rows, &node);
+        rows.at.insert(connection.remote_address(), node.clone());
+        let was_up = peer.is_up();
+        peer.adopt(&shared.me, met);
+        drop(rows);
+        if !was_up {
+            info!(%node, address = %connection.remote_address(), "linked with a peer");
+        }
+        tokio::spawn(peer::read_streams(shared.clone(), node, connection));
+    }
+
+    /// A talk connection has ended.
+    pub(super) fn lost(&self, shared: &Shared, node: &NodeId, connection: &Connection, error: &ConnectionError) {
+        let mut rows = self.write();
+        let Some(peer) = rows.peers.get(node).cloned() else { return };
+        let (still_up, address) = (peer.drop_connection(&shared.me, connection), connection.remote_address());
+        let moved = peer.state().connections.iter().all(|held| held.connection.remote_address() != address);
+        if moved && peer.state().address != Some(address) && rows.at.get(&address) == Some(node) {
+            rows.at.remove(&address);
+        }
+        drop(rows);
+        if !still_up {
+            info!(%node, %address, reason = %error, "the link to a peer is gone");
+        }
+    }
+
+    /// Removes a peer that is neither in the address book nor linked.
+    pub(super) fn retire(&self, peer: &Arc<Peer>) -> bool {
+        let mut rows = self.write();
+        let idle = {
+            let state = peer.state();
+            state.address.is_none() && state.connections.is_empty()
+        };
+        if idle {
+            rows.peers.remove(&peer.node);
+            rows.at.retain(|_, node| *node != peer.node);
+        }
+        idle
+    }
+
+    /// Whether an address may be dialled now; if so, it must be followed by [`Self::end_dialling`].
+    pub(super) fn begin_dialling(&self, address: SocketAddr) -> bool {
+        let mut rows = self.write();
+        rows.dialling.len() < MAX_DIALLING && rows.dialling.insert(address)
+    }
+
+    pub(super) fn end_dialling(&self, address: SocketAddr) {
+        self.write().dialling.remove(&address);
+    }
+
+    /// Waits until the tasks of all peers have ended, which they do when the links are closing.
+    pub(super) async fn all_written(&self) {
+        // The sender is ours, so it cannot have gone.
+        let _ = self.running.subscribe().wait_for(|running| *running == 0).await;
+    }
+
+    /// The row of a peer, made with its task if there is none.
+    fn peer(&self, shared: &Arc<Shared>, rows: &mut Rows, node: &NodeId) -> Arc<Peer> {
+        if let Some(peer) = rows.peers.get(node) {
+            return peer.clone();
+        }
+        let peer = Arc::new(Peer::new(node.clone(), &shared.limits));
+        rows.peers.insert(node.clone(), peer.clone());
+        self.running.send_modify(|running| *running += 1);
+        let (shared, kept) = (shared.clone(), peer.clone());
+        tokio::spawn(async move {
+            peer::keep(&shared, &kept).await;
+            shared.table.running.send_modify(|running| *running -= 1);
+        });
+        peer
+    }
+}
