@@ -62,22 +62,13 @@ impl Node {
             self.renew_lease(&key, now);
             return Ok(Some(stamp));
         }
-        if let Some(check) = &instance.check
-            && check.kind != CheckKind::Ttl
-        {
-            out.push(Output::Probe(key.clone(), instance.address.clone(), check.clone()));
-        }
         let stamp = self.write_instance(now, key.clone(), Some(instance), out);
         self.renew_lease(&key, now);
         Ok(Some(stamp))
     }
 
     fn renew_lease(&mut self, key: &InstanceKey, now: Now) {
-        let leased =
-            self.own(key).and_then(|shown| shown.instance.check.clone()).is_some_and(|c| c.kind == CheckKind::Ttl);
-        if leased {
-            self.monitor.result(key, true, now.elapsed);
-        }
+        self.monitor.renewed(key, true, now.elapsed);
     }
 
     fn renew(
@@ -92,7 +83,7 @@ impl Node {
             return Err(Refusal::Invalid(format!("instance {key} has no TTL check, so there is no lease to renew")));
         }
         if shown.owner() == &self.me {
-            let verdict = self.monitor.result(&key, good, now.elapsed);
+            let verdict = self.monitor.renewed(&key, good, now.elapsed);
             if let Some(verdict) = verdict {
                 self.verdict(now, &key, verdict, out);
             }

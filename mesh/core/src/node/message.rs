@@ -3,6 +3,7 @@
 use super::{CONTINUE_AFTER, Node, Output, PeerEvent};
 use crate::id::{Incarnation, InstanceKey, NodeId};
 use crate::record::{Cell, Key, Record};
+use crate::registry::Instance;
 use crate::repair;
 use crate::time::{Now, Stamp};
 use crate::wire::Message;
@@ -165,7 +166,7 @@ impl Node {
 
     fn follow_ownership(&mut self, key: &InstanceKey, owned_before: bool, now: Now, out: &mut Vec<Output>) {
         let Some(Cell::Instance(register)) = self.store.get(&Key::Instance(key.clone())) else { return };
-        let instance = register.val.clone();
+        let instance = register.val.as_deref();
         let owned = instance.is_some() && register.marker.node == self.me;
         match (owned_before, owned) {
             (false, true) => self.own_instances += 1,
@@ -177,17 +178,18 @@ impl Node {
             }
             _ => {}
         }
-        match instance.filter(|_| owned).and_then(|instance| Some((instance.check.clone()?, instance.health))) {
-            Some((check, health)) => {
-                if !self.monitor.agrees(key, &check, health) {
-                    self.monitor.watch(key, check, health, now.elapsed);
-                }
+        let before = self.monitor.probe(key).map(|(address, check)| (address.clone(), check.clone()));
+        match instance.filter(|_| owned) {
+            Some(Instance { address, check: Some(check), health, .. }) => {
+                self.monitor.watch(key, address, check, *health, now.elapsed);
             }
-            None => {
-                if self.monitor.forget(key) {
-                    out.push(Output::StopProbe(key.clone()));
-                }
-            }
+            _ => self.monitor.forget(key),
+        }
+        let after = self.monitor.probe(key).map(|(address, check)| (address.clone(), check.clone()));
+        match after {
+            _ if after == before => {}
+            Some((address, check)) => out.push(Output::Probe(key.clone(), address, check)),
+            None => out.push(Output::StopProbe(key.clone())),
         }
     }
 
