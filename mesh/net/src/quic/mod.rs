@@ -13,6 +13,7 @@
 
 mod carry;
 mod endpoint;
+mod faults;
 mod frame;
 mod mailbox;
 mod meet;
@@ -21,6 +22,7 @@ mod stats;
 mod table;
 mod tunnel;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -67,6 +69,7 @@ pub(crate) struct Shared {
     stats: Stats,
     complaints: Complaints,
     closing: watch::Sender<bool>,
+    cut: Arc<faults::Cut>,
 }
 
 /// The other ends of the [`Inbox`].
@@ -188,7 +191,8 @@ impl Links {
     /// # Errors
     /// [`BindError`].
     pub fn bind(identity: &Identity, listen: SocketAddr, limits: Limits) -> Result<(Self, Inbox), BindError> {
-        let (endpoint, dialling) = endpoint::open(identity, listen, &limits)?;
+        let cut = Arc::default();
+        let (endpoint, dialling) = endpoint::open(identity, listen, &limits, &cut)?;
         let (messages, messages_out) = mpsc::channel(limits.inbox.max(1));
         let (tunnels, tunnels_out) = mpsc::channel(limits.inbox.max(1));
         let (questions, questions_out) = mpsc::channel(limits.inbox.max(1));
@@ -203,6 +207,7 @@ impl Links {
             stats: Stats::default(),
             complaints: Complaints::default(),
             closing: watch::Sender::new(false),
+            cut,
             limits,
         });
         tokio::spawn(meet::accept(shared.clone()));
@@ -313,6 +318,17 @@ impl Links {
         tokio::time::timeout(timeout, opening)
             .await
             .unwrap_or_else(|_| Err(LinkError::TimedOut { node: node.clone(), timeout }))
+    }
+
+    /// Fault injection, for tests and demonstrations: every datagram to these addresses is lost from now on, and to no
+    /// others. One-way: for a partition, both sides cut each other. Nobody is told; an empty set heals.
+    pub fn set_cut(&self, to: BTreeSet<SocketAddr>) {
+        if to.is_empty() {
+            warn!("fault injection: the network is whole again");
+        } else {
+            warn!(?to, "fault injection: everything to these addresses is lost from now on");
+        }
+        self.shared().cut.set(to);
     }
 
     /// What has been counted so far.
