@@ -41,8 +41,8 @@ impl Node {
         let Registration { key, mut instance } = wanted;
         instance.check_limits().map_err(Refusal::Invalid)?;
         let known = self.own(&key).map(|shown| (shown.instance.clone(), shown.stamp.clone()));
-        if known.is_none() && self.own_instances >= self.settings.max_own_instances {
-            return Err(Refusal::Full { what: "instances owned by this node", limit: self.settings.max_own_instances });
+        if known.is_none() {
+            self.room_to_own()?;
         }
         instance.health = match (&instance.check, &known) {
             (None, _) => Health::Unchecked,
@@ -59,16 +59,21 @@ impl Node {
             && *before == instance
         {
             // Registered again as it is: a renewal at most, and nothing to tell anybody.
-            self.renew_lease(&key, now);
+            self.monitor.renewed(&key, true, now.elapsed);
             return Ok(Some(stamp));
         }
         let stamp = self.write_instance(now, key.clone(), Some(instance), out);
-        self.renew_lease(&key, now);
+        self.monitor.renewed(&key, true, now.elapsed);
         Ok(Some(stamp))
     }
 
-    fn renew_lease(&mut self, key: &InstanceKey, now: Now) {
-        self.monitor.renewed(key, true, now.elapsed);
+    /// Refuses what would make this node own one more instance than it may.
+    fn room_to_own(&self) -> Result<(), Refusal> {
+        let limit = self.settings.max_own_instances;
+        if self.own_instances < limit {
+            return Ok(());
+        }
+        Err(Refusal::Full { what: "instances owned by this node", limit })
     }
 
     fn renew(
@@ -84,11 +89,9 @@ impl Node {
         }
         if shown.owner() == &self.me {
             let verdict = self.monitor.renewed(&key, good, now.elapsed);
-            if let Some(verdict) = verdict {
-                self.verdict(now, &key, verdict, out);
-            }
-            return Ok(None);
+            return Ok(verdict.and_then(|verdict| self.verdict(now, &key, verdict, out)));
         }
+        self.room_to_own()?;
         // The application has moved to this peer: from now on its lease is kept here.
         let health = if good { Health::Passing } else { Health::Failing };
         let instance = Instance { health, declared: false, ..(*shown.instance).clone() };
@@ -179,20 +182,26 @@ impl Node {
         Ok(None)
     }
 
-    /// Acts on what the monitor decided of an own instance.
-    pub(super) fn verdict(&mut self, now: Now, key: &InstanceKey, verdict: Verdict, out: &mut Vec<Output>) {
-        let Some(shown) = self.own(key) else { return };
-        match verdict {
+    /// Acts on what the monitor decided of an own instance; returns the stamp of what it wrote.
+    pub(super) fn verdict(
+        &mut self,
+        now: Now,
+        key: &InstanceKey,
+        verdict: Verdict,
+        out: &mut Vec<Output>,
+    ) -> Option<Stamp> {
+        let shown = self.own(key)?;
+        let value = match verdict {
             Verdict::Changed(health) => {
-                let instance = Instance { health, ..(*shown.instance).clone() };
                 tracing::info!(instance = %key, %health, "health verdict changed");
-                self.write_instance(now, key.clone(), Some(instance), out);
+                Some(Instance { health, ..(*shown.instance).clone() })
             }
             Verdict::Expired => {
                 tracing::info!(instance = %key, "deregistered: failing for longer than its check allows");
-                self.write_instance(now, key.clone(), None, out);
+                None
             }
-        }
+        };
+        Some(self.write_instance(now, key.clone(), value, out))
     }
 
     pub(super) fn write_instance(

@@ -80,3 +80,26 @@ fn an_instance_is_probed_once_whatever_else_is_written_of_it() {
     assert_eq!(mesh.probed("a", &key), None, "the running probe goes on");
     assert_eq!(mesh.nodes[&id("a")].view().instance(&key).unwrap().instance.health, Health::Passing);
 }
+
+#[test]
+fn a_renewal_says_what_it_wrote() {
+    let mut mesh = Mesh::of(&["a"]);
+    let key = register(&mut mesh, "a", checked(CheckKind::Ttl));
+    let renew = |mesh: &mut Mesh| match mesh.command("a", Command::Renew(key.clone(), Ok(()))) {
+        Ok(Answer::Done { stamp, .. }) => stamp,
+        Err(why) => panic!("{why}"),
+    };
+    assert_eq!(renew(&mut mesh), None, "nothing to tell anybody");
+    mesh.wait(Duration::from_secs(16));
+    let stamp = renew(&mut mesh);
+    assert_eq!(stamp.as_ref(), Some(&mesh.nodes[&id("a")].view().instance(&key).unwrap().stamp));
+}
+
+#[test]
+fn a_renewal_takes_over_no_more_instances_than_a_node_may_own() {
+    let mut mesh = Mesh::of(&["a", "b"]);
+    let key = register(&mut mesh, "a", checked(CheckKind::Ttl));
+    mesh.nodes.get_mut(&id("b")).unwrap().settings.max_own_instances = 0;
+    let full = mesh.command("b", Command::Renew(key, Ok(())));
+    assert!(matches!(full, Err(Refusal::Full { limit: 0, .. })), "{full:?}");
+}
