@@ -9,14 +9,11 @@ use crate::config::{ConfigWrite, Version};
 use crate::health::Verdict;
 use crate::id::{CommandId, InstanceKey};
 use crate::record::{Cell, Key, Record};
-use crate::registry::{CheckKind, Health, Instance, MAX_WEIGHT, Override, Registration, Status};
+use crate::registry::{CheckKind, Health, Instance, Override, Registration, Status};
 use crate::repair;
 use crate::time::{Now, Stamp};
 use crate::view::InstanceView;
 use crate::wire::Message;
-
-/// The longest reason an override may give, in bytes.
-const MAX_REASON_BYTES: usize = 512;
 
 impl Node {
     pub(super) fn command(&mut self, now: Now, id: CommandId, command: Command, out: &mut Vec<Output>) {
@@ -136,7 +133,7 @@ impl Node {
             None if before.is_none() => return Ok(None),
             None => {}
             Some(value) => {
-                check_override(value).map_err(Refusal::Invalid)?;
+                value.check_limits().map_err(Refusal::Invalid)?;
                 self.shown(&key)?;
             }
         }
@@ -245,17 +242,4 @@ impl Node {
     fn own(&self, key: &InstanceKey) -> Option<Arc<InstanceView>> {
         self.publisher.instance(key).filter(|shown| shown.owner() == &self.me).cloned()
     }
-}
-
-fn check_override(value: &Override) -> Result<(), String> {
-    if value.status.is_none() && value.weight.is_none() {
-        return Err("an override sets a status or a weight; to remove one, clear it".into());
-    }
-    if value.weight.is_some_and(|weight| weight > MAX_WEIGHT) {
-        return Err(format!("weight is over {MAX_WEIGHT}"));
-    }
-    if value.reason.len() > MAX_REASON_BYTES {
-        return Err(format!("reason is longer than {MAX_REASON_BYTES} bytes"));
-    }
-    Ok(())
 }

@@ -2,7 +2,7 @@
 
 use super::{CONTINUE_AFTER, Node, Output, PeerEvent};
 use crate::id::{Incarnation, InstanceKey, NodeId};
-use crate::record::{Cell, Key, Record};
+use crate::record::{Cell, Key, Record, versions};
 use crate::registry::Instance;
 use crate::repair;
 use crate::time::{Now, Stamp};
@@ -145,12 +145,12 @@ impl Node {
         for stamp in record.cell.stamps() {
             self.clock.witness(&stamp, now.wall)?;
         }
-        if let Cell::Instance(register) = &record.cell
-            && let Some(instance) = &register.val
-        {
-            instance.check_limits().map_err(Refused::Limits)?;
-        }
-        Ok(())
+        let within_limits = match &record.cell {
+            Cell::Instance(register) => register.val.as_ref().map_or(Ok(()), |instance| instance.check_limits()),
+            Cell::Override(register) => register.val.as_ref().map_or(Ok(()), |value| value.check_limits()),
+            Cell::Config(register) => versions(register).iter().try_for_each(|version| version.check_limits()),
+        };
+        within_limits.map_err(Refused::Limits)
     }
 
     fn is_collected(&self, record: &Record, now: Now) -> bool {
