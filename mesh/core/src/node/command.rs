@@ -8,7 +8,7 @@ use super::{Answer, Command, Node, Output, Refusal};
 use crate::config::{ConfigWrite, Version};
 use crate::health::Verdict;
 use crate::id::{CommandId, InstanceKey};
-use crate::record::{Cell, Key, Record};
+use crate::record::{Cell, Claim, Key, Record};
 use crate::registry::{CheckKind, Health, Instance, Override, Registration, Status};
 use crate::repair;
 use crate::time::{Now, Stamp};
@@ -59,7 +59,7 @@ impl Node {
             self.monitor.renewed(&key, true, now.elapsed);
             return Ok(Some(stamp));
         }
-        let stamp = self.write_instance(now, key.clone(), Some(instance), out);
+        let stamp = self.claim_instance(now, key.clone(), Some(instance), out);
         self.monitor.renewed(&key, true, now.elapsed);
         Ok(Some(stamp))
     }
@@ -92,7 +92,7 @@ impl Node {
         // The application has moved to this peer: from now on its lease is kept here.
         let health = if good { Health::Passing } else { Health::Failing };
         let instance = Instance { health, declared: false, ..(*shown.instance).clone() };
-        Ok(Some(self.write_instance(now, key, Some(instance), out)))
+        Ok(Some(self.claim_instance(now, key, Some(instance), out)))
     }
 
     fn set_status(
@@ -110,12 +110,12 @@ impl Node {
             return Ok(None);
         }
         let instance = Instance { status, ..(*shown.instance).clone() };
-        Ok(Some(self.write_instance(now, key, Some(instance), out)))
+        Ok(Some(self.update_instance(now, key, Some(instance), out)))
     }
 
     fn deregister(&mut self, now: Now, key: InstanceKey, out: &mut Vec<Output>) -> Result<Option<Stamp>, Refusal> {
         self.shown(&key)?;
-        Ok(Some(self.write_instance(now, key, None, out)))
+        Ok(Some(self.claim_instance(now, key, None, out)))
     }
 
     fn set_override(
@@ -198,18 +198,40 @@ impl Node {
                 None
             }
         };
-        Some(self.write_instance(now, key.clone(), value, out))
+        Some(self.update_instance(now, key.clone(), value, out))
     }
 
-    pub(super) fn write_instance(
+    /// Writes what somebody said of where an instance belongs: to this node, or nowhere.
+    fn claim_instance(&mut self, now: Now, key: InstanceKey, value: Option<Instance>, out: &mut Vec<Output>) -> Stamp {
+        let claim = Claim::new(self.clock.issue(now.wall));
+        self.write_instance(now, key, value, claim, out)
+    }
+
+    /// Writes what this node found out or was told of an instance it owns, under the claim it has on it.
+    pub(super) fn update_instance(
         &mut self,
         now: Now,
         key: InstanceKey,
         value: Option<Instance>,
         out: &mut Vec<Output>,
     ) -> Stamp {
-        let stamp = self.clock.issue(now.wall);
-        let cell = Cell::Instance(LWWReg { val: value.map(Arc::new), marker: stamp.clone() });
+        let mut claim = Claim::new(self.clock.issue(now.wall));
+        if let Some(Cell::Instance(register)) = self.store.get(&Key::Instance(key.clone())) {
+            claim.claimed = register.marker.claimed;
+        }
+        self.write_instance(now, key, value, claim, out)
+    }
+
+    fn write_instance(
+        &mut self,
+        now: Now,
+        key: InstanceKey,
+        value: Option<Instance>,
+        claim: Claim,
+        out: &mut Vec<Output>,
+    ) -> Stamp {
+        let stamp = claim.stamp.clone();
+        let cell = Cell::Instance(LWWReg { val: value.map(Arc::new), marker: claim });
         self.write(now, Record { key: Key::Instance(key), cell }, out);
         stamp
     }

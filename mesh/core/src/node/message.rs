@@ -88,7 +88,7 @@ impl Node {
                     // Peers remember it as ours, we do not: this host was reinstalled, or crashed before the write was
                     // acknowledged. Nobody here looks after it, so it goes.
                     tracing::info!(%instance, "removed: peers held it for this node's, but it is not registered here");
-                    self.write_instance(now, instance.clone(), None, out);
+                    self.update_instance(now, instance.clone(), None, out);
                     return None;
                 }
                 // A write of ours that reached peers but not our disk.
@@ -159,7 +159,7 @@ impl Node {
 
     fn owns(&self, key: &Key) -> bool {
         match self.store.get(key) {
-            Some(Cell::Instance(register)) => register.val.is_some() && register.marker.node == self.me,
+            Some(Cell::Instance(register)) => register.val.is_some() && register.marker.stamp.node == self.me,
             _ => false,
         }
     }
@@ -167,12 +167,12 @@ impl Node {
     fn follow_ownership(&mut self, key: &InstanceKey, owned_before: bool, now: Now, out: &mut Vec<Output>) {
         let Some(Cell::Instance(register)) = self.store.get(&Key::Instance(key.clone())) else { return };
         let instance = register.val.as_deref();
-        let owned = instance.is_some() && register.marker.node == self.me;
+        let owned = instance.is_some() && register.marker.stamp.node == self.me;
         match (owned_before, owned) {
             (false, true) => self.own_instances += 1,
             (true, false) => {
                 self.own_instances -= 1;
-                if register.marker.node != self.me {
+                if register.marker.stamp.node != self.me {
                     out.push(Output::Forget(Key::Instance(key.clone())));
                 }
             }

@@ -3,7 +3,7 @@
 use crdts::LWWReg;
 
 use super::*;
-use crate::record::Cell;
+use crate::record::{Cell, Claim};
 use crate::testing::{instance_record, stamp};
 
 fn push(mesh: &mut Mesh, to: &str, from: &str, records: Vec<Record>) {
@@ -58,7 +58,7 @@ fn an_instance_from_an_older_disk_that_breaks_todays_limits_can_still_be_removed
     let key = instance_key("orders", "o1");
     let check = Some(Check::new(CheckKind::Ttl));
     let old = Instance { version: "x".repeat(1_000), health: Health::Passing, check, ..instance() };
-    let cell = Cell::Instance(LWWReg { val: Some(Arc::new(old)), marker: stamp("a", 7) });
+    let cell = Cell::Instance(LWWReg { val: Some(Arc::new(old)), marker: Claim::new(stamp("a", 7)) });
     let record = Record { key: Key::Instance(key.clone()), cell };
     mesh.disks.insert(id("a"), [(record.key.clone(), record)].into());
     mesh.start("a", 2);
