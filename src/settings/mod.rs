@@ -18,7 +18,6 @@ use starling_core::id::{MeshName, NodeId, Zone};
 use starling_core::registry::Registration;
 use starling_net::MemberSettings;
 use starling_net::quic::Limits;
-use starling_proxy::ProxySettings;
 
 pub use duration::HumanDuration;
 pub use load::{Flag, Loaded, Origin, SettingsError, Sources, load};
@@ -42,8 +41,6 @@ pub struct Settings {
     pub gossip: starling_core::Settings,
     /// `[api]`
     pub api: ApiSettings,
-    /// `[proxy]`
-    pub proxy: ProxySettings,
     /// `[members]`; its seeds are the node's.
     pub members: MemberSettings,
     /// `[links]`
@@ -198,7 +195,6 @@ impl Settings {
             tls: TlsSettings::default(),
             gossip: starling_core::Settings::default(),
             api: ApiSettings::default(),
-            proxy: ProxySettings::default(),
             members: MemberSettings::default(),
             links: Limits::default(),
             log: LogSettings::default(),

@@ -153,6 +153,26 @@ impl Peers {
     }
 }
 
+/// The overlay of a whole mesh at once: for each of these nodes the places of its neighbours. Every node computes its
+/// own part of it alone; all of it together is for simulators and pictures.
+pub fn whole_overlay(nodes: &[NodeId]) -> Vec<Vec<usize>> {
+    let everybody_else = |at: usize| (0..nodes.len()).filter(|other| *other != at).collect();
+    if nodes.len() as u64 <= 2 * RINGS + 1 {
+        return (0..nodes.len()).map(everybody_else).collect();
+    }
+    let mut chosen: Vec<BTreeSet<usize>> = vec![BTreeSet::new(); nodes.len()];
+    for ring in 0..RINGS {
+        let mut places: Vec<usize> = (0..nodes.len()).collect();
+        places.sort_by_key(|at| (xxh3_64_with_seed(nodes[*at].as_str().as_bytes(), ring), &nodes[*at]));
+        for (i, at) in places.iter().enumerate() {
+            let next = places[(i + 1) % places.len()];
+            chosen[*at].insert(next);
+            chosen[next].insert(*at);
+        }
+    }
+    chosen.into_iter().map(|neighbours| neighbours.into_iter().collect()).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -192,6 +212,19 @@ mod tests {
             reached.extend(next);
         }
         assert_eq!(reached.len(), 200);
+    }
+
+    #[test]
+    fn the_overlay_of_all_is_what_each_node_computes_alone() {
+        for size in [1, 2, 9, 10, 150] {
+            let mut mesh = mesh(size);
+            let names: Vec<NodeId> = mesh.iter().map(|peers| peers.me.clone()).collect();
+            for (peers, places) in mesh.iter_mut().zip(whole_overlay(&names)) {
+                let mut expected: Vec<NodeId> = places.into_iter().map(|at| names[at].clone()).collect();
+                expected.sort();
+                assert_eq!(peers.neighbours(), expected);
+            }
+        }
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! One attempt: a connection, a request, the head of its response. Knows nothing of services or retries.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::request::Parts;
@@ -10,8 +9,8 @@ use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 use starling_core::id::{InstanceKey, NodeId};
 use starling_core::observe::SpanId;
-use starling_core::registry::{Address, Protocol, Reach};
-use starling_core::view::{InstanceView, MemberState};
+use starling_core::registry::{Address, Reach};
+use starling_core::view::InstanceView;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -22,10 +21,6 @@ use crate::pool::{Pool, Sender, handshake};
 use crate::reason::{REASON, Reason, Refused};
 use crate::stack::Carrier;
 use crate::trace::Context;
-
-/// How often a waiting request looks whether the node it waits for is still there: far below the time membership needs
-/// to notice a loss, and longer than nearly all requests take.
-const LOSS_LOOKUP: Duration = Duration::from_millis(250);
 
 /// Why an attempt brought no response of the application.
 #[derive(Debug)]
@@ -54,17 +49,6 @@ impl<'a> Way<'a> {
         match instance.instance.reach {
             Reach::Owner if instance.owner() != me => Self::Tunnel(instance.owner(), &instance.key),
             _ => Self::Address(&instance.instance.address),
-        }
-    }
-}
-
-/// Refuses what this version cannot speak, before anything is sent.
-pub(crate) fn check_protocol(instance: &InstanceView) -> Result<(), Failure> {
-    match instance.instance.protocol {
-        Protocol::Http => Ok(()),
-        other => {
-            let why = format!("instance {} speaks {other}, which this version does not carry", instance.key);
-            Err(Failure::new(Reason::Unsupported, why))
         }
     }
 }
@@ -103,11 +87,6 @@ impl Outgoing {
         self.is_whole() && http1::is_idempotent(&self.head.method)
     }
 
-    /// Whether its body is held in memory.
-    fn is_held(&self) -> bool {
-        matches!(self.body, Some(RequestBody::Held(_)))
-    }
-
     pub(crate) fn method(&self) -> &Method {
         &self.head.method
     }
@@ -144,18 +123,7 @@ pub(crate) async fn exchange(
     span: SpanId,
     deadline: Instant,
 ) -> Result<(Response<Incoming>, Sender), Failure> {
-    let may_give_up = outgoing.is_held() && outgoing.is_repeatable();
-    let sending = timeout_at(deadline, send_over_some_connection(carrier, pool, way, outgoing, context, span));
-    let exchanged = match way {
-        Way::Tunnel(node, _) if may_give_up => tokio::select! {
-            biased;
-            exchanged = sending => exchanged,
-            () = loss_of(carrier, node) => {
-                return Err(Failure::new(Reason::Reset, format!("node {node} was lost while its answer was awaited")));
-            }
-        },
-        _ => sending.await,
-    };
+    let exchanged = timeout_at(deadline, send_over_some_connection(carrier, pool, way, outgoing, context, span)).await;
     let late = || {
         let ms = carrier.settings.request_timeout_ms;
         Failure::new(Reason::TimedOut, format!("no response within {ms} ms of the request's arrival"))
@@ -168,21 +136,6 @@ pub(crate) async fn exchange(
     }
     http1::clean_response(response.headers_mut());
     Ok((response, sender))
-}
-
-/// Returns when the view, having shown the node alive, shows it alive no more. A node that dies without a word leaves
-/// its tunnels silent for longer than membership needs to notice; whoever can ask elsewhere need not wait for them.
-async fn loss_of(carrier: &Carrier, node: &NodeId) {
-    let is_alive = || carrier.mesh.view().member(node).is_some_and(|member| member.state == MemberState::Alive);
-    if !is_alive() {
-        return std::future::pending().await;
-    }
-    loop {
-        tokio::time::sleep(LOSS_LOOKUP).await;
-        if !is_alive() {
-            return;
-        }
-    }
 }
 
 async fn send_over_some_connection(

@@ -11,19 +11,20 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use starling_core::id::{InstanceKey, NodeId};
 use starling_core::observe::SpanKind;
+use starling_core::registry::Protocol;
 use starling_core::view::InstanceView;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 
 use crate::body::{Carried, Home, ReplyBody};
-use crate::exchange::{Outgoing, Way, check_protocol, exchange};
-use crate::http1;
+use crate::exchange::{Outgoing, Way, exchange};
 use crate::mesh::Arrival;
 use crate::pool::{Gauge, Pool};
 use crate::reason::{Reason, Refused};
 use crate::serve::{Lifetime, serve};
 use crate::stack::{Carrier, describe};
 use crate::trace::{Context, OpenSpan};
+use crate::{http1, reason};
 
 /// Takes tunnels until there are no more or the proxy stops.
 pub(crate) async fn run<T: Into<Arrival>>(
@@ -125,8 +126,11 @@ fn owned_instance(carrier: &Carrier, key: &InstanceKey) -> Result<Arc<InstanceVi
         let why = format!("node {me} does not own an instance {key}");
         return Err(Refused::new(Reason::NotHere, why).of(&key.service));
     };
-    match check_protocol(instance) {
-        Ok(()) => Ok(instance.clone()),
-        Err(failure) => Err(Refused::new(failure.reason, failure.why).of(&key.service)),
+    match instance.instance.protocol {
+        Protocol::Http => Ok(instance.clone()),
+        other => {
+            let why = format!("instance {key} speaks {other}, which this version does not carry");
+            Err(reason::Refused::new(Reason::Unsupported, why).of(&key.service))
+        }
     }
 }

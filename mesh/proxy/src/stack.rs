@@ -30,7 +30,7 @@ use tokio::time::Instant;
 use crate::body::{Carried, Home, ReplyBody};
 use crate::clock::{self, Clock};
 use crate::directory::{Directory, Entry};
-use crate::exchange::{Failure, Outgoing, Way, check_protocol, exchange};
+use crate::exchange::{Failure, Outgoing, Way, exchange};
 use crate::http1;
 use crate::mesh::Mesh;
 use crate::metrics::Connections;
@@ -56,22 +56,11 @@ pub(crate) async fn carry(carrier: &Carrier, request: Request<Incoming>) -> Resp
     let arrived = Instant::now();
     let (mut head, body) = request.into_parts();
     let context = Context::receive(&mut head.headers);
-    let method = head.method.clone();
     let mut entry = None;
     let carried = steps(carrier, head, body, &context, arrived, &mut entry).await;
     let metrics = entry.as_ref().map_or(carrier.directory.unknown(), |entry: &Arc<Entry>| &entry.metrics);
     let mut response = carried.unwrap_or_else(|refused| {
         metrics.own_answers.fetch_add(1, Relaxed);
-        if refused.tried.is_empty() {
-            // No attempt has left a span, and the caller is about to be given a trace to ask for.
-            let mut span = OpenSpan::begin(&context, SpanKind::Client, carrier.mesh.me(), carrier.mesh.spans());
-            span.began(arrived.into_std());
-            span.describe(|span| {
-                span.name = method.to_string();
-                span.service = refused.service.as_ref().map_or_else(String::new, ServiceKey::to_string);
-            });
-            span.fail(&refused.why);
-        }
         refused.into_response(Some(context.trace))
     });
     reason::insert_trace(response.headers_mut(), context.trace);
@@ -194,7 +183,6 @@ impl<'a> Call<'a> {
         let way = Way::to(&slot.instance, carrier.mesh.me());
         let began = carrier.clock.now();
         let id = span.id();
-        check_protocol(&slot.instance)?;
         let result = exchange(carrier, &slot.seat.extra, way, outgoing, self.context, id, self.deadline).await;
         let status = result.as_ref().ok().map(|(response, _)| response.status());
         // A client that breaks off its own request says nothing about the instance.
@@ -321,10 +309,7 @@ fn reply(
 ) -> Response<ReplyBody> {
     let status = response.status();
     if let Some(root) = &mut spans[1] {
-        root.describe(|span| {
-            span.status = Some(status.as_u16());
-            span.error = status.is_server_error().then(|| status.as_str().to_owned());
-        });
+        root.describe(|span| span.status = Some(status.as_u16()));
     }
     let carried = Carried { sender, home: Home::Seat(in_flight), spans };
     response.map(|body| ReplyBody::Carried(body, Some(carried)))

@@ -179,7 +179,7 @@ impl Node {
         let mut shown = InstanceView {
             key: key.clone(),
             instance: instance.clone(),
-            stamp: register.marker.stamp.clone(),
+            stamp: register.marker.clone(),
             override_,
             usability: Usability::Ready,
         };

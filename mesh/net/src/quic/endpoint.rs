@@ -5,13 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::{
-    ClientConfig, Endpoint, EndpointConfig, IdleTimeout, Runtime, ServerConfig, TokioRuntime, TransportConfig, VarInt,
-};
+use quinn::{ClientConfig, Endpoint, EndpointConfig, IdleTimeout, ServerConfig, TokioRuntime, TransportConfig, VarInt};
 use socket2::{Domain, Protocol, Socket, Type};
 use tracing::warn;
 
-use super::faults::{Cut, Lossy};
 use super::{BindError, Limits};
 use crate::identity::{Identity, IdentityError, tls};
 
@@ -48,7 +45,6 @@ pub(super) fn open(
     identity: &Identity,
     listen: SocketAddr,
     limits: &Limits,
-    cut: &Arc<Cut>,
 ) -> Result<(Endpoint, ClientConfigs), BindError> {
     let tls = tls::server_config(identity, &[TALK, CARRY])?;
     let tls = QuicServerConfig::try_from(tls).map_err(|error| unusable(&error))?;
@@ -59,11 +55,8 @@ pub(super) fn open(
     let dialling = ClientConfigs { talk: client(identity, TALK, 0)?, carry: client(identity, CARRY, 0)? };
     let socket_error = |error| BindError::Socket { address: listen, error };
     let socket = socket(listen, limits).map_err(socket_error)?;
-    let socket = TokioRuntime.wrap_udp_socket(socket).map_err(socket_error)?;
-    let socket = Arc::new(Lossy { socket, cut: cut.clone() });
-    let runtime = Arc::new(TokioRuntime);
-    let endpoint = Endpoint::new_with_abstract_socket(EndpointConfig::default(), Some(server), socket, runtime)
-        .map_err(socket_error)?;
+    let endpoint =
+        Endpoint::new(EndpointConfig::default(), Some(server), socket, Arc::new(TokioRuntime)).map_err(socket_error)?;
     Ok((endpoint, dialling))
 }
 

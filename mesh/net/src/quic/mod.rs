@@ -13,7 +13,6 @@
 
 mod carry;
 mod endpoint;
-mod faults;
 mod frame;
 mod mailbox;
 mod meet;
@@ -22,7 +21,6 @@ mod stats;
 mod table;
 mod tunnel;
 
-use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -69,7 +67,6 @@ pub(crate) struct Shared {
     stats: Stats,
     complaints: Complaints,
     closing: watch::Sender<bool>,
-    cut: Arc<faults::Cut>,
 }
 
 /// The other ends of the [`Inbox`].
@@ -191,8 +188,7 @@ impl Links {
     /// # Errors
     /// [`BindError`].
     pub fn bind(identity: &Identity, listen: SocketAddr, limits: Limits) -> Result<(Self, Inbox), BindError> {
-        let cut = Arc::default();
-        let (endpoint, dialling) = endpoint::open(identity, listen, &limits, &cut)?;
+        let (endpoint, dialling) = endpoint::open(identity, listen, &limits)?;
         let (messages, messages_out) = mpsc::channel(limits.inbox.max(1));
         let (tunnels, tunnels_out) = mpsc::channel(limits.inbox.max(1));
         let (questions, questions_out) = mpsc::channel(limits.inbox.max(1));
@@ -207,7 +203,6 @@ impl Links {
             stats: Stats::default(),
             complaints: Complaints::default(),
             closing: watch::Sender::new(false),
-            cut,
             limits,
         });
         tokio::spawn(meet::accept(shared.clone()));
@@ -318,17 +313,6 @@ impl Links {
         tokio::time::timeout(timeout, opening)
             .await
             .unwrap_or_else(|_| Err(LinkError::TimedOut { node: node.clone(), timeout }))
-    }
-
-    /// Fault injection, for tests and demonstrations: every datagram to these addresses is lost from now on, and to no
-    /// others. One-way: for a partition, both sides cut each other. Nobody is told; an empty set heals.
-    pub fn set_cut(&self, to: BTreeSet<SocketAddr>) {
-        if to.is_empty() {
-            warn!("fault injection: the network is whole again");
-        } else {
-            warn!(?to, "fault injection: everything to these addresses is lost from now on");
-        }
-        self.shared().cut.set(to);
     }
 
     /// What has been counted so far.

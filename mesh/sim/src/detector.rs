@@ -1,0 +1,140 @@
+//! The modelled failure detector: what every node believes of every other, and when it changes its mind.
+//!
+//! Two nodes reach each other when both are running and nothing is cut between them, in either direction. Each observer
+//! changes its mind once that has been so (or not so) for long enough, plus up to a quarter: no two observers notice at
+//! the same moment. Unlike a gossiped detector this one takes nobody's word for a third node, which makes it the
+//! stricter world: a single cut link already makes two nodes lose each other.
+
+use std::time::Duration;
+
+use starling_core::PeerEvent;
+use starling_core::id::Incarnation;
+
+use crate::host::{Host, State};
+use crate::links::{Cuts, micros};
+
+/// What an observer was last told of a subject.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    Nothing,
+    Up(u64),
+    Lost,
+    Left,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Pair {
+    /// Whether they reach each other, and since when that is so.
+    reach: bool,
+    since: u64,
+    told: Told,
+}
+
+#[derive(Debug)]
+pub(crate) struct Detector {
+    size: usize,
+    /// One place per ordered pair (observer, subject).
+    pairs: Vec<Pair>,
+    lost_after: u64,
+    up_after: u64,
+    rng: fastrand::Rng,
+}
+
+impl Detector {
+    /// Nobody reaches anybody yet.
+    pub(crate) fn new(size: usize, lost_after: Duration, up_after: Duration, rng: fastrand::Rng) -> Self {
+        let nothing = Pair { reach: false, since: 0, told: Told::Nothing };
+        let (lost_after, up_after) = (micros(lost_after), micros(up_after));
+        Self { size, pairs: vec![nothing; size * size], lost_after, up_after, rng }
+    }
+
+    /// All nodes have known each other since long ago.
+    pub(crate) fn acquaint(&mut self, hosts: &[Host]) {
+        for observer in 0..self.size {
+            for (subject, host) in hosts.iter().enumerate() {
+                let told = Told::Up(host.run());
+                self.pairs[observer * self.size + subject] = Pair { reach: true, since: 0, told };
+            }
+        }
+    }
+
+    /// A node that has just started believes nothing.
+    pub(crate) fn forget_all(&mut self, observer: usize) {
+        for pair in &mut self.pairs[observer * self.size..(observer + 1) * self.size] {
+            pair.told = Told::Nothing;
+        }
+    }
+
+    /// Takes note that hosts or links have changed (of one host, or of any), and returns which observers have to look
+    /// again, and when.
+    pub(crate) fn changed(&mut self, of: Option<usize>, hosts: &[Host], cuts: &Cuts, now: u64) -> Vec<(u64, usize)> {
+        let mut looks = Vec::new();
+        for observer in 0..self.size {
+            let (mut gained, mut missing) = (false, false);
+            for subject in 0..self.size {
+                let concerns = of.is_none_or(|host| host == observer || host == subject);
+                if observer == subject || !concerns {
+                    continue;
+                }
+                let reach = hosts[observer].is_running()
+                    && hosts[subject].is_running()
+                    && cuts.is_open(observer, subject)
+                    && cuts.is_open(subject, observer);
+                let pair = &mut self.pairs[observer * self.size + subject];
+                if pair.reach != reach {
+                    (pair.reach, pair.since) = (reach, now);
+                }
+                let stale = pair.told != Told::Up(hosts[subject].run());
+                gained |= reach && (stale || pair.since == now);
+                missing |= !reach && pair.since == now;
+            }
+            if hosts[observer].is_up() {
+                looks.extend(gained.then(|| (now + self.late(self.up_after), observer)));
+                looks.extend(missing.then(|| (now + self.late(self.lost_after), observer)));
+            }
+        }
+        looks
+    }
+
+    /// What an observer learns when it looks.
+    pub(crate) fn look(&mut self, observer: usize, hosts: &[Host], now: u64) -> Vec<(usize, PeerEvent)> {
+        let mut events = Vec::new();
+        for subject in (0..self.size).filter(|subject| *subject != observer) {
+            let host = &hosts[subject];
+            let pair = &mut self.pairs[observer * self.size + subject];
+            let lasted = now - pair.since;
+            if pair.reach && lasted >= self.up_after && pair.told != Told::Up(host.run()) {
+                pair.told = Told::Up(host.run());
+                events.push((subject, PeerEvent::Up(host.id.clone(), host.facts.clone())));
+            } else if !pair.reach && lasted >= self.lost_after && matches!(pair.told, Told::Up(_)) {
+                pair.told = Told::Lost;
+                events.push((subject, PeerEvent::Lost(host.id.clone())));
+            }
+        }
+        events
+    }
+
+    /// Who hears through membership that a node has stopped cleanly, and when: everybody who reached it.
+    pub(crate) fn left(&mut self, subject: usize, hosts: &[Host], cuts: &Cuts, now: u64) -> Vec<(u64, usize)> {
+        debug_assert_eq!(hosts[subject].state, State::Left);
+        let mut told = Vec::new();
+        for observer in (0..self.size).filter(|observer| *observer != subject) {
+            let pair = &mut self.pairs[observer * self.size + subject];
+            let open = cuts.is_open(observer, subject) && cuts.is_open(subject, observer);
+            if open && matches!(pair.told, Told::Up(_)) && hosts[observer].is_up() {
+                pair.told = Told::Left;
+                told.push((now + self.late(self.up_after), observer));
+            }
+        }
+        told
+    }
+
+    fn late(&mut self, delay: u64) -> u64 {
+        delay + self.rng.u64(..=delay / 4)
+    }
+}
+
+/// The event of a clean stop.
+pub(crate) fn left_event(host: &Host, incarnation: u64) -> PeerEvent {
+    PeerEvent::Left(host.id.clone(), Incarnation(incarnation))
+}

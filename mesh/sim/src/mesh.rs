@@ -1,0 +1,550 @@
+//! The vocabulary of tests: a mesh, what is done to it, what is seen of it, what must be true.
+//!
+//! Words of doing (`register`, `cut`, `crash`) panic when they make no sense: an unknown node, a command to a node that
+//! is down, a refused registration. Words of judging (`all_see`, `converges_within`) return a [`Story`] to be read.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use starling_core::config::Body;
+use starling_core::id::{CommandId, NodeId};
+use starling_core::registry::{Instance, Status};
+use starling_core::time::WallTime;
+use starling_core::view::{InstanceView, Usability, View};
+use starling_core::{Answer, Command, Refusal};
+
+use crate::ask::{self, config_key, instance_key, named};
+use crate::check::{Story, clock};
+use crate::host::State;
+use crate::links::{Links, micros};
+use crate::options::{Builder, Options};
+use crate::report::Report;
+use crate::world::{World, brief};
+
+/// How long a person waits for an answer.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How often a condition that is waited for is looked at.
+const GLANCE_US: u64 = 1_000;
+
+/// Seconds.
+pub fn secs(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+/// Milliseconds.
+pub fn millis(milliseconds: u64) -> Duration {
+    Duration::from_millis(milliseconds)
+}
+
+/// Why a command was not done.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CommandError {
+    /// There is no such node.
+    #[error("there is no node {0:?} in this mesh")]
+    NoNode(String),
+    /// It has crashed, left, or stands still.
+    #[error("node {0} is not running")]
+    NotRunning(NodeId),
+    /// The heart refused.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// No answer within a minute, or the node crashed before it was durable: it may be done or not.
+    #[error("node {0} did not answer")]
+    Unanswered(NodeId),
+}
+
+/// Many real hearts on a virtual clock. See the [crate's page](crate) for a test that uses it.
+#[derive(Debug)]
+pub struct Mesh {
+    pub(crate) world: World,
+}
+
+/// Making it, and its time.
+impl Mesh {
+    /// Begins to describe a mesh whose every chance is drawn from this seed.
+    pub fn builder(seed: u64) -> Builder {
+        Builder::new(seed)
+    }
+
+    pub(crate) fn of(world: World) -> Self {
+        Self { world }
+    }
+
+    /// What the run is made of; its `Display` is the line that replays it.
+    pub fn options(&self) -> &Options {
+        &self.world.options
+    }
+
+    /// How much virtual time has passed.
+    pub fn now(&self) -> Duration {
+        Duration::from_micros(self.world.now)
+    }
+
+    /// Lets this much virtual time pass.
+    pub fn run_for(&mut self, time: Duration) {
+        self.world.run_until(self.world.now + micros(time));
+    }
+
+    /// Lets time pass until a condition holds, but no more than this; tells how much it took, if it came to hold.
+    pub fn run_until(&mut self, within: Duration, mut holds: impl FnMut(&Mesh) -> bool) -> Option<Duration> {
+        let (begin, deadline) = (self.world.now, self.world.now + micros(within));
+        self.world.changed = true;
+        loop {
+            if std::mem::take(&mut self.world.changed) && holds(self) {
+                return Some(Duration::from_micros(self.world.now - begin));
+            }
+            if self.world.now >= deadline {
+                return None;
+            }
+            // Nothing changes before the next event; then glance once a millisecond.
+            let next = self.world.next_event().unwrap_or(deadline);
+            self.world.run_until(next.max(self.world.now + GLANCE_US).min(deadline));
+        }
+    }
+
+    /// Chance for the test itself, from the same seed as everything else.
+    pub fn chance(&mut self) -> &mut fastrand::Rng {
+        &mut self.world.chance
+    }
+
+    /// All nodes' names, in order of their making, running or not.
+    pub fn nodes(&self) -> Vec<NodeId> {
+        self.world.hosts.iter().map(|host| host.id.clone()).collect()
+    }
+
+    /// The names of the nodes that are running.
+    pub fn running(&self) -> Vec<NodeId> {
+        self.world.hosts.iter().filter(|host| host.is_running()).map(|host| host.id.clone()).collect()
+    }
+
+    #[track_caller]
+    fn node(&self, name: &str) -> usize {
+        match self.world.find(name) {
+            Some(node) => node,
+            None => panic!("{}", CommandError::NoNode(name.into())),
+        }
+    }
+}
+
+/// What people and programs ask of a node.
+impl Mesh {
+    /// Gives a node a command and lets time pass until it is acknowledged (none, unless disks take time).
+    ///
+    /// # Errors
+    /// [`CommandError`], also when the heart refuses.
+    pub fn command(&mut self, node: &str, command: Command) -> Result<Answer, CommandError> {
+        let id = self.submit(node, command)?;
+        let deadline = self.world.now + micros(PATIENCE);
+        loop {
+            if let Some(outcome) = self.outcome(id) {
+                return Ok(outcome?);
+            }
+            if !self.world.step(deadline) {
+                let at = self.node(node);
+                return Err(CommandError::Unanswered(self.world.hosts[at].id.clone()));
+            }
+        }
+    }
+
+    /// Gives a node a command and does not wait; ask for its [`Mesh::outcome`] later.
+    ///
+    /// # Errors
+    /// [`CommandError::NoNode`] and [`CommandError::NotRunning`].
+    pub fn submit(&mut self, node: &str, command: Command) -> Result<CommandId, CommandError> {
+        let at = self.world.find(node).ok_or_else(|| CommandError::NoNode(node.into()))?;
+        if !self.world.hosts[at].is_running() {
+            return Err(CommandError::NotRunning(self.world.hosts[at].id.clone()));
+        }
+        let leaves = command == Command::Leave;
+        self.world.note(format!("{node}: {}", told(&command)));
+        let id = self.world.ask(at, command);
+        if leaves {
+            self.world.leave_soon(at);
+        }
+        Ok(id)
+    }
+
+    /// The acknowledged answer to a submitted command, once; `None` while there is none.
+    pub fn outcome(&mut self, id: CommandId) -> Option<Result<Answer, Refusal>> {
+        self.world.answer(id)
+    }
+
+    #[track_caller]
+    fn done(&mut self, node: &str, command: Command) {
+        if let Err(why) = self.command(node, command) {
+            panic!("{}", self.world.story(format!("{node}: {why}"), Vec::new()));
+        }
+    }
+
+    /// Registers an instance of a service (`orders`, or `namespace/orders`) at a node.
+    #[track_caller]
+    pub fn register(&mut self, node: &str, service: &str, instance: &str) {
+        self.done(node, ask::register(&format!("{service}/{instance}")));
+    }
+
+    /// Registers an instance (`orders/o1`) with everything that can be said of one.
+    #[track_caller]
+    pub fn register_as(&mut self, node: &str, path: &str, instance: Instance) {
+        self.done(node, ask::register_as(path, instance));
+    }
+
+    /// Removes an instance (`orders/o1`), asked of any node that knows it.
+    #[track_caller]
+    pub fn deregister(&mut self, node: &str, path: &str) {
+        self.done(node, ask::deregister(path));
+    }
+
+    /// Renews the lease of an instance with a TTL check.
+    #[track_caller]
+    pub fn renew(&mut self, node: &str, path: &str) {
+        self.done(node, ask::renew(path));
+    }
+
+    /// Sets an operator's override of an instance's status, at any node that knows it.
+    #[track_caller]
+    pub fn override_status(&mut self, node: &str, path: &str, status: Status) {
+        self.done(node, ask::override_status(path, status));
+    }
+
+    /// Clears an operator's override.
+    #[track_caller]
+    pub fn clear_override(&mut self, node: &str, path: &str) {
+        self.done(node, ask::clear_override(path));
+    }
+
+    /// Writes a document (`limits`, or `group/limits`). Resolves any conflict the node shows.
+    #[track_caller]
+    pub fn put_config(&mut self, node: &str, path: &str, body: &str) {
+        self.done(node, ask::put_config(path, body));
+    }
+
+    /// Deletes a document.
+    #[track_caller]
+    pub fn delete_config(&mut self, node: &str, path: &str) {
+        self.done(node, ask::delete_config(path));
+    }
+}
+
+/// What the world does to it.
+impl Mesh {
+    /// Cuts all links between two groups, both ways. What is on its way over them is lost.
+    #[track_caller]
+    pub fn cut(&mut self, these: &[&str], those: &[&str]) {
+        self.world.note(format!("cut between {} and {}", brief(these), brief(those)));
+        self.close(these, those);
+        self.close(those, these);
+        self.world.topology_changed(None);
+    }
+
+    /// Cuts one direction only: what `from` say no longer reaches `to`.
+    #[track_caller]
+    pub fn cut_one_way(&mut self, from: &[&str], to: &[&str]) {
+        self.world.note(format!("cut from {} to {}, one way", brief(from), brief(to)));
+        self.close(from, to);
+        self.world.topology_changed(None);
+    }
+
+    #[track_caller]
+    fn close(&mut self, from: &[&str], to: &[&str]) {
+        for a in from {
+            for b in to {
+                let (a, b) = (self.node(a), self.node(b));
+                self.world.cut(a, b);
+            }
+        }
+    }
+
+    /// Ends all cuts.
+    pub fn heal(&mut self) {
+        self.world.note("heal".into());
+        self.world.cuts.open_all();
+        self.world.topology_changed(None);
+    }
+
+    /// Changes how all links behave from now on.
+    pub fn set_links(&mut self, links: Links) {
+        self.world.note(format!("links: {links}"));
+        self.world.options.links = links;
+    }
+
+    /// Kills a node: memory gone, disk kept, nobody told. Does nothing when it is down already.
+    #[track_caller]
+    pub fn crash(&mut self, node: &str) {
+        let at = self.node(node);
+        if self.world.hosts[at].is_up() {
+            self.world.note(format!("{node} crashes"));
+            self.world.crash(at);
+        }
+    }
+
+    /// Starts a node that crashed or left, with its disk and a newer incarnation. Does nothing when it is up.
+    #[track_caller]
+    pub fn restart(&mut self, node: &str) {
+        let at = self.node(node);
+        if !self.world.hosts[at].is_up() {
+            self.world.note(format!("{node} starts again"));
+            self.world.start(at);
+        }
+    }
+
+    /// Stops a node cleanly: it says good-bye, and is gone 100 ms later.
+    #[track_caller]
+    pub fn leave(&mut self, node: &str) {
+        self.done(node, Command::Leave);
+    }
+
+    /// Stops a node in its tracks, as a suspended machine: it goes on where it was when it is resumed.
+    #[track_caller]
+    pub fn pause(&mut self, node: &str) {
+        let at = self.node(node);
+        if self.world.hosts[at].is_running() {
+            self.world.note(format!("{node} stands still"));
+            self.world.pause(at);
+        }
+    }
+
+    /// Lets a paused node go on.
+    #[track_caller]
+    pub fn resume(&mut self, node: &str) {
+        let at = self.node(node);
+        if self.world.hosts[at].state == State::Paused {
+            self.world.note(format!("{node} goes on"));
+            self.world.resume(at);
+        }
+    }
+
+    /// Sets how far a node's wall clock is off, in milliseconds; negative is behind.
+    #[track_caller]
+    pub fn skew(&mut self, node: &str, ms: i64) {
+        self.world.note(format!("the clock of {node} is off by {ms} ms"));
+        let at = self.node(node);
+        self.world.hosts[at].skew_ms = ms;
+    }
+
+    /// Lets a node's wall clock run faster (or slower) from now on, in parts per million.
+    #[track_caller]
+    pub fn drift(&mut self, node: &str, ppm: i64) {
+        self.world.note(format!("the clock of {node} drifts by {ppm} ppm"));
+        let (at, now) = (self.node(node), self.world.now);
+        self.world.hosts[at].set_drift(ppm, now);
+    }
+
+    /// Scripts what the probes of an instance's check find from now on: good (the default) or bad.
+    #[track_caller]
+    pub fn probes(&mut self, path: &str, good: bool) {
+        let key = named(instance_key(path));
+        self.world.note(format!("probes of {path} find it {}", if good { "good" } else { "bad" }));
+        if good {
+            self.world.failing_probes.remove(&key);
+        } else {
+            self.world.failing_probes.insert(key);
+        }
+    }
+}
+
+/// What is seen of it.
+impl Mesh {
+    /// A node's picture.
+    ///
+    /// # Panics
+    /// When it is down: it has none then.
+    #[track_caller]
+    pub fn view(&self, node: &str) -> Arc<View> {
+        match self.try_view(node) {
+            Some(view) => view,
+            None => panic!("{node} is down and shows nothing"),
+        }
+    }
+
+    /// A node's picture, if it is up.
+    #[track_caller]
+    pub fn try_view(&self, node: &str) -> Option<Arc<View>> {
+        self.world.view(self.node(node)).cloned()
+    }
+
+    /// A node's wall clock.
+    #[track_caller]
+    pub fn wall(&self, node: &str) -> WallTime {
+        self.world.hosts[self.node(node)].now(self.world.now).wall
+    }
+
+    /// What a node shows of an instance.
+    #[track_caller]
+    pub fn instance(&self, node: &str, path: &str) -> Option<Arc<InstanceView>> {
+        self.try_view(node)?.instance(&named(instance_key(path))).cloned()
+    }
+
+    /// Whether a node lists an instance, usable or not.
+    #[track_caller]
+    pub fn sees(&self, node: &str, path: &str) -> bool {
+        self.instance(node, path).is_some()
+    }
+
+    /// Whether a node would send an instance traffic without a doubt.
+    #[track_caller]
+    pub fn trusts(&self, node: &str, path: &str) -> bool {
+        self.instance(node, path).is_some_and(|shown| shown.usability == Usability::Ready)
+    }
+
+    /// The document a node serves, as text.
+    #[track_caller]
+    pub fn config(&self, node: &str, path: &str) -> Option<String> {
+        let view = self.try_view(node)?;
+        let served = view.config(&named(config_key(path)))?.served()?.clone();
+        served.body.as_ref().map(|body| String::from_utf8_lossy(body.as_bytes()).into_owned())
+    }
+
+    /// The concurrent versions of a document at a node, the served one first; a deletion is `None`. Empty unless there is
+    /// a conflict.
+    #[track_caller]
+    pub fn conflicts(&self, node: &str, path: &str) -> Vec<Option<String>> {
+        let Some(view) = self.try_view(node) else { return Vec::new() };
+        let Some(config) = view.config(&named(config_key(path))).filter(|config| config.in_conflict()) else {
+            return Vec::new();
+        };
+        let text = |body: &Body| String::from_utf8_lossy(body.as_bytes()).into_owned();
+        config.versions.iter().map(|version| version.body.as_ref().map(text)).collect()
+    }
+
+    /// The run's figures so far.
+    pub fn report(&self) -> Report {
+        self.world.figures.report(&self.world.hosts, &self.world.ledger, self.world.now)
+    }
+}
+
+/// What must be true.
+impl Mesh {
+    /// Every running node lists this instance.
+    ///
+    /// # Errors
+    /// A story of who does not.
+    pub fn all_see(&self, path: &str) -> Result<(), Story> {
+        self.everywhere(&format!("all see {path}"), |mesh, node| mesh.sees(node, path))
+    }
+
+    /// No running node lists this instance.
+    ///
+    /// # Errors
+    /// A story of who does.
+    pub fn none_sees(&self, path: &str) -> Result<(), Story> {
+        self.everywhere(&format!("none sees {path}"), |mesh, node| !mesh.sees(node, path))
+    }
+
+    /// Every running node would send this instance traffic without a doubt.
+    ///
+    /// # Errors
+    /// A story of who would not.
+    pub fn all_trust(&self, path: &str) -> Result<(), Story> {
+        self.everywhere(&format!("all trust {path}"), |mesh, node| mesh.trusts(node, path))
+    }
+
+    /// Every running node serves this document with this content.
+    ///
+    /// # Errors
+    /// A story of who serves something else.
+    pub fn all_serve(&self, path: &str, body: &str) -> Result<(), Story> {
+        self.everywhere(&format!("all serve {path} as {body:?}"), |mesh, node| {
+            mesh.config(node, path).as_deref() == Some(body)
+        })
+    }
+
+    /// A condition holds at every running node.
+    ///
+    /// # Errors
+    /// A story of where it does not.
+    pub fn everywhere(&self, what: &str, holds: impl Fn(&Mesh, &str) -> bool) -> Result<(), Story> {
+        let running = self.running();
+        let failing: Vec<String> =
+            running.iter().filter(|node| !holds(self, node.as_str())).map(|node| format!("not at {node}")).collect();
+        if failing.is_empty() {
+            return Ok(());
+        }
+        let title = format!("expected that {what}; it is not so at {} of {} nodes", failing.len(), running.len());
+        Err(self.world.story(title, failing))
+    }
+
+    /// Nodes that can reach each other agree: equal fingerprints and equal pictures of services and documents.
+    ///
+    /// # Errors
+    /// A story of what they disagree about.
+    pub fn converged(&self) -> Result<(), Story> {
+        match self.world.disagreements() {
+            none if none.is_empty() => Ok(()),
+            findings => Err(self.world.story("nodes that reach each other disagree".into(), findings)),
+        }
+    }
+
+    /// Lets time pass until nodes that can reach each other agree, and tells how much it took.
+    ///
+    /// # Errors
+    /// A story of what they disagree about after so long.
+    pub fn converges_within(&mut self, bound: Duration) -> Result<Duration, Story> {
+        let agree = |mesh: &Mesh| mesh.world.fingerprints_agree() && mesh.world.disagreements().is_empty();
+        if let Some(took) = self.run_until(bound, agree) {
+            self.world.note(format!("all agree, after {took:?}"));
+            return Ok(took);
+        }
+        let title = format!("nodes that reach each other disagree after {bound:?}");
+        Err(self.world.story(title, self.world.disagreements()))
+    }
+
+    /// Nothing acknowledged is lost, nothing is shown that nobody wrote, and every command was answered.
+    ///
+    /// An acknowledged write must be shown or have been replaced: always at its author while that runs, and wherever
+    /// nodes agree.
+    ///
+    /// # Errors
+    /// A story of what is missing where.
+    pub fn nothing_lost(&self) -> Result<(), Story> {
+        let mut findings = self.world.losses();
+        if self.world.options.disk.is_zero() {
+            let waiting = |at: &usize| self.world.hosts[*at].is_running() && self.world.ledger.waiting(*at).is_some();
+            let silent = (0..self.world.hosts.len()).filter(waiting);
+            findings.extend(silent.map(|at| format!("{} has not answered a command", self.world.hosts[at].id)));
+        }
+        if findings.is_empty() {
+            return Ok(());
+        }
+        Err(self.world.story("something acknowledged is lost".into(), findings))
+    }
+
+    /// The state of things to be read: who runs, what they disagree about, what happened last, how to replay.
+    pub fn explain(&self) -> Story {
+        let states = self.world.hosts.iter().map(|host| {
+            let shown = host.heart.as_ref().map(|heart| heart.view());
+            let shown = shown.map_or(String::new(), |view| {
+                format!(", {} services, fingerprint {}", view.services.size(), view.fingerprint)
+            });
+            format!("{}: {:?}, start {}{shown}", host.id, host.state, host.run())
+        });
+        let findings = states.chain(self.world.disagreements()).collect();
+        self.world.story("how things are".into(), findings)
+    }
+
+    /// The notable happenings so far (the last 10,000), each with its virtual time.
+    pub fn journal(&self) -> impl Iterator<Item = String> {
+        self.world.journal.iter().map(|(at, what)| format!("{} {what}", clock(*at)))
+    }
+}
+
+/// A command as a line of the journal.
+fn told(command: &Command) -> String {
+    match command {
+        Command::Register(registration) => format!("register {}", registration.key),
+        Command::Renew(key, Ok(())) => format!("renew {key}"),
+        Command::Renew(key, Err(_)) => format!("renew {key} as failing"),
+        Command::SetStatus(key, status) => format!("set {key} {status}"),
+        Command::Deregister(key) => format!("deregister {key}"),
+        Command::SetOverride(key, None) => format!("clear the override of {key}"),
+        Command::SetOverride(key, Some(value)) => {
+            let status = value.status.map(|status| format!(" {status}")).unwrap_or_default();
+            let weight = value.weight.map(|weight| format!(" weight {weight}")).unwrap_or_default();
+            format!("override {key}:{status}{weight}")
+        }
+        Command::WriteConfig(write) => match &write.body {
+            Some(body) => format!("put {} = {body:?}", write.key),
+            None => format!("delete {}", write.key),
+        },
+        Command::Leave => "leave".into(),
+    }
+}

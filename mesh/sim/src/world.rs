@@ -1,0 +1,589 @@
+//! The world: hosts, links, one queue of what will happen, and a clock that jumps from one event to the next.
+//!
+//! Events are ordered by (time, number), numbers are given in the order of cause, and every draw of chance comes from a
+//! generator forked from the seed for its one purpose: the same options and the same calls give the same run, to the byte.
+
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
+use std::sync::Arc;
+
+use starling_core::id::{CommandId, InstanceKey, NodeId, Zone};
+use starling_core::record::Key;
+use starling_core::view::View;
+use starling_core::wire::{self, Message};
+use starling_core::{Answer, Command, Input, Output, PeerEvent, Refusal};
+
+use crate::detector::{Detector, left_event};
+use crate::host::{Durable, Host, State};
+use crate::ledger::Ledger;
+use crate::links::{Cuts, micros};
+use crate::options::Options;
+use crate::report::Figures;
+
+/// How many notable happenings are kept to be told when something goes wrong.
+const MAX_JOURNAL: usize = 10_000;
+/// How many answers wait to be picked up.
+const MAX_ANSWERS: usize = 100_000;
+/// How long a node that stops cleanly goes on before it is gone: its farewells are sent.
+const LINGER_US: u64 = 100_000;
+
+/// What became of a command: the heart's answer, or why there is none.
+pub(crate) type Outcome = Result<Answer, Refusal>;
+
+/// Something that will happen.
+#[derive(Debug)]
+enum Happening {
+    Deliver { from: usize, to: usize, run: u64, message: Message },
+    Tick { node: usize, run: u64 },
+    Synced { node: usize, run: u64 },
+    Probe { node: usize, run: u64, key: InstanceKey },
+    Look { observer: usize, run: u64 },
+    Farewell { observer: usize, subject: usize, incarnation: u64 },
+    Gone { node: usize, run: u64 },
+}
+
+#[derive(Debug)]
+struct Queued {
+    at: u64,
+    number: u64,
+    what: Happening,
+}
+
+impl PartialEq for Queued {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+impl Eq for Queued {}
+impl PartialOrd for Queued {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Queued {
+    /// The earliest is the greatest: the heap hands out the greatest first.
+    fn cmp(&self, other: &Self) -> Ordering {
+        (other.at, other.number).cmp(&(self.at, self.number))
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct World {
+    pub(crate) options: Options,
+    pub(crate) now: u64,
+    pub(crate) hosts: Vec<Host>,
+    pub(crate) cuts: Cuts,
+    pub(crate) ledger: Ledger,
+    pub(crate) figures: Figures,
+    /// Notable happenings, oldest first, and how many there ever were.
+    pub(crate) journal: VecDeque<(u64, String)>,
+    pub(crate) journaled: u64,
+    /// Whether any picture or any link has changed since somebody last asked.
+    pub(crate) changed: bool,
+    pub(crate) failing_probes: BTreeSet<InstanceKey>,
+    /// For tests of their own that want chance from the same seed.
+    pub(crate) chance: fastrand::Rng,
+    index: BTreeMap<NodeId, usize>,
+    queue: BinaryHeap<Queued>,
+    number: u64,
+    up: usize,
+    detector: Option<Detector>,
+    transit: fastrand::Rng,
+    outputs: Vec<Output>,
+    concerned: Vec<Key>,
+    commands: u64,
+    answers: BTreeMap<CommandId, Outcome>,
+}
+
+impl World {
+    /// All nodes started at time 0 and acquainted with each other.
+    pub(crate) fn new(options: Options) -> Self {
+        let mut world = Self::made(options, true);
+        let size = world.hosts.len();
+        for observer in 0..size {
+            for subject in (0..size).filter(|subject| *subject != observer) {
+                world.introduce(observer, subject);
+            }
+        }
+        if let Some(detector) = &mut world.detector {
+            detector.acquaint(&world.hosts);
+        }
+        world
+    }
+
+    /// All nodes started at time 0, to be introduced to each other by hand. There is no failure detector, which needs a
+    /// place for every pair of nodes.
+    pub(crate) fn of_strangers(options: Options) -> Self {
+        Self::made(options, false)
+    }
+
+    fn made(options: Options, detecting: bool) -> Self {
+        // One generator per purpose, so that drawing more for one does not change the others.
+        let mut seeds = fastrand::Rng::with_seed(options.seed);
+        let (transit, mut skews, mut hearts, detection, chance) =
+            (seeds.fork(), seeds.fork(), seeds.fork(), seeds.fork(), seeds.fork());
+        let spread_ms = options.clock_spread.as_millis() as i64;
+        let host = |(at, name): (usize, &String)| {
+            let zone = match options.zones.len() {
+                0 => Zone::default(),
+                zones => options.zones[at % zones].parse().expect("zones are checked before the world begins"),
+            };
+            let id = name.parse().expect("names are checked before the world begins");
+            Host::new(id, zone, skews.i64(-spread_ms..=spread_ms), hearts.fork())
+        };
+        let hosts: Vec<Host> = options.nodes.iter().enumerate().map(host).collect();
+        let detector = detecting.then(|| Detector::new(hosts.len(), options.lost_after, options.up_after, detection));
+        let mut world = Self {
+            now: 0,
+            cuts: Cuts::new(hosts.len()),
+            index: hosts.iter().enumerate().map(|(at, host)| (host.id.clone(), at)).collect(),
+            hosts,
+            ledger: Ledger::default(),
+            figures: Figures::default(),
+            journal: VecDeque::new(),
+            journaled: 0,
+            changed: true,
+            failing_probes: BTreeSet::new(),
+            chance,
+            queue: BinaryHeap::new(),
+            number: 0,
+            up: 0,
+            detector,
+            transit,
+            outputs: Vec::new(),
+            concerned: Vec::new(),
+            commands: 0,
+            answers: BTreeMap::new(),
+            options,
+        };
+        for node in 0..world.hosts.len() {
+            world.start(node);
+        }
+        world
+    }
+
+    pub(crate) fn introduce(&mut self, observer: usize, subject: usize) {
+        let host = &self.hosts[subject];
+        let event = PeerEvent::Up(host.id.clone(), host.facts.clone());
+        self.give(observer, Input::Peer(event));
+    }
+
+    pub(crate) fn find(&self, node: &str) -> Option<usize> {
+        self.index.get(node).copied()
+    }
+
+    pub(crate) fn view(&self, node: usize) -> Option<&Arc<View>> {
+        self.hosts[node].heart.as_ref().map(|heart| heart.view())
+    }
+
+    // ---- time
+
+    /// Lets everything happen that is due by then, and advances the clock to it.
+    pub(crate) fn run_until(&mut self, until: u64) {
+        while self.step(until) {}
+        self.now = self.now.max(until);
+    }
+
+    /// When the next event is due.
+    pub(crate) fn next_event(&self) -> Option<u64> {
+        self.queue.peek().map(|next| next.at)
+    }
+
+    /// Lets the next event happen if it is due by then.
+    pub(crate) fn step(&mut self, until: u64) -> bool {
+        if self.queue.peek().is_none_or(|next| next.at > until) {
+            return false;
+        }
+        let Some(Queued { at, what, .. }) = self.queue.pop() else { return false };
+        assert!(at >= self.now, "time runs forwards only");
+        self.now = at;
+        self.happen(what);
+        true
+    }
+
+    fn happen(&mut self, what: Happening) {
+        match what {
+            Happening::Deliver { from, to, run, message } => self.deliver(from, to, run, message),
+            Happening::Tick { node, run } if self.hosts[node].run() == run => self.tick(node),
+            Happening::Synced { node, run } if self.hosts[node].run() == run => self.synced(node),
+            Happening::Probe { node, run, key } if self.hosts[node].run() == run => self.probe(node, key),
+            Happening::Look { observer, run } if self.hosts[observer].run() == run => self.look(observer),
+            Happening::Farewell { observer, subject, incarnation } => {
+                let event = left_event(&self.hosts[subject], incarnation);
+                self.give(observer, Input::Peer(event));
+            }
+            Happening::Gone { node, run } if self.hosts[node].run() == run && self.hosts[node].is_up() => {
+                self.gone(node);
+            }
+            _ => {} // of an earlier start
+        }
+    }
+
+    fn at(&mut self, at: u64, what: Happening) {
+        self.number += 1;
+        self.queue.push(Queued { at, number: self.number, what });
+    }
+
+    fn tick(&mut self, node: usize) {
+        let host = &mut self.hosts[node];
+        if host.tick_at != self.now || !host.is_running() {
+            return;
+        }
+        host.tick_at = u64::MAX;
+        self.give(node, Input::Tick);
+        let next = self.hosts[node].heart.as_ref().and_then(|heart| heart.next_wakeup());
+        assert!(next.is_none_or(|next| next.0 > self.now), "a tick left the heart of {node} due at once again");
+    }
+
+    // ---- into a heart and out of it
+
+    pub(crate) fn give(&mut self, node: usize, input: Input) {
+        let host = &mut self.hosts[node];
+        if host.state == State::Paused {
+            self.figures.undeliverable += u64::from(!host.hold(input));
+            return;
+        }
+        let now = host.now(self.now);
+        let Some(heart) = &mut host.heart else { return };
+        let before = matches!(input, Input::Command(..)).then(|| heart.view().clone());
+        let mut outputs = std::mem::take(&mut self.outputs);
+        heart.handle(now, input, &mut outputs);
+        let wake = heart.next_wakeup().map_or(u64::MAX, |at| at.0.max(self.now));
+        if wake < host.tick_at {
+            host.tick_at = wake;
+            let run = host.run();
+            self.at(wake, Happening::Tick { node, run });
+        }
+        let mut durable = Vec::new();
+        for output in outputs.drain(..) {
+            match output {
+                Output::Send(peer, message) => self.send(node, &peer, message),
+                Output::Publish(_) => self.changed = true,
+                Output::Probe(key, _, check) => {
+                    let every = check.interval_ms.max(1) * 1_000;
+                    let run = self.hosts[node].run();
+                    if self.hosts[node].probes.insert(key.clone(), every).is_none() {
+                        self.at(self.now + every, Happening::Probe { node, run, key });
+                    }
+                }
+                Output::StopProbe(key) => {
+                    self.hosts[node].probes.remove(&key);
+                }
+                Output::Persist(record) => {
+                    let before = before.as_deref();
+                    self.written(node, &record, before);
+                    durable.push(Durable::Keep(record));
+                }
+                Output::Forget(key) => {
+                    self.ledger.forgotten(node, &key);
+                    durable.push(Durable::Forget(key));
+                }
+                Output::Reply(id, answer) => durable.push(Durable::Reply(id, answer)),
+            }
+        }
+        self.outputs = outputs;
+        if !durable.is_empty() {
+            self.sync(node, durable);
+        }
+    }
+
+    /// Books what a node has just written, if it is its own and new.
+    fn written(&mut self, node: usize, record: &starling_core::record::Record, before: Option<&View>) {
+        let host = &mut self.hosts[node];
+        let nothing;
+        let before = match before {
+            Some(before) => before,
+            None => {
+                nothing = View::empty(host.id.clone(), host.facts.zone.clone());
+                &nothing
+            }
+        };
+        let Some(stamp) = self.ledger.persisted((node, &host.id), record, before, self.now) else { return };
+        let last = host.last_used();
+        assert!(stamp.time > last, "{} stamped {:?} with {stamp}, not later than {last:?}", host.id, record.key);
+        host.used(stamp.time);
+        self.figures.writes += 1;
+        let troubled = self.cuts.any() || self.up < self.hosts.len();
+        self.figures.follow(record.key.clone(), stamp, self.now, self.hosts.len(), troubled);
+        self.concerned.push(record.key.clone());
+        self.note_shown(node);
+    }
+
+    /// Measures what a node now shows of the changes on their way.
+    fn note_shown(&mut self, node: usize) {
+        let mut keys = std::mem::take(&mut self.concerned);
+        for key in keys.drain(..) {
+            if let Some(heart) = &self.hosts[node].heart {
+                self.figures.shown(node, &key, heart.view(), &self.ledger, self.now);
+            }
+            self.figures.finish(&key, &self.hosts, self.up, &mut self.ledger, self.now);
+        }
+        self.concerned = keys;
+    }
+
+    // ---- disks
+
+    fn sync(&mut self, node: usize, durable: Vec<Durable>) {
+        let latency = micros(self.options.disk);
+        if latency == 0 {
+            return self.durable(node, durable);
+        }
+        let host = &mut self.hosts[node];
+        host.unsynced.push_back(durable);
+        let run = host.run();
+        self.at(self.now + latency, Happening::Synced { node, run });
+    }
+
+    fn synced(&mut self, node: usize) {
+        if let Some(durable) = self.hosts[node].unsynced.pop_front() {
+            self.durable(node, durable);
+        }
+    }
+
+    fn durable(&mut self, node: usize, batch: Vec<Durable>) {
+        for durable in batch {
+            if let Some((id, answer)) = self.hosts[node].keep(durable) {
+                let about = self.ledger.answered(id, node);
+                if let (Some(key), Ok(Answer::Done { stamp: Some(stamp), .. })) = (&about, &answer) {
+                    self.ledger.acknowledge(key, stamp);
+                }
+                if self.answers.len() >= MAX_ANSWERS {
+                    self.answers.pop_first();
+                }
+                self.answers.insert(id, answer);
+            }
+        }
+    }
+
+    // ---- links
+
+    fn send(&mut self, from: usize, to: &NodeId, message: Message) {
+        let bytes = wire::encode(&message);
+        self.figures.sent(&message, bytes.len() as u64);
+        let Some(&to) = self.index.get(to.as_str()) else {
+            panic!("{} sends to {to}, which is no node of this mesh", self.hosts[from].id);
+        };
+        if !self.cuts.is_open(from, to) || !self.hosts[to].is_up() {
+            self.figures.undeliverable += 1;
+            return;
+        }
+        let links = self.options.links;
+        let depart = match links.bytes_per_second {
+            Some(rate) => {
+                let host = &mut self.hosts[from];
+                host.uplink_free_at = host.uplink_free_at.max(self.now) + bytes.len() as u64 * 1_000_000 / rate;
+                host.uplink_free_at
+            }
+            None => self.now,
+        };
+        if links.loss > 0.0 && self.transit.f64() < links.loss {
+            self.figures.lost += 1;
+            return;
+        }
+        let message = if self.options.through_bytes {
+            wire::decode(&bytes).unwrap_or_else(|error| panic!("what a heart says reads back: {error}"))
+        } else {
+            message
+        };
+        let run = self.hosts[to].run();
+        if links.duplication > 0.0 && self.transit.f64() < links.duplication {
+            self.figures.duplicated += 1;
+            let at = depart + links.latency.draw_us(&mut self.transit);
+            self.at(at, Happening::Deliver { from, to, run, message: message.clone() });
+        }
+        let at = depart + links.latency.draw_us(&mut self.transit);
+        self.at(at, Happening::Deliver { from, to, run, message });
+    }
+
+    fn deliver(&mut self, from: usize, to: usize, run: u64, message: Message) {
+        let host = &self.hosts[to];
+        if host.run() != run || !host.is_up() || !self.cuts.is_open(from, to) {
+            self.figures.undeliverable += 1;
+            return;
+        }
+        if let Message::Push(records) = &message {
+            self.figures.concerned(records, &mut self.concerned);
+        }
+        let sender = self.hosts[from].id.clone();
+        // The heart may answer with a write of its own, which is noted on the way.
+        let mut keys = std::mem::take(&mut self.concerned);
+        self.give(to, Input::Message(sender, message));
+        self.concerned.append(&mut keys);
+        if !self.concerned.is_empty() {
+            self.note_shown(to);
+        }
+    }
+
+    pub(crate) fn cut(&mut self, from: usize, to: usize) {
+        if from != to {
+            self.cuts.close(from, to);
+        }
+    }
+
+    pub(crate) fn topology_changed(&mut self, of: Option<usize>) {
+        self.changed = true;
+        self.figures.trouble();
+        let Some(detector) = &mut self.detector else { return };
+        for (at, observer) in detector.changed(of, &self.hosts, &self.cuts, self.now) {
+            let run = self.hosts[observer].run();
+            self.at(at, Happening::Look { observer, run });
+        }
+    }
+
+    // ---- membership
+
+    fn look(&mut self, observer: usize) {
+        if !self.hosts[observer].is_running() {
+            return; // when it goes on, it will look again
+        }
+        let Some(detector) = &mut self.detector else { return };
+        let events = detector.look(observer, &self.hosts, self.now);
+        let (mut up, mut lost) = (Vec::new(), Vec::new());
+        for (subject, event) in &events {
+            let name = self.hosts[*subject].id.as_str();
+            if matches!(event, PeerEvent::Up(..)) { up.push(name) } else { lost.push(name) }
+        }
+        let me = &self.hosts[observer].id;
+        let lines = [(lost, "loses"), (up, "sees")]
+            .map(|(names, verb)| (!names.is_empty()).then(|| format!("{me} {verb} {}", brief(&names))));
+        lines.into_iter().flatten().for_each(|line| self.note(line));
+        for (_, event) in events {
+            self.give(observer, Input::Peer(event));
+        }
+    }
+
+    // ---- hosts
+
+    pub(crate) fn start(&mut self, node: usize) {
+        let settings = self.options.settings.clone();
+        self.hosts[node].start(self.now, &settings);
+        self.up += 1;
+        self.give(node, Input::Tick);
+        if let Some(detector) = &mut self.detector {
+            detector.forget_all(node);
+        }
+        if self.now > 0 {
+            self.topology_changed(Some(node));
+            self.concerned = self.figures.all_followed();
+            self.note_shown(node);
+        }
+    }
+
+    pub(crate) fn crash(&mut self, node: usize) {
+        self.end(node, State::Crashed);
+        self.topology_changed(Some(node));
+        self.others_have_it_all();
+    }
+
+    /// The last step of a clean stop.
+    fn gone(&mut self, node: usize) {
+        let incarnation = self.hosts[node].run();
+        self.end(node, State::Left);
+        if let Some(detector) = &mut self.detector {
+            for (at, observer) in detector.left(node, &self.hosts, &self.cuts, self.now) {
+                self.at(at, Happening::Farewell { observer, subject: node, incarnation });
+            }
+        }
+        self.topology_changed(Some(node));
+        self.others_have_it_all();
+        let name = self.hosts[node].id.to_string();
+        self.note(format!("{name} is gone"));
+    }
+
+    fn end(&mut self, node: usize, state: State) {
+        for durable in self.hosts[node].unsynced.iter().flatten() {
+            if let Durable::Keep(record) = durable {
+                self.ledger.unsynced(node, &record.key);
+            }
+        }
+        self.hosts[node].stop(state, self.now);
+        self.ledger.unasked(node);
+        self.up -= 1;
+    }
+
+    /// A node less to wait for: some changes may now be everywhere.
+    fn others_have_it_all(&mut self) {
+        for key in self.figures.all_followed() {
+            self.figures.finish(&key, &self.hosts, self.up, &mut self.ledger, self.now);
+        }
+    }
+
+    pub(crate) fn leave_soon(&mut self, node: usize) {
+        let run = self.hosts[node].run();
+        self.at(self.now + LINGER_US, Happening::Gone { node, run });
+    }
+
+    pub(crate) fn pause(&mut self, node: usize) {
+        self.hosts[node].state = State::Paused;
+        self.topology_changed(Some(node));
+    }
+
+    pub(crate) fn resume(&mut self, node: usize) {
+        self.hosts[node].state = State::Running;
+        for input in self.hosts[node].take_backlog() {
+            self.give(node, input);
+        }
+        let host = &mut self.hosts[node];
+        host.tick_at = self.now;
+        let run = host.run();
+        self.at(self.now, Happening::Tick { node, run });
+        self.topology_changed(Some(node));
+        self.concerned = self.figures.all_followed();
+        self.note_shown(node);
+    }
+
+    fn probe(&mut self, node: usize, key: InstanceKey) {
+        let Some(&every) = self.hosts[node].probes.get(&key) else { return };
+        let run = self.hosts[node].run();
+        if self.hosts[node].is_running() {
+            let result = if self.failing_probes.contains(&key) { Err("as scripted".into()) } else { Ok(()) };
+            self.give(node, Input::Probe(key.clone(), result));
+        }
+        self.at(self.now + every, Happening::Probe { node, run, key });
+    }
+
+    // ---- people
+
+    /// Gives a node a command; its answer can be picked up once it is acknowledged.
+    pub(crate) fn ask(&mut self, node: usize, command: Command) -> CommandId {
+        self.commands += 1;
+        let id = CommandId(self.commands);
+        self.ledger.asked(id, node, about(&command));
+        self.give(node, Input::Command(id, command));
+        id
+    }
+
+    pub(crate) fn answer(&mut self, id: CommandId) -> Option<Outcome> {
+        self.answers.remove(&id)
+    }
+
+    /// Writes a notable happening into the journal.
+    pub(crate) fn note(&mut self, what: String) {
+        if self.journal.len() == MAX_JOURNAL {
+            self.journal.pop_front();
+        }
+        self.journaled += 1;
+        self.journal.push_back((self.now, what));
+    }
+}
+
+fn about(command: &Command) -> Option<Key> {
+    match command {
+        Command::Register(registration) => Some(Key::Instance(registration.key.clone())),
+        Command::Renew(key, _) | Command::SetStatus(key, _) | Command::Deregister(key) => {
+            Some(Key::Instance(key.clone()))
+        }
+        Command::SetOverride(key, _) => Some(Key::Override(key.clone())),
+        Command::WriteConfig(write) => Some(Key::Config(write.key.clone())),
+        Command::Leave => None,
+    }
+}
+
+/// A list of names for a line: the first few, and how many more.
+pub(crate) fn brief(names: &[&str]) -> String {
+    const SHOWN: usize = 8;
+    match names.len() {
+        0..=SHOWN => names.join(", "),
+        more => format!("{} and {} more", names[..SHOWN].join(", "), more - SHOWN),
+    }
+}
