@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use starling_core::balance::Group;
-use starling_core::guard::RetryBudget;
+use starling_core::guard::{BreakerState, RetryBudget};
 use starling_core::id::ServiceKey;
 use starling_core::view::{ServiceView, View};
 
@@ -80,6 +80,13 @@ impl Entry {
             group: ArcSwapOption::empty(),
             writing: Mutex::new(()),
         }
+    }
+
+    /// How many instances are taken out by their breaker, and how many requests are in flight.
+    pub(crate) fn broken_and_in_flight(&self) -> (usize, u64) {
+        let Some(group) = self.group.load_full() else { return (0, 0) };
+        let broken = group.slots().filter(|slot| slot.seat.breaker.state() != BreakerState::Closed).count();
+        (broken, group.slots().map(|slot| u64::from(slot.seat.load.in_flight())).sum())
     }
 
     /// The service's candidates; made anew when the service has changed.

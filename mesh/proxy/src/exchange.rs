@@ -1,6 +1,7 @@
 //! One attempt: a connection, a request, the head of its response. Knows nothing of services or retries.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::request::Parts;
@@ -9,8 +10,9 @@ use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 use starling_core::id::{InstanceKey, NodeId};
 use starling_core::observe::SpanId;
-use starling_core::registry::{Address, Reach};
-use starling_core::view::InstanceView;
+use starling_core::registry::{Address, Protocol, Reach};
+use starling_core::view::{InstanceView, MemberState};
+use starling_net::TunnelRefusal;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -21,6 +23,10 @@ use crate::pool::{Pool, Sender, handshake};
 use crate::reason::{REASON, Reason, Refused};
 use crate::stack::Carrier;
 use crate::trace::Context;
+
+/// How often a waiting request looks whether the node it waits for is still there: far below the time membership needs
+/// to notice a loss, and longer than nearly all requests take.
+const LOSS_LOOKUP: Duration = Duration::from_millis(250);
 
 /// Why an attempt brought no response of the application.
 #[derive(Debug)]
@@ -49,6 +55,17 @@ impl<'a> Way<'a> {
         match instance.instance.reach {
             Reach::Owner if instance.owner() != me => Self::Tunnel(instance.owner(), &instance.key),
             _ => Self::Address(&instance.instance.address),
+        }
+    }
+}
+
+/// Refuses what this version cannot speak, before anything is sent.
+pub(crate) fn check_protocol(instance: &InstanceView) -> Result<(), Failure> {
+    match instance.instance.protocol {
+        Protocol::Http => Ok(()),
+        other => {
+            let why = format!("instance {} speaks {other}, which this version does not carry", instance.key);
+            Err(Failure::new(Reason::Unsupported, why))
         }
     }
 }
@@ -87,6 +104,11 @@ impl Outgoing {
         self.is_whole() && http1::is_idempotent(&self.head.method)
     }
 
+    /// Whether its body is held in memory.
+    fn is_held(&self) -> bool {
+        matches!(self.body, Some(RequestBody::Held(_)))
+    }
+
     pub(crate) fn method(&self) -> &Method {
         &self.head.method
     }
@@ -123,7 +145,18 @@ pub(crate) async fn exchange(
     span: SpanId,
     deadline: Instant,
 ) -> Result<(Response<Incoming>, Sender), Failure> {
-    let exchanged = timeout_at(deadline, send_over_some_connection(carrier, pool, way, outgoing, context, span)).await;
+    let may_give_up = outgoing.is_held() && outgoing.is_repeatable();
+    let sending = timeout_at(deadline, send_over_some_connection(carrier, pool, way, outgoing, context, span));
+    let exchanged = match way {
+        Way::Tunnel(node, _) if may_give_up => tokio::select! {
+            biased;
+            exchanged = sending => exchanged,
+            () = loss_of(carrier, node) => {
+                return Err(Failure::new(Reason::Reset, format!("node {node} was lost while its answer was awaited")));
+            }
+        },
+        _ => sending.await,
+    };
     let late = || {
         let ms = carrier.settings.request_timeout_ms;
         Failure::new(Reason::TimedOut, format!("no response within {ms} ms of the request's arrival"))
@@ -136,6 +169,21 @@ pub(crate) async fn exchange(
     }
     http1::clean_response(response.headers_mut());
     Ok((response, sender))
+}
+
+/// Returns when the view, having shown the node alive, shows it alive no more. A node that dies without a word leaves
+/// its tunnels silent for longer than membership needs to notice; whoever can ask elsewhere need not wait for them.
+async fn loss_of(carrier: &Carrier, node: &NodeId) {
+    let is_alive = || carrier.mesh.view().member(node).is_some_and(|member| member.state == MemberState::Alive);
+    if !is_alive() {
+        return std::future::pending().await;
+    }
+    loop {
+        tokio::time::sleep(LOSS_LOOKUP).await;
+        if !is_alive() {
+            return;
+        }
+    }
 }
 
 async fn send_over_some_connection(
@@ -173,6 +221,9 @@ async fn send_over_some_connection(
             }
             // An idle connection that dies without a byte was most likely being closed as we sent; whoever may be
             // repeated gets a fresh one. Others may have been seen.
+            None if let Some(refusal) = refusal_in(&error) => {
+                return Err(Failure::new(Reason::Connect, refusal.to_string()));
+            }
             None if error.is_user() => {
                 return Err(Failure::new(Reason::BadRequest, format!("the request's body broke off: {error}")));
             }
@@ -181,6 +232,18 @@ async fn send_over_some_connection(
         }
         trust_idle = false;
     }
+}
+
+/// The other node's refusal of the tunnel: bytes were sent, but none was forwarded.
+fn refusal_in(error: &hyper::Error) -> Option<TunnelRefusal> {
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        if let Some(io) = error.downcast_ref::<std::io::Error>() {
+            return io.get_ref()?.downcast_ref::<TunnelRefusal>().copied();
+        }
+        source = error.source();
+    }
+    None
 }
 
 fn describe(error: &hyper::Error) -> String {

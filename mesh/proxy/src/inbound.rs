@@ -11,41 +11,39 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use starling_core::id::{InstanceKey, NodeId};
 use starling_core::observe::SpanKind;
-use starling_core::registry::Protocol;
 use starling_core::view::InstanceView;
+use starling_net::TunnelRefusal;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 
 use crate::body::{Carried, Home, ReplyBody};
-use crate::exchange::{Outgoing, Way, exchange};
-use crate::mesh::Arrival;
+use crate::exchange::{Outgoing, Way, check_protocol, exchange};
+use crate::http1;
+use crate::mesh::Knock;
 use crate::pool::{Gauge, Pool};
 use crate::reason::{Reason, Refused};
 use crate::serve::{Lifetime, serve};
 use crate::stack::{Carrier, describe};
 use crate::trace::{Context, OpenSpan};
-use crate::{http1, reason};
 
 /// Takes tunnels until there are no more or the proxy stops.
-pub(crate) async fn run<T: Into<Arrival>>(
-    carrier: Arc<Carrier>,
-    mut tunnels: mpsc::Receiver<T>,
-    mut lifetime: Lifetime,
-) {
+pub(crate) async fn run<T: Knock>(carrier: Arc<Carrier>, mut tunnels: mpsc::Receiver<T>, mut lifetime: Lifetime) {
     let places = Arc::new(Semaphore::new(carrier.settings.max_tunnels));
     loop {
-        let arrival: Arrival = tokio::select! {
-            arrival = tunnels.recv() => match arrival {
-                Some(arrival) => arrival.into(),
+        let knock = tokio::select! {
+            knock = tunnels.recv() => match knock {
+                Some(knock) => knock,
                 None => return,
             },
-            () = lifetime.draining() => return,
+            () = lifetime.draining() => break,
         };
+        // Refused, the caller's sidecar knows that nothing was forwarded, and tries another instance.
         let Ok(place) = places.clone().try_acquire_owned() else {
-            // Closing it tells the caller's sidecar, which tries another instance.
             carrier.connections.tunnels_refused.fetch_add(1, Relaxed);
+            knock.refuse(TunnelRefusal::Busy);
             continue;
         };
+        let arrival = knock.take();
         let (carrier, lifetime) = (carrier.clone(), lifetime.clone());
         tokio::spawn(async move {
             let _place = place;
@@ -58,6 +56,10 @@ pub(crate) async fn run<T: Into<Arrival>>(
             };
             serve(arrival.stream, &carrier.settings, lifetime, answer).await;
         });
+    }
+    tunnels.close();
+    while let Ok(knock) = tunnels.try_recv() {
+        knock.refuse(TunnelRefusal::Stopping);
     }
 }
 
@@ -126,11 +128,8 @@ fn owned_instance(carrier: &Carrier, key: &InstanceKey) -> Result<Arc<InstanceVi
         let why = format!("node {me} does not own an instance {key}");
         return Err(Refused::new(Reason::NotHere, why).of(&key.service));
     };
-    match instance.instance.protocol {
-        Protocol::Http => Ok(instance.clone()),
-        other => {
-            let why = format!("instance {key} speaks {other}, which this version does not carry");
-            Err(reason::Refused::new(Reason::Unsupported, why).of(&key.service))
-        }
+    match check_protocol(instance) {
+        Ok(()) => Ok(instance.clone()),
+        Err(failure) => Err(Refused::new(failure.reason, failure.why).of(&key.service)),
     }
 }

@@ -48,7 +48,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::clock::Clock;
 use crate::directory::Directory;
-use crate::mesh::{Arrival, Mesh};
+use crate::mesh::{Knock, Mesh};
 use crate::metrics::Connections;
 use crate::serve::{Lifetime, Phase};
 use crate::stack::Carrier;
@@ -95,7 +95,7 @@ impl Proxy {
     ///
     /// # Errors
     /// See [`StartError`].
-    pub async fn start_in<T: Into<Arrival> + Send + 'static>(
+    pub async fn start_in<T: Knock>(
         settings: ProxySettings,
         mesh: Arc<dyn Mesh>,
         tunnels: mpsc::Receiver<T>,

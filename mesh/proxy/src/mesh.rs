@@ -9,7 +9,7 @@ use std::time::Duration;
 use starling_core::id::{InstanceKey, NodeId};
 use starling_core::observe::SpanBuffer;
 use starling_core::view::View;
-use starling_net::{Handle, IncomingTunnel, LinkError};
+use starling_net::{Handle, IncomingTunnel, LinkError, TunnelRefusal};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 /// Bytes both ways: a TCP connection or a tunnel.
@@ -63,8 +63,20 @@ pub struct Arrival {
     pub stream: Box<dyn Stream>,
 }
 
-impl From<IncomingTunnel> for Arrival {
-    fn from(tunnel: IncomingTunnel) -> Self {
-        Self { from: tunnel.from, to: tunnel.to, stream: Box::new(tunnel.tunnel) }
+/// A tunnel that has not been taken yet.
+pub trait Knock: Send + 'static {
+    /// Takes it.
+    fn take(self) -> Arrival;
+    /// Turns it away, and tells the other side that nothing was forwarded.
+    fn refuse(self, why: TunnelRefusal);
+}
+
+impl Knock for IncomingTunnel {
+    fn take(self) -> Arrival {
+        Arrival { from: self.from, to: self.to, stream: Box::new(self.tunnel) }
+    }
+
+    fn refuse(self, why: TunnelRefusal) {
+        IncomingTunnel::refuse(self, why);
     }
 }

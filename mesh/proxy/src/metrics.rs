@@ -98,6 +98,15 @@ impl MetricSource for Carrier {
                 out.sample(name, &[("service", service)], counter(metrics).load(Relaxed) as f64);
             }
         }
+        let now: Vec<_> = entries.iter().map(|(key, entry)| (key.to_string(), entry.broken_and_in_flight())).collect();
+        out.family("starling_breakers_open", "gauge", "Instances taken out by their breaker, those being probed too.");
+        for (service, (broken, _)) in &now {
+            out.sample("starling_breakers_open", &[("service", service)], *broken as f64);
+        }
+        out.family("starling_requests_in_flight", "gauge", "Requests sent whose response is not yet carried.");
+        for (service, (_, in_flight)) in &now {
+            out.sample("starling_requests_in_flight", &[("service", service)], *in_flight as f64);
+        }
         self.connections.collect(out);
     }
 }

@@ -30,7 +30,7 @@ use tokio::time::Instant;
 use crate::body::{Carried, Home, ReplyBody};
 use crate::clock::{self, Clock};
 use crate::directory::{Directory, Entry};
-use crate::exchange::{Failure, Outgoing, Way, exchange};
+use crate::exchange::{Failure, Outgoing, Way, check_protocol, exchange};
 use crate::http1;
 use crate::mesh::Mesh;
 use crate::metrics::Connections;
@@ -56,11 +56,22 @@ pub(crate) async fn carry(carrier: &Carrier, request: Request<Incoming>) -> Resp
     let arrived = Instant::now();
     let (mut head, body) = request.into_parts();
     let context = Context::receive(&mut head.headers);
+    let method = head.method.clone();
     let mut entry = None;
     let carried = steps(carrier, head, body, &context, arrived, &mut entry).await;
     let metrics = entry.as_ref().map_or(carrier.directory.unknown(), |entry: &Arc<Entry>| &entry.metrics);
     let mut response = carried.unwrap_or_else(|refused| {
         metrics.own_answers.fetch_add(1, Relaxed);
+        if refused.tried.is_empty() {
+            // No attempt has left a span, and the caller is about to be given a trace to ask for.
+            let mut span = OpenSpan::begin(&context, SpanKind::Client, carrier.mesh.me(), carrier.mesh.spans());
+            span.began(arrived.into_std());
+            span.describe(|span| {
+                span.name = method.to_string();
+                span.service = refused.service.as_ref().map_or_else(String::new, ServiceKey::to_string);
+            });
+            span.fail(&refused.why);
+        }
         refused.into_response(Some(context.trace))
     });
     reason::insert_trace(response.headers_mut(), context.trace);
@@ -103,6 +114,9 @@ fn not_routed(error: RouteError) -> Refused {
     Refused::new(reason, error.to_string())
 }
 
+/// What one attempt brought: a response's head with its connection, or why not.
+type Attempted = Result<(Response<Incoming>, Sender, InFlight<Pool>), Failure>;
+
 /// One request to one service, through all its attempts.
 struct Call<'a> {
     carrier: &'a Carrier,
@@ -131,9 +145,12 @@ impl<'a> Call<'a> {
             let result = self.attempt(slot, permit, &mut outgoing, &mut span).await;
             let again = match &result {
                 Ok((response, ..)) => is_worth_repeating(response.status()) && outgoing.is_repeatable(),
+                // Never sent, or no harm in doing it twice; either way it must still be here.
                 Err(failure) => outgoing.is_whole() && (failure.reason.is_unsent() || outgoing.is_repeatable()),
             };
-            self.tried.push(self.note(slot, &result));
+            if again || result.is_err() {
+                self.tried.push(note(slot, &result));
+            }
             let next = if again { self.next_chance() } else { None };
             let Some(next) = next else {
                 return match result {
@@ -177,12 +194,13 @@ impl<'a> Call<'a> {
         permit: Permit,
         outgoing: &mut Outgoing,
         span: &mut OpenSpan,
-    ) -> Result<(Response<Incoming>, Sender, InFlight<Pool>), Failure> {
+    ) -> Attempted {
         let carrier = self.carrier;
         let in_flight = InFlight::begin(&slot.seat);
         let way = Way::to(&slot.instance, carrier.mesh.me());
         let began = carrier.clock.now();
         let id = span.id();
+        check_protocol(&slot.instance)?;
         let result = exchange(carrier, &slot.seat.extra, way, outgoing, self.context, id, self.deadline).await;
         let status = result.as_ref().ok().map(|(response, _)| response.status());
         // A client that breaks off its own request says nothing about the instance.
@@ -222,20 +240,6 @@ impl<'a> Call<'a> {
             self.entry.metrics.breaker_opens.fetch_add(1, Relaxed);
             tracing::warn!(instance = %slot.instance.key, "the breaker opened: its answers fail");
         }
-    }
-
-    fn note(
-        &self,
-        slot: &Slot<Pool>,
-        result: &Result<(Response<Incoming>, Sender, InFlight<Pool>), Failure>,
-    ) -> (InstanceId, Tried) {
-        let error = match result {
-            Ok((response, ..)) => format!("it answered {}", response.status().as_u16()),
-            Err(failure) => failure.why.clone(),
-        };
-        let instance = slot.instance.key.instance.clone();
-        let tried = Tried { instance: instance.to_string(), node: slot.instance.owner().to_string(), error };
-        (instance, tried)
     }
 
     /// Full jitter, as Envoy: up to base, 3 x base, 7 x base ...
@@ -288,6 +292,16 @@ impl<'a> Call<'a> {
     }
 }
 
+fn note(slot: &Slot<Pool>, attempted: &Attempted) -> (InstanceId, Tried) {
+    let error = match attempted {
+        Ok((response, ..)) => format!("it answered {}", response.status().as_u16()),
+        Err(failure) => failure.why.clone(),
+    };
+    let instance = slot.instance.key.instance.clone();
+    let tried = Tried { instance: instance.to_string(), node: slot.instance.owner().to_string(), error };
+    (instance, tried)
+}
+
 /// What is the same for every span of a call.
 pub(crate) fn describe(span: &mut starling_core::observe::Span, service: &ServiceKey, outgoing: &Outgoing) {
     span.service = service.to_string();
@@ -309,7 +323,10 @@ fn reply(
 ) -> Response<ReplyBody> {
     let status = response.status();
     if let Some(root) = &mut spans[1] {
-        root.describe(|span| span.status = Some(status.as_u16()));
+        root.describe(|span| {
+            span.status = Some(status.as_u16());
+            span.error = status.is_server_error().then(|| status.as_str().to_owned());
+        });
     }
     let carried = Carried { sender, home: Home::Seat(in_flight), spans };
     response.map(|body| ReplyBody::Carried(body, Some(carried)))

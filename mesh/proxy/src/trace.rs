@@ -174,6 +174,13 @@ impl OpenSpan {
         }
     }
 
+    /// Makes it begin at an earlier moment.
+    pub(crate) fn began(&mut self, at: Instant) {
+        let earlier_us = self.started.saturating_duration_since(at).as_micros() as u64;
+        self.started = at;
+        self.describe(|span| span.start_us = span.start_us.saturating_sub(earlier_us));
+    }
+
     /// Ends it with what is known by now.
     pub(crate) fn end(mut self) {
         self.keep();

@@ -5,8 +5,8 @@ mod support;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
-use starling_core::registry::{Health, Status};
-use starling_core::view::Usability;
+use starling_core::registry::{Health, Protocol, Status};
+use starling_core::view::{MemberState, Usability};
 use support::*;
 
 #[tokio::test]
@@ -271,4 +271,47 @@ async fn the_own_zone_is_preferred_until_it_has_nobody() {
     }
     flock.deregister("orders", "1");
     assert_eq!(a.get("orders", "/").await.text(), "far");
+}
+
+#[tokio::test]
+async fn who_waits_for_a_node_that_is_lost_meanwhile_asks_elsewhere() {
+    let flock = Flock::default();
+    let (silent, lives) = (App::answering(|_| std::future::pending()).await, App::named("lives").await);
+    let a = flock.node("a").await;
+    let _b = flock.node("b").await;
+    flock.member("b", MemberState::Alive);
+    flock.register(silent.at("orders", "1", "b"));
+    flock.register_as(lives.at("orders", "2", "a"), |view| change(view, |i| i.zone = "far".parse().unwrap()));
+    let mut client = Client::connect(a.addr()).await;
+    client.send("GET", "orders.mesh", "/", "", b"").await;
+    eventually("request arrives", || async { (silent.requests() == 1).then_some(()) }).await;
+    flock.member("b", MemberState::Lost);
+    assert_eq!(client.answer().await.text(), "lives");
+}
+
+#[tokio::test]
+async fn an_instance_that_speaks_something_else_is_told_of_and_not_blamed() {
+    let (flock, app) = (Flock::default(), App::named("grpc").await);
+    let a = flock.node("a").await;
+    flock.register_as(app.at("orders", "1", "a"), |view| change(view, |i| i.protocol = Protocol::Grpc));
+    for _ in 0..10 {
+        let answer = a.get("orders", "/").await;
+        assert_eq!(answer.status, 501);
+        assert!(answer.header("x-starling-reason").unwrap().contains("speaks grpc"), "{answer:?}");
+    }
+    assert_eq!(app.requests(), 0);
+}
+
+#[tokio::test]
+async fn tunnels_beyond_the_limit_are_refused_and_counted() {
+    let (flock, app) = (Flock::default(), App::answering(|_| std::future::pending()).await);
+    let a = flock.node("a").await;
+    let b = flock.node_with("b", |settings| settings.max_tunnels = 1).await;
+    flock.register(app.at("orders", "1", "b"));
+    let mut first = Client::connect(a.addr()).await;
+    first.send("GET", "orders", "/", "", b"").await;
+    eventually("request arrives", || async { (app.requests() == 1).then_some(()) }).await;
+    let second = a.get("orders", "/").await;
+    assert!((502..=503).contains(&second.status), "{second:?}");
+    assert!(b.metrics().contains("starling_tunnels_refused_total 1\n"), "{}", b.metrics());
 }

@@ -102,3 +102,13 @@ async fn requests_are_counted_on_both_sides() {
         "starling_request_duration_seconds_bucket{service=\"default/orders\",direction=\"outbound\",le=\"+Inf\"} 3\n";
     assert!(at_a.contains(infinity), "{at_a}");
 }
+
+#[tokio::test]
+async fn a_refused_request_leaves_a_span_that_says_why() {
+    let flock = Flock::default();
+    let a = flock.node("a").await;
+    let answer = a.get("orders", "/").await;
+    let span = a.spans_of(&answer, 1).await.remove(0);
+    assert_eq!((span.name.as_str(), span.service.as_str()), ("GET", "default/orders"));
+    assert_eq!(span.error.as_deref(), Some("no service default/orders is registered"));
+}

@@ -18,13 +18,14 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
-use starling_core::id::{InstanceKey, NodeId, ServiceKey};
+use starling_core::id::{Incarnation, InstanceKey, NodeId, ServiceKey};
 use starling_core::observe::{Exposition, Span, SpanBuffer, TraceId};
 use starling_core::registry::{Address, Instance, Reach};
 use starling_core::time::{HybridTime, Stamp};
-use starling_core::view::{InstanceView, Revision, ServiceView, Usability, View};
-use starling_net::LinkError;
-use starling_proxy::mesh::{Arrival, Mesh, Opening, Stream};
+use starling_core::view::{InstanceView, MemberState, MemberView, NodeFacts, Revision, ServiceView, Usability, View};
+use starling_net::quic::Limits;
+use starling_net::{Identity, LinkError, Links, TunnelRefusal};
+use starling_proxy::mesh::{Arrival, Knock, Mesh, Opening, Stream};
 use starling_proxy::{Proxy, ProxySettings};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -39,7 +40,8 @@ pub(crate) struct Flock(Arc<Shared>);
 
 #[derive(Default)]
 struct Shared {
-    doors: Mutex<BTreeMap<NodeId, mpsc::Sender<Arrival>>>,
+    doors: Mutex<BTreeMap<NodeId, mpsc::Sender<Waiting>>>,
+    members: Mutex<BTreeMap<NodeId, MemberState>>,
     instances: Mutex<BTreeMap<InstanceKey, Arc<InstanceView>>>,
     revision: AtomicUsize,
     tunnels: AtomicUsize,
@@ -56,6 +58,8 @@ pub(crate) struct Node {
     flock: Flock,
     spans: Arc<SpanBuffer>,
     view: Mutex<Arc<View>>,
+    /// Real links instead of pipes.
+    links: Option<Links>,
 }
 
 /// An instance about to be registered.
@@ -71,23 +75,39 @@ pub(crate) fn service_key(name: &str) -> ServiceKey {
     ServiceKey { namespace: namespace.parse().unwrap(), service: service.parse().unwrap() }
 }
 
+fn settings(change: impl FnOnce(&mut ProxySettings)) -> ProxySettings {
+    let mut settings = ProxySettings { listen: "127.0.0.1:0".parse().unwrap(), ..ProxySettings::default() };
+    settings.retry_backoff_ms = 1;
+    change(&mut settings);
+    settings
+}
+
 impl Flock {
     pub(crate) async fn node(&self, name: &str) -> Bird {
         self.node_with(name, |_| {}).await
     }
 
     pub(crate) async fn node_with(&self, name: &str, change: impl FnOnce(&mut ProxySettings)) -> Bird {
-        let mut settings = ProxySettings { listen: "127.0.0.1:0".parse().unwrap(), ..ProxySettings::default() };
-        settings.retry_backoff_ms = 1;
-        change(&mut settings);
-        let me: NodeId = name.parse().unwrap();
-        let view = Mutex::new(Arc::new(View::empty(me.clone(), Default::default())));
-        let node =
-            Arc::new(Node { me: me.clone(), flock: self.clone(), spans: Arc::new(SpanBuffer::new(1_000)), view });
+        let settings = settings(change);
+        let node = self.stand(name, None);
         let (door, tunnels) = mpsc::channel(64);
-        self.0.doors.lock().unwrap().insert(me, door);
+        self.0.doors.lock().unwrap().insert(node.me.clone(), door);
         let proxy = Proxy::start_in(settings, node.clone(), tunnels).await.unwrap();
         Bird { proxy, node }
+    }
+
+    /// A node whose links are real: QUIC with mutual TLS.
+    pub(crate) async fn linked(&self, identity: &Identity, change: impl FnOnce(&mut ProxySettings)) -> Bird {
+        let (links, inbox) = Links::bind(identity, "127.0.0.1:0".parse().unwrap(), Limits::default()).unwrap();
+        let node = self.stand(identity.node().as_str(), Some(links));
+        let proxy = Proxy::start_in(settings(change), node.clone(), inbox.tunnels).await.unwrap();
+        Bird { proxy, node }
+    }
+
+    fn stand(&self, name: &str, links: Option<Links>) -> Arc<Node> {
+        let me: NodeId = name.parse().unwrap();
+        let view = Mutex::new(Arc::new(View::empty(me.clone(), Default::default())));
+        Arc::new(Node { me, flock: self.clone(), spans: Arc::new(SpanBuffer::new(1_000)), view, links })
     }
 
     /// Registers an instance that is ready.
@@ -116,6 +136,12 @@ impl Flock {
         self.0.revision.fetch_add(1, SeqCst);
     }
 
+    /// Lets membership say this of a node.
+    pub(crate) fn member(&self, node: &str, state: MemberState) {
+        self.0.members.lock().unwrap().insert(node.parse().unwrap(), state);
+        self.0.revision.fetch_add(1, SeqCst);
+    }
+
     /// How many tunnels were opened so far.
     pub(crate) fn tunnels(&self) -> usize {
         self.0.tunnels.load(SeqCst)
@@ -126,7 +152,7 @@ impl Flock {
         let (near, far) = tokio::io::duplex(4_096);
         let door = self.0.doors.lock().unwrap()[node].clone();
         let arrival = Arrival { from: from.parse().unwrap(), to: to.clone(), stream: Box::new(far) };
-        door.send(arrival).await.ok().expect("the node takes tunnels");
+        assert!(door.send(Waiting(arrival)).await.is_ok(), "the node takes tunnels");
         near
     }
 
@@ -137,6 +163,17 @@ impl Flock {
         }
         let mut view = View::empty(old.me.clone(), old.zone.clone());
         view.revision = revision;
+        for (node, state) in self.0.members.lock().unwrap().iter() {
+            let facts = NodeFacts {
+                incarnation: Incarnation(1),
+                zone: Default::default(),
+                cell: "0".into(),
+                version: String::new(),
+                address: String::new(),
+            };
+            let member = MemberView { node: node.clone(), facts, state: *state, since: Default::default() };
+            view.members.insert_mut(node.clone(), Arc::new(member));
+        }
         let mut services = BTreeMap::<ServiceKey, Vec<Arc<InstanceView>>>::new();
         for instance in self.0.instances.lock().unwrap().values() {
             services.entry(instance.key.service.clone()).or_default().push(instance.clone());
@@ -147,6 +184,17 @@ impl Flock {
         }
         Arc::new(view)
     }
+}
+
+/// A tunnel that waits to be taken.
+struct Waiting(Arrival);
+
+impl Knock for Waiting {
+    fn take(self) -> Arrival {
+        self.0
+    }
+
+    fn refuse(self, _: TunnelRefusal) {}
 }
 
 /// Makes an instance reachable without a node.
@@ -175,14 +223,19 @@ impl Mesh for Node {
         &self.spans
     }
 
-    fn open_tunnel<'a>(&'a self, node: &'a NodeId, to: &'a InstanceKey, _: Duration) -> Opening<'a> {
+    fn open_tunnel<'a>(&'a self, node: &'a NodeId, to: &'a InstanceKey, timeout: Duration) -> Opening<'a> {
         Box::pin(async move {
+            if let Some(links) = &self.links {
+                let tunnel = links.open_tunnel(node, to, timeout).await?;
+                self.flock.0.tunnels.fetch_add(1, SeqCst);
+                return Ok(Box::new(tunnel) as Box<dyn Stream>);
+            }
             let door = self.flock.0.doors.lock().unwrap().get(node).cloned();
             let (near, far) = tokio::io::duplex(16 * 1024);
             let arrival = Arrival { from: self.me.clone(), to: to.clone(), stream: Box::new(far) };
             let door = door.ok_or_else(|| LinkError::UnknownNode(node.clone()))?;
             let closed = |_| LinkError::Unreachable { node: node.clone(), reason: "it has stopped".into() };
-            door.send(arrival).await.map_err(closed)?;
+            door.send(Waiting(arrival)).await.map_err(closed)?;
             self.flock.0.tunnels.fetch_add(1, SeqCst);
             Ok(Box::new(near) as Box<dyn Stream>)
         })
@@ -208,6 +261,11 @@ impl Bird {
     pub(crate) async fn spans_of(&self, answer: &Answer, n: usize) -> Vec<Span> {
         let trace: TraceId = answer.header("x-starling-trace").unwrap().parse().unwrap();
         eventually("spans", || async { Some(self.node.spans.trace(trace)).filter(|spans| spans.len() >= n) }).await
+    }
+
+    /// Its links, when they are real.
+    pub(crate) fn links(&self) -> &Links {
+        self.node.links.as_ref().expect("a linked node")
     }
 
     pub(crate) fn metrics(&self) -> String {

@@ -1,0 +1,63 @@
+//! The same over real links: QUIC with mutual TLS between two nodes on loopback.
+
+mod support;
+
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::Duration;
+
+use http_body_util::BodyExt;
+use hyper::Response;
+use starling_core::id::MeshName;
+use starling_net::{Authority, Identity};
+use support::*;
+
+/// Nodes `a` and `b` of one flock, linked.
+async fn pair(flock: &Flock, max_tunnels_at_b: usize) -> (Bird, Bird) {
+    let authority = Authority::throw_away(&MeshName::default()).expect("an authority");
+    let identity = |node: &str| {
+        let certificate = authority.issue(&node.parse().expect("a name"), Duration::from_secs(86_400));
+        Identity::from_pem(&certificate.expect("a certificate")).expect("an identity")
+    };
+    let a = flock.linked(&identity("a"), |_| {}).await;
+    let b = flock.linked(&identity("b"), |settings| settings.max_tunnels = max_tunnels_at_b).await;
+    a.links().learn(b.links().me(), b.links().local_address());
+    b.links().learn(a.links().me(), a.links().local_address());
+    eventually("both are linked", || async {
+        (a.links().is_up(b.links().me()) && b.links().is_up(a.links().me())).then_some(())
+    })
+    .await;
+    (a, b)
+}
+
+#[tokio::test]
+async fn requests_share_a_tunnel_and_large_bodies_pass_whole() {
+    let flock = Flock::default();
+    let echo = App::answering(|request| async move { Response::new(request.into_body().boxed()) }).await;
+    let (a, b) = pair(&flock, 10).await;
+    flock.register(echo.at("echo", "1", "b"));
+    let mut client = Client::connect(a.addr()).await;
+    for round in 0..20 {
+        client.send("POST", "echo.mesh", "/", "", format!("round {round}").as_bytes()).await;
+        assert_eq!(client.answer().await.text(), format!("round {round}"));
+    }
+    assert_eq!((flock.tunnels(), echo.connections.load(SeqCst)), (1, 1));
+    let large = vec![b'x'; 200_000];
+    let answer = a.send("PUT", "echo.mesh", "/", "", &large).await;
+    assert_eq!((answer.status, answer.body.len()), (200, large.len()));
+    assert_eq!(b.spans_of(&answer, 1).await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_refused_tunnel_is_known_to_have_forwarded_nothing_so_a_post_goes_elsewhere() {
+    let flock = Flock::default();
+    let stuck = App::answering(|_| std::future::pending()).await;
+    let lives = App::named("lives").await;
+    let (a, b) = pair(&flock, 1).await;
+    flock.register(stuck.at("orders", "1", "b"));
+    let mut first = Client::connect(a.addr()).await;
+    first.send("GET", "orders", "/", "", b"").await;
+    eventually("request arrives", || async { (stuck.requests() == 1).then_some(()) }).await;
+    flock.register_as(lives.at("orders", "2", "a"), |view| change(view, |i| i.zone = "far".parse().expect("a zone")));
+    assert_eq!(a.send("POST", "orders", "/", "", b"buy").await.text(), "lives");
+    assert!(b.metrics().contains("starling_tunnels_refused_total 1\n"), "{}", b.metrics());
+}
