@@ -12,6 +12,7 @@ use starling_core::registry::Registration;
 use starling_core::{Command, Refusal};
 use starling_net::identity::IdentityError;
 use starling_net::{CommandError, Handle, Identity, NetSettings, Running};
+use starling_proxy::Proxy;
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -26,6 +27,8 @@ pub struct Node {
     running: Running,
     addresses: Addresses,
     ready: Arc<AtomicBool>,
+    proxy: Proxy,
+    drain: Duration,
     api: JoinHandle<()>,
     stop_api: watch::Sender<bool>,
 }
@@ -37,6 +40,8 @@ pub struct Addresses {
     pub quic: SocketAddr,
     /// By people and programs that ask it (HTTP).
     pub api: SocketAddr,
+    /// By the applications on its host (HTTP).
+    pub proxy: SocketAddr,
 }
 
 /// Why a node did not start; nothing is left running.
@@ -67,6 +72,9 @@ pub enum StartError {
     /// The API did not start.
     #[error(transparent)]
     Api(#[from] starling_api::BindError),
+    /// The sidecar did not start.
+    #[error(transparent)]
+    Proxy(#[from] starling_proxy::StartError),
     /// A declared service was refused.
     #[error("declared service {key}: {error}")]
     Service {
@@ -95,23 +103,22 @@ impl Node {
             node: settings.gossip.clone(),
             ..NetSettings::default()
         };
-        let running = starling_net::start(&identity, net).await?;
+        let mut running = starling_net::start(&identity, net).await?;
         let ready = Arc::new(AtomicBool::new(false));
-        let bound = Api::bind(settings.api.clone(), running.handle.clone(), Vec::new(), ready.clone()).await;
-        let api = match bound {
-            Ok(api) => api,
+        let (proxy, api) = match listeners(&settings, &mut running, &ready).await {
+            Ok(listeners) => listeners,
             Err(error) => {
                 running.stop(GOODBYE).await;
-                return Err(error.into());
+                return Err(error);
             }
         };
-        let addresses = Addresses { quic: running.local_addr, api: api.local_addr() };
+        let addresses = Addresses { quic: running.local_addr, api: api.local_addr(), proxy: proxy.local_addr() };
         let (stop_api, mut stopped) = watch::channel(false);
         let api = tokio::spawn(api.serve(async move {
             // The sender's end is as good a reason to stop as its word.
             let _ = stopped.wait_for(|stop| *stop).await;
         }));
-        let node = Node { running, addresses, ready, api, stop_api };
+        let node = Node { running, addresses, ready, proxy, drain: settings.node.drain_timeout.0, api, stop_api };
         if let Err(error) = declare(node.handle(), declared).await {
             node.stop().await;
             return Err(error);
@@ -144,6 +151,9 @@ impl Node {
             Ok(_) | Err(CommandError::Refused(Refusal::Leaving)) => {}
             Err(error) => tracing::warn!("stopping without a good-bye: {error}"),
         }
+        if !self.proxy.drain(self.drain).await {
+            tracing::warn!("requests were still in flight after {} ms and were cut off", self.drain.as_millis());
+        }
         self.stop_api.send_replace(true);
         if let Err(error) = self.api.await {
             tracing::error!("the API had failed: {error}");
@@ -163,8 +173,26 @@ impl Node {
             format!("joins {}", seeds.join(", "))
         };
         tracing::info!("  peers  QUIC on {}, {asks}", self.addresses.quic);
+        tracing::info!(
+            "  apps   http_proxy=http://{}; services are http://NAME.{}/",
+            self.addresses.proxy,
+            settings.proxy.suffix
+        );
         tracing::info!("  API    http://{}; try: starling --peer {} status", self.addresses.api, self.addresses.api);
     }
+}
+
+/// The sidecar and the API, listening. The API's port answers from here on; it is not ready yet.
+async fn listeners(
+    settings: &Settings,
+    running: &mut Running,
+    ready: &Arc<AtomicBool>,
+) -> Result<(Proxy, Api), StartError> {
+    let tunnels = running.tunnels.take().expect("nobody has taken the tunnels of a node that was just started");
+    let proxy = Proxy::start(settings.proxy.clone(), running.handle.clone(), tunnels).await?;
+    let metrics = vec![proxy.metrics()];
+    let api = Api::bind(settings.api.clone(), running.handle.clone(), metrics, ready.clone()).await?;
+    Ok((proxy, api))
 }
 
 /// The identity the settings name, checked against them.

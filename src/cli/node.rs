@@ -26,9 +26,9 @@ Examples:
   STARLING_NODE_ZONE=west starling node --config /etc/starling.toml --set gossip.repair_interval_ms=500
 
 Exit codes:
-  0  stopped as asked
-  1  the node could not start, or ended by itself; the log says why
-  2  the command line or the settings make no sense")]
+  0  stopped as asked; with --check: the settings are good
+  1  the settings are wrong, the node could not start, or it ended by itself; the message says why
+  2  the command line makes no sense")]
 pub(crate) struct NodeArgs {
     /// The settings file
     #[arg(long, short, env = "STARLING_CONFIG", value_name = "FILE")]
@@ -66,6 +66,9 @@ pub(crate) struct NodeArgs {
     /// Where its API listens [api.listen]
     #[arg(long, value_name = "IP:PORT", help_heading = "Settings")]
     api: Option<String>,
+    /// Where applications on this host reach its sidecar [proxy.listen]
+    #[arg(long, value_name = "IP:PORT", help_heading = "Settings")]
+    proxy: Option<String>,
     /// Log level or filter [log.level]
     #[arg(long, value_name = "LEVEL", help_heading = "Settings")]
     log: Option<String>,
@@ -75,11 +78,12 @@ pub(crate) struct NodeArgs {
 }
 
 pub(crate) fn run(args: NodeArgs, out: &mut Out) -> Result<(), Failure> {
-    let loaded = load(&sources(&args)?).map_err(|error| Failure::Usage(format!("the settings are wrong:\n{error}")))?;
+    let loaded =
+        load(&sources(&args)?).map_err(|error| Failure::Refused(format!("the settings are wrong:\n{error}")))?;
     if args.check {
         return check(&loaded, out);
     }
-    crate::logging::start(&loaded.settings.log).map_err(Failure::Usage)?;
+    crate::logging::start(&loaded.settings.log).map_err(Failure::Refused)?;
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
@@ -94,7 +98,7 @@ fn sources(args: &NodeArgs) -> Result<Sources, Failure> {
     let file = match &args.config {
         Some(path) => match std::fs::read_to_string(path) {
             Ok(text) => Some((path.clone(), text)),
-            Err(error) => return Err(Failure::Usage(format!("{}: {error}", path.display()))),
+            Err(error) => return Err(Failure::Refused(format!("{}: {error}", path.display()))),
         },
         None => None,
     };
@@ -110,6 +114,7 @@ fn sources(args: &NodeArgs) -> Result<Sources, Failure> {
         ("--advertise", "node.advertise", &args.advertise),
         ("--seed", "node.seeds", &seeds),
         ("--api", "api.listen", &args.api),
+        ("--proxy", "proxy.listen", &args.proxy),
         ("--log", "log.level", &args.log),
     ];
     let named = named.into_iter().filter_map(|(flag, key, value)| {

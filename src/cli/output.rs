@@ -123,9 +123,14 @@ impl Cell {
         Self { text: text.to_string(), style, right: false }
     }
 
+    /// Aligned to the right, as numbers are.
+    pub(crate) fn right(self) -> Self {
+        Self { right: true, ..self }
+    }
+
     /// A number: aligned to the right.
     pub(crate) fn number(value: impl ToString) -> Self {
-        Self { text: value.to_string(), style: Style::Plain, right: true }
+        Self::from(value).right()
     }
 }
 

@@ -10,15 +10,14 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use starling_api::ApiSettings;
 use toml::de::{DeTable, DeValue, ValueDeserializer};
 use toml::{Spanned, Table, Value};
 
+use super::Settings;
+use super::file::{File, lines_of, unknown_in_section};
 use super::known::{keys_of, suggest};
+use super::section::{Section, merge, nested, sections, split_variable};
 use super::service::{CheckSettings, ServiceSettings};
-use super::{LogSettings, NodeSettings, Settings, TlsSettings};
-use starling_net::MemberSettings;
-use starling_net::quic::Limits;
 
 /// What the settings are made of, besides the defaults.
 #[derive(Debug, Clone, Default)]
@@ -83,57 +82,6 @@ pub struct Loaded {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}", .0.join("\n"))]
 pub struct SettingsError(pub Vec<String>);
-
-/// A table of the file, its keys, and a way to try whether a value fits.
-struct Section {
-    name: &'static str,
-    /// Its keys; those of a table within are written `breaker.open_ms`.
-    keys: Vec<String>,
-    fits: fn(&Table) -> Result<(), String>,
-    fits_file: fn(Spanned<DeValue<'_>>) -> Result<(), toml::de::Error>,
-}
-
-fn section<T: DeserializeOwned>(name: &'static str) -> Section {
-    Section {
-        name,
-        keys: keys_of::<T>().iter().map(|key| (*key).to_owned()).collect(),
-        fits: |table| T::deserialize(table.clone()).map(drop).map_err(|error| error.message().to_owned()),
-        fits_file: |value| T::deserialize(ValueDeserializer::from(value)).map(drop),
-    }
-}
-
-impl Section {
-    /// Leaves out a key that is set elsewhere.
-    fn without(mut self, key: &str) -> Self {
-        self.keys.retain(|known| known != key);
-        self
-    }
-
-    fn knows(&self, key: &str) -> bool {
-        self.keys.iter().any(|known| known == key)
-    }
-
-    /// The keys directly in the table with this prefix ("" or "breaker.").
-    fn keys_under(&self, prefix: &str) -> Vec<&str> {
-        let below = self.keys.iter().filter_map(|key| key.strip_prefix(prefix));
-        let mut keys: Vec<_> = below.map(|key| key.split_once('.').map_or(key, |(table, _)| table)).collect();
-        keys.dedup();
-        keys
-    }
-}
-
-/// The sections that hold values: what the environment and flags can set too.
-fn sections() -> Vec<Section> {
-    vec![
-        section::<NodeSettings>("node"),
-        section::<TlsSettings>("tls"),
-        section::<ApiSettings>("api"),
-        section::<starling_core::Settings>("gossip").without("zone"), // it is node.zone
-        section::<MemberSettings>("members").without("seeds"),        // they are node.seeds
-        section::<Limits>("links"),
-        section::<LogSettings>("log"),
-    ]
-}
 
 /// The name of the list of declared services.
 const SERVICE: &str = "service";
@@ -336,6 +284,7 @@ impl Layers {
         self.overlay("node", &mut settings.node);
         self.overlay("tls", &mut settings.tls);
         self.overlay("api", &mut settings.api);
+        self.overlay("proxy", &mut settings.proxy);
         self.overlay("gossip", &mut settings.gossip);
         self.overlay("members", &mut settings.members);
         self.overlay("links", &mut settings.links);
@@ -347,9 +296,10 @@ impl Layers {
         }
         settings.services = std::mem::take(&mut self.services);
         self.check_services(&settings);
-        if let Err(error) = crate::logging::filter(&settings.log.level) {
-            self.problems.push(format!("log.level: {error}"));
-        }
+        self.problems.extend(settings.proxy.check().err().map(|error| format!("proxy.{error}")));
+        self.problems.extend(settings.api.check().err().map(|error| format!("api.{error}")));
+        self.problems
+            .extend(crate::logging::filter(&settings.log.level).err().map(|error| format!("log.level: {error}")));
         if !self.problems.is_empty() {
             return Err(SettingsError(self.problems));
         }
@@ -381,92 +331,8 @@ impl Layers {
     }
 }
 
-/// The settings file, to turn positions into lines.
-struct File<'a> {
-    path: &'a Path,
-    text: &'a str,
-}
-
-impl File<'_> {
-    fn line(&self, span: &Range<usize>) -> usize {
-        1 + self.text.as_bytes()[..span.start.min(self.text.len())].iter().filter(|byte| **byte == b'\n').count()
-    }
-
-    fn problem(&self, span: &Range<usize>, what: &str, message: &str) -> String {
-        format!("{}, line {}: {what}: {message}", self.path.display(), self.line(span))
-    }
-
-    fn unknown_keys(&self, section: &str, known: &[&str], table: &DeTable<'_>) -> Vec<String> {
-        let unknown = table.keys().filter(|key| !known.contains(&key.get_ref().as_ref()));
-        unknown
-            .map(|key| {
-                format!(
-                    "{}: unknown key `{}` at line {} in [{section}]; {}",
-                    self.path.display(),
-                    key.get_ref(),
-                    self.line(&key.span()),
-                    suggest(key.get_ref(), known)
-                )
-            })
-            .collect()
-    }
-}
-
 fn contains(outer: &Range<usize>, inner: &Range<usize>) -> bool {
     outer.start <= inner.start && inner.end <= outer.end
-}
-
-/// Unknown keys of a section's table and of the tables within it.
-fn unknown_in_section(file: &File<'_>, section: &Section, prefix: &str, table: &DeTable<'_>) -> Vec<String> {
-    let name = format!("{}.{prefix}", section.name);
-    let mut unknown = file.unknown_keys(name.trim_end_matches('.'), &section.keys_under(prefix), table);
-    for (key, value) in table {
-        let below = format!("{prefix}{}.", key.get_ref());
-        if let (Some(inner), false) = (value.get_ref().as_table(), section.keys_under(&below).is_empty()) {
-            unknown.extend(unknown_in_section(file, section, &below, inner));
-        }
-    }
-    unknown
-}
-
-/// The line of every value, by key.
-fn lines_of(file: &File<'_>, prefix: &str, table: &DeTable<'_>, lines: &mut Vec<(String, usize)>) {
-    for (key, value) in table {
-        let name = format!("{prefix}{}", key.get_ref());
-        match value.get_ref().as_table() {
-            Some(inner) => lines_of(file, &format!("{name}."), inner, lines),
-            None => lines.push((name, file.line(&key.span()))),
-        }
-    }
-}
-
-/// A table that holds one value: `breaker.open_ms` lies in a table of its own.
-fn nested(key: &str, value: Value) -> Table {
-    match key.split_once('.') {
-        Some((outer, inner)) => Table::from_iter([(outer.to_owned(), Value::Table(nested(inner, value)))]),
-        None => Table::from_iter([(key.to_owned(), value)]),
-    }
-}
-
-/// Lays one table over another; tables within are merged, everything else is replaced.
-fn merge(under: &mut Table, over: Table) {
-    for (key, value) in over {
-        match (under.get_mut(&key), value) {
-            (Some(Value::Table(inner)), Value::Table(value)) => merge(inner, value),
-            (_, value) => drop(under.insert(key, value)),
-        }
-    }
-}
-
-/// `STARLING_NODE_DATA_DIR` is `data_dir` of the section `node`, `STARLING_PROXY_BREAKER_OPEN_MS` is `breaker.open_ms`
-/// of `proxy`.
-fn split_variable(name: &str, sections: &[Section]) -> Option<(usize, String)> {
-    let rest = name.strip_prefix("STARLING_")?.to_ascii_lowercase();
-    sections.iter().enumerate().find_map(|(at, section)| {
-        let key = rest.strip_prefix(section.name)?.strip_prefix('_')?;
-        let known = section.keys.iter().find(|known| known.replace('.', "_") == key);
-        Some((at, known.cloned().unwrap_or_else(|| key.to_owned())))
-    })
 }
 
 #[cfg(test)]
@@ -606,8 +472,7 @@ mod tests {
         for section in sections() {
             for key in &section.keys {
                 let name = format!("{}.{key}", section.name);
-                let is_table = section.keys.iter().any(|other| other.starts_with(&format!("{key}.")));
-                assert!(is_table || full.origins.contains_key(&name), "{name} is not in the example");
+                assert!(full.origins.contains_key(&name), "{name} is not in the example");
             }
         }
         let service = serde_json::to_value(&full.settings.services[0]).unwrap();

@@ -4,8 +4,10 @@
 //! it came from. What is unknown or malformed is refused here, by name and line, and believed everywhere else.
 
 mod duration;
+mod file;
 mod known;
 mod load;
+mod section;
 mod service;
 
 use std::net::SocketAddr;
@@ -18,6 +20,7 @@ use starling_core::id::{MeshName, NodeId, Zone};
 use starling_core::registry::Registration;
 use starling_net::MemberSettings;
 use starling_net::quic::Limits;
+use starling_proxy::ProxySettings;
 
 pub use duration::HumanDuration;
 pub use load::{Flag, Loaded, Origin, SettingsError, Sources, load};
@@ -41,6 +44,8 @@ pub struct Settings {
     pub gossip: starling_core::Settings,
     /// `[api]`
     pub api: ApiSettings,
+    /// `[proxy]`
+    pub proxy: ProxySettings,
     /// `[members]`; its seeds are the node's.
     pub members: MemberSettings,
     /// `[links]`
@@ -195,6 +200,7 @@ impl Settings {
             tls: TlsSettings::default(),
             gossip: starling_core::Settings::default(),
             api: ApiSettings::default(),
+            proxy: ProxySettings::default(),
             members: MemberSettings::default(),
             links: Limits::default(),
             log: LogSettings::default(),

@@ -1,203 +1,25 @@
 //! Services and their instances: register, deregister, renew, list, overrule.
 
+mod grammar;
+
 use std::io;
 
-use clap::{Args, Subcommand};
 use starling_api::model::{
-    CheckBody, CheckWord, InstanceInfo, InstanceList, NodeDetail, OverrideBody, RegisterRequest, Registered,
-    RenewRequest, ServiceList, ServiceSummary, Written,
+    CheckBody, InstanceInfo, InstanceList, NodeDetail, OverrideBody, RegisterRequest, Registered, RenewRequest,
+    ServiceList, ServiceSummary, Written,
 };
-use starling_core::id::{InstanceId, Namespace, ServiceName, Zone};
-use starling_core::registry::{DEFAULT_WEIGHT, Health, Protocol, Reach, Status};
+use starling_core::id::Namespace;
+use starling_core::registry::{Health, Reach, Status};
 use starling_core::view::Usability;
 
 use super::client::{Ask, Client};
 use super::failure::Failure;
 use super::output::{Cell, Out, Style, Table, count};
 use crate::settings::HumanDuration;
-
-/// Which instance.
-#[derive(Debug, Args)]
-pub(crate) struct Which {
-    /// The service
-    service: ServiceName,
-    /// The instance's id
-    id: InstanceId,
-    /// The service's namespace
-    #[arg(long, short, default_value = "default")]
-    namespace: Namespace,
-}
-
-/// `starling register`
-#[derive(Debug, Args)]
-#[command(after_long_help = "\
-The node that answers owns the instance from now on and checks its health.
-
-Examples:
-  starling register orders --port 8080
-  starling register orders --port 8080 --check http:/healthz --interval 2s --tag v2 --meta team=shop
-  starling register legacy --address 10.0.0.7 --port 5432 --protocol tcp --direct")]
-pub(crate) struct RegisterArgs {
-    /// The service, by the name its callers use
-    service: ServiceName,
-    /// The TCP port it listens on
-    #[arg(long, short, value_parser = clap::value_parser!(u16).range(1..))]
-    port: u16,
-    /// Where it listens, as seen from the node
-    #[arg(long, default_value = "127.0.0.1", value_name = "HOST")]
-    address: String,
-    /// The instance's id, unique in the service [default: NODE:PORT]
-    #[arg(long)]
-    id: Option<InstanceId>,
-    /// The service's namespace
-    #[arg(long, short, default_value = "default")]
-    namespace: Namespace,
-    /// What it speaks: http, http2, grpc or tcp
-    #[arg(long, default_value = "http")]
-    protocol: Protocol,
-    /// Its zone [default: the node's]
-    #[arg(long)]
-    zone: Option<Zone>,
-    /// The application's version
-    #[arg(long, default_value = "", hide_default_value = true)]
-    version: String,
-    /// Its share of traffic relative to its siblings; 0 takes none
-    #[arg(long, default_value_t = DEFAULT_WEIGHT)]
-    weight: u32,
-    /// A word callers can select by; repeatable
-    #[arg(long, value_name = "TAG")]
-    tag: Vec<String>,
-    /// A key/value pair; repeatable
-    #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
-    meta: Vec<(String, String)>,
-    /// What it says of itself: UP, DOWN, STARTING or OUT_OF_SERVICE
-    #[arg(long, default_value = "UP")]
-    status: Status,
-    /// How the node checks it: http:/PATH, tcp, or ttl (it renews by itself)
-    #[arg(long, value_name = "CHECK", value_parser = check)]
-    check: Option<CheckBody>,
-    /// Time between checks, or how long a renewal lasts: 500ms, 5s
-    #[arg(long, requires = "check", value_name = "DURATION")]
-    interval: Option<HumanDuration>,
-    /// How long one check may take
-    #[arg(long, requires = "check", value_name = "DURATION")]
-    timeout: Option<HumanDuration>,
-    /// Remove it after its check has failed this long
-    #[arg(long, requires = "check", value_name = "DURATION")]
-    deregister_after: Option<HumanDuration>,
-    /// Other nodes reach it straight at its address: it lives on a host without a node
-    #[arg(long)]
-    direct: bool,
-}
-
-/// `starling deregister`
-#[derive(Debug, Args)]
-#[command(after_long_help = "\
-Works at any node, whichever owns the instance.
-
-Example:
-  starling deregister orders node-a:8080")]
-pub(crate) struct DeregisterArgs {
-    #[command(flatten)]
-    which: Which,
-}
-
-/// `starling renew`
-#[derive(Debug, Args)]
-#[command(after_long_help = "\
-A node that is asked to renew an instance of another node takes it over.
-
-Examples:
-  starling renew orders node-a:8080
-  starling renew orders node-a:8080 --failing 'cannot reach the database'")]
-pub(crate) struct RenewArgs {
-    #[command(flatten)]
-    which: Which,
-    /// Report that it does not work, and why
-    #[arg(long, value_name = "REASON")]
-    failing: Option<String>,
-}
-
-/// `starling services`
-#[derive(Debug, Args)]
-#[command(after_long_help = "\
-Examples:
-  starling services
-  starling services --prefix pay --json")]
-pub(crate) struct ServicesArgs {
-    /// Only names that begin with this
-    #[arg(long, default_value = "", hide_default_value = true)]
-    prefix: String,
-    /// Only this namespace [default: all]
-    #[arg(long, short)]
-    namespace: Option<Namespace>,
-}
-
-/// `starling instances`
-#[derive(Debug, Args)]
-#[command(after_long_help = "\
-Examples:
-  starling instances orders
-  starling instances orders --ready --zone west
-  starling instances orders --json")]
-pub(crate) struct InstancesArgs {
-    /// The service
-    service: ServiceName,
-    /// The service's namespace
-    #[arg(long, short, default_value = "default")]
-    namespace: Namespace,
-    /// Only those that may take traffic
-    #[arg(long)]
-    ready: bool,
-    /// Only this zone
-    #[arg(long)]
-    zone: Option<Zone>,
-    /// Only those with this tag
-    #[arg(long)]
-    tag: Option<String>,
-    /// Only this version of the application
-    #[arg(long)]
-    version: Option<String>,
-    /// Only this status
-    #[arg(long)]
-    status: Option<Status>,
-}
-
-/// `starling override`
-#[derive(Debug, Subcommand)]
-pub(crate) enum OverrideCommand {
-    /// Overrule status or weight until it is cleared
-    #[command(after_long_help = "\
-Examples:
-  starling override set orders node-a:8080 --status OUT_OF_SERVICE --reason 'disk is being swapped'
-  starling override set orders node-a:8080 --weight 10")]
-    Set(OverrideSetArgs),
-    /// Let the owner's word count again
-    #[command(after_long_help = "\
-Example:
-  starling override clear orders node-a:8080")]
-    Clear {
-        #[command(flatten)]
-        which: Which,
-    },
-}
-
-/// `starling override set`
-#[derive(Debug, Args)]
-#[group(skip)]
-pub(crate) struct OverrideSetArgs {
-    #[command(flatten)]
-    which: Which,
-    /// UP, DOWN, STARTING or OUT_OF_SERVICE
-    #[arg(long, required_unless_present = "weight")]
-    status: Option<Status>,
-    /// Its share of traffic; 0 takes no new traffic
-    #[arg(long)]
-    weight: Option<u32>,
-    /// Why, for the next person who looks
-    #[arg(long, default_value = "", hide_default_value = true)]
-    reason: String,
-}
+use grammar::Which;
+pub(crate) use grammar::{
+    DeregisterArgs, InstancesArgs, OverrideCommand, OverrideSetArgs, RegisterArgs, RenewArgs, ServicesArgs,
+};
 
 impl Which {
     fn ask(&self, method: &'static str, last: Option<&str>) -> Ask {
@@ -307,7 +129,7 @@ fn show_services(services: &[ServiceSummary], out: &mut Out) -> io::Result<()> {
             namespace.into(),
             Cell::styled(Style::Bold, &service.service),
             Cell::number(service.instances),
-            Cell::styled(style, ready),
+            Cell::styled(style, ready).right(),
             against(service).into(),
         ]);
     }
@@ -387,6 +209,12 @@ fn show_instances(list: &InstanceList, out: &mut Out) -> io::Result<()> {
     }
     out.table(&table)?;
     let ready = list.instances.iter().filter(|instance| instance.usability == Usability::Ready).count();
+    for instance in &list.instances {
+        if let Some(word) = &instance.override_ {
+            let why = if word.reason.is_empty() { "no reason given" } else { &word.reason };
+            out.styled(Style::Doubtful, &format!("* {} is overruled by an operator: {why}", instance.id))?;
+        }
+    }
     let total = count(list.instances.len(), "instance");
     out.styled(Style::Dim, &format!("{total} of {}, {ready} ready", list.service))
 }
@@ -434,22 +262,56 @@ fn instance_row(instance: &InstanceInfo) -> [Cell; 9] {
     ]
 }
 
-fn key_value(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        _ => Err("write it as KEY=VALUE".into()),
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::super::output::captured;
+    use super::*;
 
-fn check(text: &str) -> Result<CheckBody, String> {
-    match text.split_once(':').unwrap_or((text, "")) {
-        ("http", "") => Ok(CheckBody::new(CheckWord::Http)),
-        ("http", path) if path.starts_with('/') => {
-            Ok(CheckBody { path: Some(path.to_owned()), ..CheckBody::new(CheckWord::Http) })
-        }
-        ("http", _) => Err("the path begins with '/', as in http:/healthz".into()),
-        ("tcp", "") => Ok(CheckBody::new(CheckWord::Tcp)),
-        ("ttl", "") => Ok(CheckBody::new(CheckWord::Ttl)),
-        _ => Err("a check is http:/PATH, tcp or ttl".into()),
+    fn service(name: &str, instances: u32, ready: u32) -> ServiceSummary {
+        serde_json::from_value(serde_json::json!({ "namespace": "default", "service": name, "revision": 1,
+            "instances": instances, "usability": { "ready": ready, "owner_lost": instances - ready, "owner_left": 0,
+            "status": 0, "health": 0, "weight": 0 } }))
+        .unwrap()
+    }
+
+    fn instance(id: &str, usability: &str) -> serde_json::Value {
+        serde_json::json!({ "id": id, "address": "::1", "port": 80, "protocol": "http", "zone": "west", "version": "",
+            "status": "UP", "weight": 100, "health": "passing", "usability": usability, "owner": "a", "reach": "owner",
+            "declared": false, "tags": [], "metadata": {}, "stamp": "1700000000000.0@a" })
+    }
+
+    fn shown(instances: Vec<serde_json::Value>) -> String {
+        let list =
+            serde_json::json!({ "namespace": "default", "service": "orders", "revision": 1, "instances": instances });
+        let list: InstanceList = serde_json::from_value(list).unwrap();
+        captured::text(false, |out| show_instances(&list, out).unwrap())
+    }
+
+    #[test]
+    fn the_list_of_services_says_what_stands_against_those_that_are_not_ready() {
+        let text = captured::text(false, |out| show_services(&[service("orders", 3, 1)], out).unwrap());
+        assert_eq!(text, "SERVICE  INSTANCES  READY  NOT READY\norders           3      1  2 of a lost node\n");
+    }
+
+    #[test]
+    fn an_empty_mesh_says_how_to_begin() {
+        assert!(captured::text(false, |out| show_services(&[], out).unwrap()).contains("starling register NAME"));
+        assert!(none_of("orders", &[]).contains("no services are registered"));
+        assert_eq!(none_of("ordrs", &[service("orders", 1, 1)]), "no instances of ordrs; known services: orders");
+    }
+
+    #[test]
+    fn an_instance_is_one_row_and_an_override_is_marked_and_explained() {
+        let mut overruled = instance("o2", "weight");
+        overruled["weight"] = 0.into();
+        overruled["reason"] = "its weight is 0".into();
+        overruled["override"] = serde_json::json!({ "weight": 0, "reason": "disk swap" });
+        let text = shown(vec![instance("o1", "ready"), overruled]);
+        assert!(text.contains("o1        http [::1]:80  a     west  UP      passing     100  yes"), "{text}");
+        assert!(
+            text.contains("0*  its weight is 0") && text.contains("* o2 is overruled by an operator: disk swap"),
+            "{text}"
+        );
+        assert!(text.ends_with("2 instances of orders, 1 ready\n"), "{text}");
     }
 }

@@ -1,0 +1,103 @@
+//! The built binary as people and scripts meet it: exit codes, and what it says when something is wrong.
+
+#![allow(clippy::unwrap_used, reason = "what a test relies on may panic")]
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use tempfile::TempDir;
+
+fn starling(dir: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_starling"));
+    command.env_clear().env("TMPDIR", dir).env("USER", "test").current_dir(dir).stdin(Stdio::null()).args(arguments);
+    command
+}
+
+fn run(dir: &Path, arguments: &[&str]) -> (Option<i32>, String, String) {
+    let Output { status, stdout, stderr } = starling(dir, arguments).output().unwrap();
+    (status.code(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
+}
+
+#[test]
+fn without_a_node_the_error_says_whom_it_asked_and_how_to_start_one() {
+    let dir = TempDir::new().unwrap();
+    let (code, stdout, stderr) = run(dir.path(), &["--peer", "127.0.0.1:1", "services"]);
+    assert_eq!((code, stdout.as_str()), (Some(3), ""));
+    assert!(stderr.contains("127.0.0.1:1") && stderr.contains("starling node --dev"), "{stderr}");
+}
+
+#[test]
+fn a_command_line_that_makes_no_sense_is_exit_code_2() {
+    let dir = TempDir::new().unwrap();
+    for line in
+        [&["frobnicate"][..], &["register", "orders"], &["register", "a b", "--port", "1"], &["config", "put", "x"]]
+    {
+        let (code, _, stderr) = run(dir.path(), line);
+        assert_eq!(code, Some(2), "{line:?}: {stderr}");
+    }
+}
+
+#[test]
+fn a_node_without_a_certificate_says_which_commands_make_one_and_they_do() {
+    let dir = TempDir::new().unwrap();
+    let (code, _, stderr) = run(dir.path(), &["node", "--name", "node-a"]);
+    assert_eq!(code, Some(1), "{stderr}");
+    let advice = stderr.lines().filter_map(|line| line.trim().strip_prefix("starling ca "));
+    let advice: Vec<Vec<&str>> = advice.map(|line| line.split(' ').collect()).collect();
+    assert_eq!(advice.len(), 2, "{stderr}");
+    let mut settings = String::new();
+    for command in &advice {
+        let (code, stdout, stderr) = run(dir.path(), &[&["ca"], &command[..]].concat());
+        assert_eq!(code, Some(0), "{stderr}");
+        settings = stdout;
+    }
+    let from_the_table = settings.split_once("[tls]").unwrap().1;
+    std::fs::write(dir.path().join("node.toml"), format!("[tls]{from_the_table}")).unwrap();
+    let (code, stdout, stderr) = run(dir.path(), &["node", "--config", "node.toml", "--name", "node-a", "--check"]);
+    assert_eq!(code, Some(0), "{stdout}{stderr}");
+    let (code, _, stderr) = run(dir.path(), &["node", "--config", "node.toml", "--name", "node-b", "--check"]);
+    assert_eq!(code, Some(1), "{stderr}");
+    assert!(stderr.contains("issued for node-a"), "{stderr}");
+}
+
+#[test]
+fn check_shows_each_value_with_its_origin_and_refuses_what_it_does_not_know() {
+    let dir = TempDir::new().unwrap();
+    std::fs::write(dir.path().join("good.toml"), "[node]\nzone = \"west\"\n[proxy.breaker]\nopen_ms = 200\n").unwrap();
+    let line = ["node", "--dev", "--check", "--config", "good.toml", "--set", "gossip.repair_interval_ms=500"];
+    let output = starling(dir.path(), &line).env("STARLING_PROXY_BREAKER_MIN_CALLS", "7").output().unwrap();
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{stdout}");
+    for (key, value, from) in [
+        ("node.zone", "west", "file, line 2"),
+        ("proxy.breaker.open_ms", "200", "file, line 4"),
+        ("proxy.breaker.min_calls", "7", "environment, STARLING_PROXY_BREAKER_MIN_CALLS"),
+        ("gossip.repair_interval_ms", "500", "flag, --set"),
+        ("node.mesh", "starling", "default"),
+    ] {
+        let row = stdout.lines().find(|row| row.split_whitespace().next() == Some(key)).unwrap_or_default();
+        assert!(row.contains(value) && row.ends_with(from), "{key}: {row:?}");
+    }
+    std::fs::write(dir.path().join("bad.toml"), "[proxy.breaker]\nopn_ms = 200\n").unwrap();
+    let (code, _, stderr) = run(dir.path(), &["node", "--dev", "--check", "--config", "bad.toml"]);
+    assert_eq!(code, Some(1));
+    assert!(stderr.contains("unknown key `opn_ms` at line 2 in [proxy.breaker]; did you mean `open_ms`?"), "{stderr}");
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let dir = TempDir::new().unwrap();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = starling(dir.path(), &["node", "--dev", "--check", "--json"]);
+    let output = command.stdout(writer).stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
+    assert_eq!((output.status.code(), String::from_utf8(output.stderr).unwrap()), (Some(0), String::new()));
+}
+
+#[test]
+fn the_throw_away_authority_is_for_loopback_only() {
+    let dir = TempDir::new().unwrap();
+    let (code, _, stderr) = run(dir.path(), &["node", "--dev", "--listen", "0.0.0.0:0"]);
+    assert_eq!(code, Some(1));
+    assert!(stderr.contains("only loopback addresses"), "{stderr}");
+}
