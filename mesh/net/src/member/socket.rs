@@ -1,0 +1,132 @@
+//! chitchat's messages over our links.
+
+use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use async_trait::async_trait;
+use chitchat::transport::{Socket, Transport};
+use chitchat::{ChitchatMessage, Deserializable, Serializable};
+use tokio::sync::Mutex;
+use tracing::{error, warn};
+
+use crate::quic::{GossipFrame, GossipInbox, Links};
+
+/// chitchat panics when its list of all nodes does not fit into 65,403 bytes. From here on no more nodes are taken in.
+const MAX_DIGEST_BYTES: usize = 56 * 1024;
+
+/// Opens [`LinkSocket`]s; one at a time is in use.
+pub(super) struct LinkTransport {
+    links: Links,
+    receiving: Arc<Mutex<Receiving>>,
+    crowd: Crowd,
+}
+
+/// What comes in. Shared, so that it outlives a chitchat that has stopped.
+pub(super) struct Receiving {
+    gossip: GossipInbox,
+}
+
+impl Receiving {
+    pub(super) fn new(gossip: GossipInbox) -> Self {
+        Self { gossip }
+    }
+}
+
+/// Whether there are too many members for chitchat to bear.
+#[derive(Clone, Default)]
+pub(super) struct Crowd {
+    digest_bytes: Arc<AtomicUsize>,
+    refused: Arc<AtomicBool>,
+}
+
+impl Crowd {
+    /// This node stays out from now on: nothing is sent or taken in any more.
+    pub(super) fn refuse(&self) {
+        self.refused.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_refused(&self) -> bool {
+        self.refused.load(Ordering::Relaxed)
+    }
+
+    fn is_full(&self) -> bool {
+        self.digest_bytes.load(Ordering::Relaxed) > MAX_DIGEST_BYTES
+    }
+}
+
+impl LinkTransport {
+    pub(super) fn new(links: Links, receiving: Arc<Mutex<Receiving>>) -> Self {
+        Self { links, receiving, crowd: Crowd::default() }
+    }
+
+    pub(super) fn crowd(&self) -> Crowd {
+        self.crowd.clone()
+    }
+}
+
+#[async_trait]
+impl Transport for LinkTransport {
+    async fn open(&self, _: SocketAddr) -> anyhow::Result<Box<dyn Socket>> {
+        let (links, receiving, crowd) = (self.links.clone(), self.receiving.clone(), self.crowd.clone());
+        Ok(Box::new(LinkSocket { links, receiving, crowd }))
+    }
+}
+
+/// What chitchat takes for a UDP socket.
+struct LinkSocket {
+    links: Links,
+    receiving: Arc<Mutex<Receiving>>,
+    crowd: Crowd,
+}
+
+#[async_trait]
+impl Socket for LinkSocket {
+    /// Never waits: what cannot be sent is lost, as with UDP.
+    async fn send(&mut self, to: SocketAddr, message: ChitchatMessage) -> anyhow::Result<()> {
+        if self.crowd.is_refused() {
+            return Ok(());
+        }
+        let bytes = message.serialize_to_vec();
+        if matches!(message, ChitchatMessage::Syn { .. }) {
+            self.crowd.digest_bytes.store(bytes.len(), Ordering::Relaxed);
+        }
+        self.links.send_gossip(to, &bytes);
+        Ok(())
+    }
+
+    /// Loses nothing when it is cancelled: between the one waiting and the return nothing is awaited.
+    async fn recv(&mut self) -> anyhow::Result<(SocketAddr, ChitchatMessage)> {
+        let mut receiving = self.receiving.lock().await;
+        while let Some(frame) = receiving.gossip.frames.recv().await {
+            if self.crowd.is_refused() {
+                continue;
+            }
+            let Some(message) = decode(&frame) else { continue };
+            let answers = matches!(message, ChitchatMessage::Syn { .. } | ChitchatMessage::SynAck { .. });
+            if self.crowd.is_full() && answers {
+                continue; // answering would need a list longer than chitchat can write
+            }
+            return Ok((frame.address, message));
+        }
+        // Not an error, which chitchat would log as one of UDP: the links are closed, and so is all of this in a moment.
+        std::future::pending().await
+    }
+}
+
+/// Reads a message. The reader is not ours and may panic on what a broken peer sends.
+fn decode(frame: &GossipFrame) -> Option<ChitchatMessage> {
+    let read = catch_unwind(AssertUnwindSafe(|| ChitchatMessage::deserialize(&mut &*frame.bytes)));
+    match read {
+        Ok(Ok(message)) => Some(message),
+        Ok(Err(error)) => {
+            warn!(node = %frame.from, address = %frame.address, %error, "a peer sent a malformed membership message");
+            None
+        }
+        Err(_) => {
+            error!(node = %frame.from, address = %frame.address, "a peer sent a membership message that cannot be read");
+            None
+        }
+    }
+}
