@@ -11,7 +11,7 @@ use std::time::Instant as Clock;
 use hdrhistogram::Histogram;
 use starling_core::digest::Prefix;
 use starling_core::id::{CommandId, Incarnation, InstanceKey, NodeId, ServiceKey};
-use starling_core::record::{Key, Record};
+use starling_core::record::{Cell, Claim, Key, Record};
 use starling_core::registry::{Address, Instance, Registration};
 use starling_core::time::{HybridTime, Instant, Now, Stamp, WallTime};
 use starling_core::view::{NodeFacts, View};
@@ -160,13 +160,12 @@ impl Heart {
     fn record(&mut self, service: usize, number: usize) -> Record {
         self.stamps += 1;
         let time = HybridTime((1_700_000_000_000 << 16) + self.stamps);
-        let marker = Stamp { time, node: name("p1") };
+        let marker = Claim::new(Stamp { time, node: name("p1") });
         let key = InstanceKey {
             service: service_key(&format!("service{service}")),
             instance: format!("host-{number}.example:8080").parse().expect("a valid id"),
         };
-        let cell =
-            starling_core::record::Cell::Instance(crdts::LWWReg { val: Some(Arc::new(instance(number))), marker });
+        let cell = Cell::Instance(crdts::LWWReg { val: Some(Arc::new(instance(number))), marker });
         Record { key: Key::Instance(key), cell }
     }
 

@@ -113,17 +113,29 @@ impl ConfigWrite {
     /// # Errors
     /// A sentence for the person who wrote it.
     pub fn check_limits(&self) -> Result<(), String> {
-        let body_bytes = self.body.as_ref().map_or(0, |body| body.as_bytes().len());
-        if body_bytes > MAX_BODY_BYTES {
-            return Err(format!("the document has {body_bytes} bytes, at most {MAX_BODY_BYTES}"));
-        }
-        for (what, text, max) in
-            [("format", &self.format, 32), ("author", &self.author, 128), ("comment", &self.comment, 512)]
-        {
-            if text.len() > max {
-                return Err(format!("{what} is longer than {max} bytes"));
-            }
-        }
-        Ok(())
+        check_limits(self.body.as_ref(), &self.format, &self.author, &self.comment)
     }
+}
+
+impl Version {
+    /// What is wrong with it, if anything.
+    ///
+    /// # Errors
+    /// A sentence for the person who wrote it.
+    pub fn check_limits(&self) -> Result<(), String> {
+        check_limits(self.body.as_ref(), &self.format, &self.author, &self.comment)
+    }
+}
+
+fn check_limits(body: Option<&Body>, format: &str, author: &str, comment: &str) -> Result<(), String> {
+    let body_bytes = body.map_or(0, |body| body.as_bytes().len());
+    if body_bytes > MAX_BODY_BYTES {
+        return Err(format!("the document has {body_bytes} bytes, at most {MAX_BODY_BYTES}"));
+    }
+    for (what, text, max) in [("format", format, 32), ("author", author, 128), ("comment", comment, 512)] {
+        if text.len() > max {
+            return Err(format!("{what} is longer than {max} bytes"));
+        }
+    }
+    Ok(())
 }

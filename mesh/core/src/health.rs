@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::id::InstanceKey;
-use crate::registry::{Check, CheckKind, Health};
+use crate::registry::{Address, Check, CheckKind, Health};
 use crate::time::Instant;
 
 /// What should happen to an instance.
@@ -27,6 +27,7 @@ pub struct Monitor {
 
 #[derive(Debug)]
 struct Watched {
+    address: Address,
     check: Check,
     health: Health,
     good_in_a_row: u32,
@@ -37,12 +38,23 @@ struct Watched {
 }
 
 impl Monitor {
-    /// Begins (or changes) watching. `health` is the verdict so far.
-    pub fn watch(&mut self, key: &InstanceKey, check: Check, health: Health, now: Instant) {
+    /// Begins (or changes) watching. `health` is the verdict so far. Nothing happens when it is watched just so.
+    pub fn watch(&mut self, key: &InstanceKey, address: &Address, check: &Check, health: Health, now: Instant) {
+        let same = |w: &Watched| w.address == *address && w.check == *check && w.health == health;
+        if self.watched.get(key).is_some_and(same) {
+            return;
+        }
         self.forget(key);
-        let failing_since = (health == Health::Failing).then_some(now);
-        let mut watched =
-            Watched { check, health, good_in_a_row: 0, bad_in_a_row: 0, failing_since, renewed: now, deadline: None };
+        let mut watched = Watched {
+            address: address.clone(),
+            check: check.clone(),
+            health,
+            good_in_a_row: 0,
+            bad_in_a_row: 0,
+            failing_since: (health == Health::Failing).then_some(now),
+            renewed: now,
+            deadline: None,
+        };
         watched.deadline = watched.next_deadline();
         if let Some(deadline) = watched.deadline {
             self.deadlines.insert((deadline, key.clone()));
@@ -50,22 +62,36 @@ impl Monitor {
         self.watched.insert(key.clone(), watched);
     }
 
-    /// Whether it is watched with this check and stands at this verdict.
-    pub fn agrees(&self, key: &InstanceKey, check: &Check, health: Health) -> bool {
-        self.watched.get(key).is_some_and(|watched| watched.check == *check && watched.health == health)
-    }
-
-    /// Stops watching; tells whether it was watched.
-    pub fn forget(&mut self, key: &InstanceKey) -> bool {
-        let Some(watched) = self.watched.remove(key) else { return false };
-        if let Some(deadline) = watched.deadline {
+    /// Stops watching.
+    pub fn forget(&mut self, key: &InstanceKey) {
+        if let Some(deadline) = self.watched.remove(key).and_then(|watched| watched.deadline) {
             self.deadlines.remove(&(deadline, key.clone()));
         }
-        true
     }
 
-    /// Takes the result of a probe, or what a renewal said.
-    pub fn result(&mut self, key: &InstanceKey, good: bool, now: Instant) -> Option<Verdict> {
+    /// Where and how an instance is to be probed; `None` when it is not watched, or has a lease.
+    pub fn probe(&self, key: &InstanceKey) -> Option<(&Address, &Check)> {
+        self.watched.get(key).and_then(Watched::probe)
+    }
+
+    /// All that is to be probed.
+    pub fn probes(&self) -> impl Iterator<Item = (&InstanceKey, &Address, &Check)> {
+        self.watched.iter().filter_map(|(key, watched)| watched.probe().map(|(address, check)| (key, address, check)))
+    }
+
+    /// Takes the result of a probe. One that comes late, after the check has become a lease, says nothing.
+    pub fn probed(&mut self, key: &InstanceKey, good: bool, now: Instant) -> Option<Verdict> {
+        self.probe(key)?;
+        self.result(key, good, now)
+    }
+
+    /// Takes what a renewal of a lease said.
+    pub fn renewed(&mut self, key: &InstanceKey, good: bool, now: Instant) -> Option<Verdict> {
+        self.watched.get(key).filter(|watched| watched.check.kind == CheckKind::Ttl)?;
+        self.result(key, good, now)
+    }
+
+    fn result(&mut self, key: &InstanceKey, good: bool, now: Instant) -> Option<Verdict> {
         let watched = self.watched.get_mut(key)?;
         let verdict = watched.result(good, now);
         self.reschedule(key);
@@ -88,7 +114,7 @@ impl Monitor {
             let Some(watched) = self.watched.get_mut(&key) else { continue };
             watched.deadline = None;
             if watched.expired(now) {
-                self.watched.remove(&key);
+                // Watched, so that its probe can be stopped, until the instance is gone from the store.
                 verdicts.push((key, Verdict::Expired));
                 continue;
             }
@@ -114,6 +140,10 @@ impl Monitor {
 }
 
 impl Watched {
+    fn probe(&self) -> Option<(&Address, &Check)> {
+        (self.check.kind != CheckKind::Ttl).then_some((&self.address, &self.check))
+    }
+
     fn result(&mut self, good: bool, now: Instant) -> Option<Health> {
         if self.check.kind == CheckKind::Ttl {
             self.renewed = now;
@@ -167,34 +197,34 @@ impl Watched {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::instance_key;
+    use crate::testing::{instance, instance_key};
 
     const SECOND: u64 = 1_000_000;
 
     fn monitor(check: Check, health: Health) -> (Monitor, InstanceKey) {
         let mut monitor = Monitor::default();
         let key = instance_key("orders", "o1");
-        monitor.watch(&key, check, health, Instant(0));
+        monitor.watch(&key, &instance().address, &check, health, Instant(0));
         (monitor, key)
     }
 
     #[test]
     fn one_bad_probe_is_not_a_verdict_and_three_are() {
         let (mut monitor, key) = monitor(Check::new(CheckKind::Tcp), Health::Passing);
-        assert_eq!(monitor.result(&key, false, Instant(1)), None);
-        assert_eq!(monitor.result(&key, true, Instant(2)), None);
-        assert_eq!(monitor.result(&key, false, Instant(3)), None);
-        assert_eq!(monitor.result(&key, false, Instant(4)), None);
-        assert_eq!(monitor.result(&key, false, Instant(5)), Some(Verdict::Changed(Health::Failing)));
-        assert_eq!(monitor.result(&key, false, Instant(6)), None);
-        assert_eq!(monitor.result(&key, true, Instant(7)), Some(Verdict::Changed(Health::Passing)));
+        assert_eq!(monitor.probed(&key, false, Instant(1)), None);
+        assert_eq!(monitor.probed(&key, true, Instant(2)), None);
+        assert_eq!(monitor.probed(&key, false, Instant(3)), None);
+        assert_eq!(monitor.probed(&key, false, Instant(4)), None);
+        assert_eq!(monitor.probed(&key, false, Instant(5)), Some(Verdict::Changed(Health::Failing)));
+        assert_eq!(monitor.probed(&key, false, Instant(6)), None);
+        assert_eq!(monitor.probed(&key, true, Instant(7)), Some(Verdict::Changed(Health::Passing)));
     }
 
     #[test]
     fn a_lease_that_is_not_renewed_lapses_once() {
         let (mut monitor, key) = monitor(Check::new(CheckKind::Ttl), Health::Passing);
         assert_eq!(monitor.next_deadline(), Some(Instant(15 * SECOND)));
-        monitor.result(&key, true, Instant(10 * SECOND));
+        monitor.renewed(&key, true, Instant(10 * SECOND));
         assert!(monitor.due(Instant(15 * SECOND)).is_empty());
         assert_eq!(monitor.due(Instant(25 * SECOND)), [(key, Verdict::Changed(Health::Failing))]);
         assert!(monitor.due(Instant(60 * SECOND)).is_empty());

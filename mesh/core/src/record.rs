@@ -29,12 +29,31 @@ pub enum Key {
 /// The value of a key: a register that merges. A register that holds nothing is a tombstone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Cell {
-    /// The last write wins; the owner is the node in the stamp.
-    Instance(LWWReg<Option<Arc<Instance>>, Stamp>),
+    /// The last write under the last claim wins; the owner is the node in the stamp.
+    Instance(LWWReg<Option<Arc<Instance>>, Claim>),
     /// The last write wins.
     Override(LWWReg<Option<Arc<Override>>, Stamp>),
     /// Concurrent versions are all kept.
     Config(#[serde(deserialize_with = "sound_register")] MVReg<Arc<Version>, NodeId>),
+}
+
+/// What orders the writes of an instance: first by when somebody last said where it belongs (registered it, took it
+/// over, removed it), then by the write itself. What an owner only finds out or notes (a verdict, a status) keeps the
+/// claim it is made under. So a probe that fails on one side of a partition never undoes a move or a removal that was
+/// acknowledged on the other, however much later it fails.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Claim {
+    /// The time of the registration, takeover or removal.
+    pub claimed: HybridTime,
+    /// The write.
+    pub stamp: Stamp,
+}
+
+impl Claim {
+    /// A write that says where the instance belongs.
+    pub fn new(stamp: Stamp) -> Self {
+        Self { claimed: stamp.time, stamp }
+    }
 }
 
 /// A key with its cell, as it is stored, sent and kept on disk.
@@ -58,6 +77,9 @@ pub enum MergeError {
     /// A register without any value.
     #[error("the register holds no version")]
     Empty,
+    /// A write under a claim that was made after it.
+    #[error("stamp {0} is older than the claim it is made under")]
+    Unclaimed(Stamp),
     /// A stamp no clock can have shown.
     #[error("stamp {0} is in the year 6429 or later")]
     Endless(Stamp),
@@ -83,7 +105,7 @@ impl Cell {
     /// The stamps of all values it holds, in order. Two cells of a key with equal stamps are equal.
     pub fn stamps(&self) -> Vec<Stamp> {
         match self {
-            Cell::Instance(register) => vec![register.marker.clone()],
+            Cell::Instance(register) => vec![register.marker.stamp.clone()],
             Cell::Override(register) => vec![register.marker.clone()],
             Cell::Config(register) => {
                 let mut stamps: Vec<Stamp> = versions(register).into_iter().map(|v| v.stamp.clone()).collect();
@@ -131,6 +153,9 @@ impl Record {
             return Err(MergeError::Endless(stamp));
         }
         match (&self.key, &self.cell) {
+            (Key::Instance(_), Cell::Instance(LWWReg { marker, .. })) if marker.claimed > marker.stamp.time => {
+                Err(MergeError::Unclaimed(marker.stamp.clone()))
+            }
             (Key::Instance(_), Cell::Instance(_)) | (Key::Override(_), Cell::Override(_)) => Ok(()),
             (Key::Config(_), Cell::Config(register)) if !versions(register).is_empty() => Ok(()),
             (Key::Config(_), Cell::Config(_)) => Err(MergeError::Empty),
@@ -170,9 +195,30 @@ fn sound_register<'de, D: Deserializer<'de>>(from: D) -> Result<MVReg<Arc<Versio
     Ok(register)
 }
 
-fn merge_last_write<T: PartialEq>(mine: &mut LWWReg<T, Stamp>, theirs: LWWReg<T, Stamp>) -> Result<bool, MergeError> {
-    if mine.marker == theirs.marker {
-        return if mine.val == theirs.val { Ok(false) } else { Err(MergeError::StampReused(theirs.marker)) };
+/// What orders the writes of a register.
+trait Marker: Ord {
+    fn stamp(&self) -> &Stamp;
+}
+
+impl Marker for Stamp {
+    fn stamp(&self) -> &Stamp {
+        self
+    }
+}
+
+impl Marker for Claim {
+    fn stamp(&self) -> &Stamp {
+        &self.stamp
+    }
+}
+
+fn merge_last_write<T: PartialEq, M: Marker>(
+    mine: &mut LWWReg<T, M>,
+    theirs: LWWReg<T, M>,
+) -> Result<bool, MergeError> {
+    if mine.marker.stamp() == theirs.marker.stamp() {
+        let same = mine.marker == theirs.marker && mine.val == theirs.val;
+        return if same { Ok(false) } else { Err(MergeError::StampReused(theirs.marker.stamp().clone())) };
     }
     let changes = theirs.marker > mine.marker;
     CvRDT::merge(mine, theirs);

@@ -17,6 +17,8 @@ pub const MAX_WEIGHT: u32 = 1_000_000;
 pub const MAX_TAGS: usize = 64;
 /// How many metadata entries an instance may have.
 pub const MAX_METADATA: usize = 64;
+/// The longest reason an override may give, in bytes.
+pub const MAX_REASON_BYTES: usize = 512;
 /// How many bytes all tags and metadata of an instance may have together.
 pub const MAX_LABEL_BYTES: usize = 8 * 1024;
 
@@ -292,6 +294,25 @@ pub struct Override {
     pub weight: Option<u32>,
     /// Why, for the next person who looks; at most 512 bytes.
     pub reason: String,
+}
+
+impl Override {
+    /// What is wrong with it, if anything.
+    ///
+    /// # Errors
+    /// A sentence for the person who wrote it.
+    pub fn check_limits(&self) -> Result<(), String> {
+        if self.status.is_none() && self.weight.is_none() {
+            return Err("an override sets a status or a weight; to remove one, clear it".into());
+        }
+        if self.weight.is_some_and(|weight| weight > MAX_WEIGHT) {
+            return Err(format!("weight is over {MAX_WEIGHT}"));
+        }
+        if self.reason.len() > MAX_REASON_BYTES {
+            return Err(format!("reason is longer than {MAX_REASON_BYTES} bytes"));
+        }
+        Ok(())
+    }
 }
 
 /// A request to put an instance into the registry, owned by the node that takes it.

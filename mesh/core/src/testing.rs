@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crdts::LWWReg;
 
 use crate::id::{Incarnation, InstanceKey, Namespace, ServiceKey, Zone};
-use crate::record::{Cell, Key, Record};
+use crate::record::{Cell, Claim, Key, Record};
 use crate::registry::{Address, Instance};
 use crate::time::{HybridTime, Stamp};
 use crate::view::NodeFacts;
@@ -24,12 +24,12 @@ pub(crate) fn stamp(node: &str, time: u64) -> Stamp {
 }
 
 pub(crate) fn instance_record(service: &str, id: &str, owner: &str, time: u64) -> Record {
-    let cell = Cell::Instance(LWWReg { val: Some(Arc::new(instance())), marker: stamp(owner, time) });
+    let cell = Cell::Instance(LWWReg { val: Some(Arc::new(instance())), marker: Claim::new(stamp(owner, time)) });
     Record { key: Key::Instance(instance_key(service, id)), cell }
 }
 
 pub(crate) fn tombstone_record(service: &str, id: &str, by: &str, time: u64) -> Record {
-    let cell = Cell::Instance(LWWReg { val: None, marker: stamp(by, time) });
+    let cell = Cell::Instance(LWWReg { val: None, marker: Claim::new(stamp(by, time)) });
     Record { key: Key::Instance(instance_key(service, id)), cell }
 }
 

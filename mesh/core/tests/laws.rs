@@ -9,7 +9,7 @@ use crdts::LWWReg;
 use proptest::prelude::*;
 use starling_core::config::Version;
 use starling_core::id::{ConfigKey, InstanceKey, NodeId, ServiceKey};
-use starling_core::record::{Cell, Key, Record};
+use starling_core::record::{Cell, Claim, Key, Record};
 use starling_core::registry::{Address, Instance, Override, Status};
 use starling_core::store::Store;
 use starling_core::time::{HybridTime, Stamp};
@@ -24,6 +24,11 @@ enum Write {
     },
     Deregister {
         id: u8,
+    },
+    /// A verdict or the like, under the claim the writer knows.
+    Note {
+        id: u8,
+        weight: u8,
     },
     Override {
         id: u8,
@@ -43,6 +48,7 @@ fn writes() -> impl Strategy<Value = Vec<(usize, Write)>> {
     let write = prop_oneof![
         (0u8..3, any::<u8>()).prop_map(|(id, weight)| Write::Register { id, weight }),
         (0u8..3).prop_map(|id| Write::Deregister { id }),
+        (0u8..3, any::<u8>()).prop_map(|(id, weight)| Write::Note { id, weight }),
         (0u8..3, any::<bool>()).prop_map(|(id, set)| Write::Override { id, set }),
         (0u8..2, proptest::option::of(any::<u8>())).prop_map(|(key, body)| Write::Config { key, body }),
         (0usize..3).prop_map(|from| Write::Hear { from }),
@@ -55,6 +61,11 @@ fn instance_key(id: u8) -> InstanceKey {
     InstanceKey { service, instance: format!("o{id}").parse().unwrap() }
 }
 
+fn instance(weight: u8) -> Arc<Instance> {
+    let address = Address { host: "127.0.0.1".into(), port: 80 };
+    Arc::new(Instance { weight: u32::from(weight), ..Instance::at(address) })
+}
+
 /// Three replicas after a random history of writes and partial exchanges.
 fn replicas(history: &[(usize, Write)]) -> Vec<Store> {
     let names: Vec<NodeId> = ["a", "b", "c"].iter().map(|name| name.parse().unwrap()).collect();
@@ -63,14 +74,18 @@ fn replicas(history: &[(usize, Write)]) -> Vec<Store> {
         let stamp = Stamp { time: HybridTime(step as u64 + 1), node: names[*at].clone() };
         let record = match write {
             Write::Register { id, weight } => {
-                let address = Address { host: "127.0.0.1".into(), port: 80 };
-                let instance = Instance { weight: u32::from(*weight), ..Instance::at(address) };
-                let cell = Cell::Instance(LWWReg { val: Some(Arc::new(instance)), marker: stamp });
+                let cell = Cell::Instance(LWWReg { val: Some(instance(*weight)), marker: Claim::new(stamp) });
                 Record { key: Key::Instance(instance_key(*id)), cell }
+            }
+            Write::Note { id, weight } => {
+                let key = Key::Instance(instance_key(*id));
+                let Some(Cell::Instance(known)) = stores[*at].get(&key) else { continue };
+                let marker = Claim { claimed: known.marker.claimed, stamp };
+                Record { key, cell: Cell::Instance(LWWReg { val: Some(instance(*weight)), marker }) }
             }
             Write::Deregister { id } => Record {
                 key: Key::Instance(instance_key(*id)),
-                cell: Cell::Instance(LWWReg { val: None, marker: stamp }),
+                cell: Cell::Instance(LWWReg { val: None, marker: Claim::new(stamp) }),
             },
             Write::Override { id, set } => {
                 let value = set.then(|| Arc::new(Override { status: Some(Status::Down), ..Override::default() }));

@@ -1,5 +1,7 @@
 //! The one thing other crates hold of a running node: read its view, give it commands, ask its peers, open tunnels.
 
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -155,6 +157,11 @@ impl Handle {
     /// [`LinkError`] when there is no way to that node within `timeout`.
     pub async fn open_tunnel(&self, node: &NodeId, to: &InstanceKey, timeout: Duration) -> Result<Tunnel, LinkError> {
         self.shared.links.open_tunnel(node, to, timeout).await
+    }
+
+    /// Fault injection: see [`Links::set_cut`].
+    pub fn set_cut(&self, to: BTreeSet<SocketAddr>) {
+        self.shared.links.set_cut(to);
     }
 }
 

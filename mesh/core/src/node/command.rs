@@ -8,15 +8,12 @@ use super::{Answer, Command, Node, Output, Refusal};
 use crate::config::{ConfigWrite, Version};
 use crate::health::Verdict;
 use crate::id::{CommandId, InstanceKey};
-use crate::record::{Cell, Key, Record};
-use crate::registry::{CheckKind, Health, Instance, MAX_WEIGHT, Override, Registration, Status};
+use crate::record::{Cell, Claim, Key, Record};
+use crate::registry::{CheckKind, Health, Instance, Override, Registration, Status};
 use crate::repair;
 use crate::time::{Now, Stamp};
 use crate::view::InstanceView;
 use crate::wire::Message;
-
-/// The longest reason an override may give, in bytes.
-const MAX_REASON_BYTES: usize = 512;
 
 impl Node {
     pub(super) fn command(&mut self, now: Now, id: CommandId, command: Command, out: &mut Vec<Output>) {
@@ -41,8 +38,8 @@ impl Node {
         let Registration { key, mut instance } = wanted;
         instance.check_limits().map_err(Refusal::Invalid)?;
         let known = self.own(&key).map(|shown| (shown.instance.clone(), shown.stamp.clone()));
-        if known.is_none() && self.own_instances >= self.settings.max_own_instances {
-            return Err(Refusal::Full { what: "instances owned by this node", limit: self.settings.max_own_instances });
+        if known.is_none() {
+            self.room_to_own()?;
         }
         instance.health = match (&instance.check, &known) {
             (None, _) => Health::Unchecked,
@@ -59,25 +56,21 @@ impl Node {
             && *before == instance
         {
             // Registered again as it is: a renewal at most, and nothing to tell anybody.
-            self.renew_lease(&key, now);
+            self.monitor.renewed(&key, true, now.elapsed);
             return Ok(Some(stamp));
         }
-        if let Some(check) = &instance.check
-            && check.kind != CheckKind::Ttl
-        {
-            out.push(Output::Probe(key.clone(), instance.address.clone(), check.clone()));
-        }
-        let stamp = self.write_instance(now, key.clone(), Some(instance), out);
-        self.renew_lease(&key, now);
+        let stamp = self.claim_instance(now, key.clone(), Some(instance), out);
+        self.monitor.renewed(&key, true, now.elapsed);
         Ok(Some(stamp))
     }
 
-    fn renew_lease(&mut self, key: &InstanceKey, now: Now) {
-        let leased =
-            self.own(key).and_then(|shown| shown.instance.check.clone()).is_some_and(|c| c.kind == CheckKind::Ttl);
-        if leased {
-            self.monitor.result(key, true, now.elapsed);
+    /// Refuses what would make this node own one more instance than it may.
+    fn room_to_own(&self) -> Result<(), Refusal> {
+        let limit = self.settings.max_own_instances;
+        if self.own_instances < limit {
+            return Ok(());
         }
+        Err(Refusal::Full { what: "instances owned by this node", limit })
     }
 
     fn renew(
@@ -92,16 +85,14 @@ impl Node {
             return Err(Refusal::Invalid(format!("instance {key} has no TTL check, so there is no lease to renew")));
         }
         if shown.owner() == &self.me {
-            let verdict = self.monitor.result(&key, good, now.elapsed);
-            if let Some(verdict) = verdict {
-                self.verdict(now, &key, verdict, out);
-            }
-            return Ok(None);
+            let verdict = self.monitor.renewed(&key, good, now.elapsed);
+            return Ok(verdict.and_then(|verdict| self.verdict(now, &key, verdict, out)));
         }
+        self.room_to_own()?;
         // The application has moved to this peer: from now on its lease is kept here.
         let health = if good { Health::Passing } else { Health::Failing };
         let instance = Instance { health, declared: false, ..(*shown.instance).clone() };
-        Ok(Some(self.write_instance(now, key, Some(instance), out)))
+        Ok(Some(self.claim_instance(now, key, Some(instance), out)))
     }
 
     fn set_status(
@@ -119,12 +110,12 @@ impl Node {
             return Ok(None);
         }
         let instance = Instance { status, ..(*shown.instance).clone() };
-        Ok(Some(self.write_instance(now, key, Some(instance), out)))
+        Ok(Some(self.update_instance(now, key, Some(instance), out)))
     }
 
     fn deregister(&mut self, now: Now, key: InstanceKey, out: &mut Vec<Output>) -> Result<Option<Stamp>, Refusal> {
         self.shown(&key)?;
-        Ok(Some(self.write_instance(now, key, None, out)))
+        Ok(Some(self.claim_instance(now, key, None, out)))
     }
 
     fn set_override(
@@ -142,7 +133,7 @@ impl Node {
             None if before.is_none() => return Ok(None),
             None => {}
             Some(value) => {
-                check_override(value).map_err(Refusal::Invalid)?;
+                value.check_limits().map_err(Refusal::Invalid)?;
                 self.shown(&key)?;
             }
         }
@@ -188,31 +179,59 @@ impl Node {
         Ok(None)
     }
 
-    /// Acts on what the monitor decided of an own instance.
-    pub(super) fn verdict(&mut self, now: Now, key: &InstanceKey, verdict: Verdict, out: &mut Vec<Output>) {
-        let Some(shown) = self.own(key) else { return };
-        match verdict {
+    /// Acts on what the monitor decided of an own instance; returns the stamp of what it wrote.
+    pub(super) fn verdict(
+        &mut self,
+        now: Now,
+        key: &InstanceKey,
+        verdict: Verdict,
+        out: &mut Vec<Output>,
+    ) -> Option<Stamp> {
+        let shown = self.own(key)?;
+        let value = match verdict {
             Verdict::Changed(health) => {
-                let instance = Instance { health, ..(*shown.instance).clone() };
                 tracing::info!(instance = %key, %health, "health verdict changed");
-                self.write_instance(now, key.clone(), Some(instance), out);
+                Some(Instance { health, ..(*shown.instance).clone() })
             }
             Verdict::Expired => {
                 tracing::info!(instance = %key, "deregistered: failing for longer than its check allows");
-                self.write_instance(now, key.clone(), None, out);
+                None
             }
-        }
+        };
+        Some(self.update_instance(now, key.clone(), value, out))
     }
 
-    pub(super) fn write_instance(
+    /// Writes what somebody said of where an instance belongs: to this node, or nowhere.
+    fn claim_instance(&mut self, now: Now, key: InstanceKey, value: Option<Instance>, out: &mut Vec<Output>) -> Stamp {
+        let claim = Claim::new(self.clock.issue(now.wall));
+        self.write_instance(now, key, value, claim, out)
+    }
+
+    /// Writes what this node found out or was told of an instance it owns, under the claim it has on it.
+    pub(super) fn update_instance(
         &mut self,
         now: Now,
         key: InstanceKey,
         value: Option<Instance>,
         out: &mut Vec<Output>,
     ) -> Stamp {
-        let stamp = self.clock.issue(now.wall);
-        let cell = Cell::Instance(LWWReg { val: value.map(Arc::new), marker: stamp.clone() });
+        let mut claim = Claim::new(self.clock.issue(now.wall));
+        if let Some(Cell::Instance(register)) = self.store.get(&Key::Instance(key.clone())) {
+            claim.claimed = register.marker.claimed;
+        }
+        self.write_instance(now, key, value, claim, out)
+    }
+
+    fn write_instance(
+        &mut self,
+        now: Now,
+        key: InstanceKey,
+        value: Option<Instance>,
+        claim: Claim,
+        out: &mut Vec<Output>,
+    ) -> Stamp {
+        let stamp = claim.stamp.clone();
+        let cell = Cell::Instance(LWWReg { val: value.map(Arc::new), marker: claim });
         self.write(now, Record { key: Key::Instance(key), cell }, out);
         stamp
     }
@@ -245,17 +264,4 @@ impl Node {
     fn own(&self, key: &InstanceKey) -> Option<Arc<InstanceView>> {
         self.publisher.instance(key).filter(|shown| shown.owner() == &self.me).cloned()
     }
-}
-
-fn check_override(value: &Override) -> Result<(), String> {
-    if value.status.is_none() && value.weight.is_none() {
-        return Err("an override sets a status or a weight; to remove one, clear it".into());
-    }
-    if value.weight.is_some_and(|weight| weight > MAX_WEIGHT) {
-        return Err(format!("weight is over {MAX_WEIGHT}"));
-    }
-    if value.reason.len() > MAX_REASON_BYTES {
-        return Err(format!("reason is longer than {MAX_REASON_BYTES} bytes"));
-    }
-    Ok(())
 }

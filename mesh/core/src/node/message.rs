@@ -2,7 +2,8 @@
 
 use super::{CONTINUE_AFTER, Node, Output, PeerEvent};
 use crate::id::{Incarnation, InstanceKey, NodeId};
-use crate::record::{Cell, Key, Record};
+use crate::record::{Cell, Key, Record, versions};
+use crate::registry::Instance;
 use crate::repair;
 use crate::time::{Now, Stamp};
 use crate::wire::Message;
@@ -87,7 +88,7 @@ impl Node {
                     // Peers remember it as ours, we do not: this host was reinstalled, or crashed before the write was
                     // acknowledged. Nobody here looks after it, so it goes.
                     tracing::info!(%instance, "removed: peers held it for this node's, but it is not registered here");
-                    self.write_instance(now, instance.clone(), None, out);
+                    self.update_instance(now, instance.clone(), None, out);
                     return None;
                 }
                 // A write of ours that reached peers but not our disk.
@@ -144,12 +145,12 @@ impl Node {
         for stamp in record.cell.stamps() {
             self.clock.witness(&stamp, now.wall)?;
         }
-        if let Cell::Instance(register) = &record.cell
-            && let Some(instance) = &register.val
-        {
-            instance.check_limits().map_err(Refused::Limits)?;
-        }
-        Ok(())
+        let within_limits = match &record.cell {
+            Cell::Instance(register) => register.val.as_ref().map_or(Ok(()), |instance| instance.check_limits()),
+            Cell::Override(register) => register.val.as_ref().map_or(Ok(()), |value| value.check_limits()),
+            Cell::Config(register) => versions(register).iter().try_for_each(|version| version.check_limits()),
+        };
+        within_limits.map_err(Refused::Limits)
     }
 
     fn is_collected(&self, record: &Record, now: Now) -> bool {
@@ -158,36 +159,37 @@ impl Node {
 
     fn owns(&self, key: &Key) -> bool {
         match self.store.get(key) {
-            Some(Cell::Instance(register)) => register.val.is_some() && register.marker.node == self.me,
+            Some(Cell::Instance(register)) => register.val.is_some() && register.marker.stamp.node == self.me,
             _ => false,
         }
     }
 
     fn follow_ownership(&mut self, key: &InstanceKey, owned_before: bool, now: Now, out: &mut Vec<Output>) {
         let Some(Cell::Instance(register)) = self.store.get(&Key::Instance(key.clone())) else { return };
-        let instance = register.val.clone();
-        let owned = instance.is_some() && register.marker.node == self.me;
+        let instance = register.val.as_deref();
+        let owned = instance.is_some() && register.marker.stamp.node == self.me;
         match (owned_before, owned) {
             (false, true) => self.own_instances += 1,
             (true, false) => {
                 self.own_instances -= 1;
-                if register.marker.node != self.me {
+                if register.marker.stamp.node != self.me {
                     out.push(Output::Forget(Key::Instance(key.clone())));
                 }
             }
             _ => {}
         }
-        match instance.filter(|_| owned).and_then(|instance| Some((instance.check.clone()?, instance.health))) {
-            Some((check, health)) => {
-                if !self.monitor.agrees(key, &check, health) {
-                    self.monitor.watch(key, check, health, now.elapsed);
-                }
+        let before = self.monitor.probe(key).map(|(address, check)| (address.clone(), check.clone()));
+        match instance.filter(|_| owned) {
+            Some(Instance { address, check: Some(check), health, .. }) => {
+                self.monitor.watch(key, address, check, *health, now.elapsed);
             }
-            None => {
-                if self.monitor.forget(key) {
-                    out.push(Output::StopProbe(key.clone()));
-                }
-            }
+            _ => self.monitor.forget(key),
+        }
+        let after = self.monitor.probe(key).map(|(address, check)| (address.clone(), check.clone()));
+        match after {
+            _ if after == before => {}
+            Some((address, check)) => out.push(Output::Probe(key.clone(), address, check)),
+            None => out.push(Output::StopProbe(key.clone())),
         }
     }
 

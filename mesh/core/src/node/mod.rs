@@ -18,7 +18,7 @@ use crate::health::Monitor;
 use crate::id::{CommandId, ConfigKey, Incarnation, InstanceKey, NodeId, Zone};
 use crate::peers::Peers;
 use crate::record::{Key, Record};
-use crate::registry::{Address, Check, CheckKind, Override, Registration, Status};
+use crate::registry::{Address, Check, Override, Registration, Status};
 use crate::store::Store;
 use crate::time::{HybridClock, HybridTime, Instant, Now, Stamp, WallTime};
 use crate::view::{NodeFacts, Revision, View};
@@ -283,7 +283,7 @@ impl Node {
             Input::Message(from, message) => self.message(now, from, message, out),
             Input::Peer(event) => self.peer(now, event),
             Input::Probe(key, result) => {
-                if let Some(verdict) = self.monitor.result(&key, result.is_ok(), now.elapsed) {
+                if let Some(verdict) = self.monitor.probed(&key, result.is_ok(), now.elapsed) {
                     self.verdict(now, &key, verdict, out);
                 }
             }
@@ -316,13 +316,8 @@ impl Node {
     /// Asks for the probes of instances known from the last run.
     fn start(&mut self, out: &mut Vec<Output>) {
         self.started = true;
-        let own = self.publisher.owned_by(&self.me);
-        for key in own {
-            let Some(instance) = self.publisher.instance(&key).map(|shown| shown.instance.clone()) else { continue };
-            if let Some(check) = instance.check.clone().filter(|check| check.kind != CheckKind::Ttl) {
-                out.push(Output::Probe(key, instance.address.clone(), check));
-            }
-        }
+        let probes = self.monitor.probes();
+        out.extend(probes.map(|(key, address, check)| Output::Probe(key.clone(), address.clone(), check.clone())));
     }
 
     fn peer(&mut self, now: Now, event: PeerEvent) {

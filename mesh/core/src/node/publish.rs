@@ -179,7 +179,7 @@ impl Node {
         let mut shown = InstanceView {
             key: key.clone(),
             instance: instance.clone(),
-            stamp: register.marker.clone(),
+            stamp: register.marker.stamp.clone(),
             override_,
             usability: Usability::Ready,
         };

@@ -18,7 +18,8 @@ struct Mesh {
     now: Now,
     commands: u64,
     sent: usize,
-    probes: BTreeSet<InstanceKey>,
+    /// What each node probes, and where.
+    probes: BTreeMap<(NodeId, InstanceKey), u16>,
 }
 
 fn id(name: &str) -> NodeId {
@@ -35,7 +36,7 @@ impl Mesh {
             now,
             commands: 0,
             sent: 0,
-            probes: BTreeSet::new(),
+            probes: BTreeMap::new(),
         };
         for name in names {
             mesh.start(name, 1);
@@ -82,11 +83,12 @@ impl Mesh {
                     Output::Forget(key) => {
                         self.disks.entry(to.clone()).or_default().remove(&key);
                     }
-                    Output::Probe(key, ..) => {
-                        self.probes.insert(key);
+                    Output::Probe(key, address, check) => {
+                        assert!(check.kind != CheckKind::Ttl, "a lease needs no probe");
+                        self.probes.insert((to.clone(), key), address.port);
                     }
                     Output::StopProbe(key) => {
-                        self.probes.remove(&key);
+                        assert!(self.probes.remove(&(to.clone(), key)).is_some(), "nothing to stop");
                     }
                 }
             }
@@ -140,6 +142,11 @@ impl Mesh {
                 self.give(&name, Input::Tick);
             }
         }
+    }
+
+    /// The port at which a node probes an instance, if it does.
+    fn probed(&self, at: &str, key: &InstanceKey) -> Option<u16> {
+        self.probes.get(&(id(at), key.clone())).copied()
     }
 
     fn usability(&self, at: &str, service: &str, instance_id: &str) -> Option<Usability> {
@@ -322,16 +329,16 @@ fn probes_begin_at_registration_and_after_a_restart_and_end_with_the_instance() 
     let key = instance_key("orders", "o1");
     let checked = Instance { check: Some(Check::new(CheckKind::Tcp)), ..instance() };
     mesh.command("a", Command::Register(Registration { key: key.clone(), instance: checked })).unwrap();
-    assert!(mesh.probes.contains(&key));
+    assert_eq!(mesh.probed("a", &key), Some(8080));
     assert_eq!(mesh.usability("a", "orders", "o1"), Some(Usability::Health));
     mesh.give(&id("a"), Input::Probe(key.clone(), Ok(())));
     assert_eq!(mesh.usability("a", "orders", "o1"), Some(Usability::Ready));
     mesh.probes.clear();
     mesh.start("a", 2);
     mesh.give(&id("a"), Input::Tick);
-    assert!(mesh.probes.contains(&key));
+    assert_eq!(mesh.probed("a", &key), Some(8080));
     mesh.command("a", Command::Deregister(key.clone())).unwrap();
-    assert!(!mesh.probes.contains(&key));
+    assert_eq!(mesh.probed("a", &key), None);
     assert_eq!(mesh.usability("a", "orders", "o1"), None);
 }
 
@@ -369,4 +376,6 @@ fn an_unchanged_view_is_not_published_again() {
     assert!(Arc::ptr_eq(&before, mesh.nodes[&id("a")].view()));
 }
 
+mod checks;
 mod hostile;
+mod moves;

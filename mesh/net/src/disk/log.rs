@@ -223,7 +223,7 @@ impl Log {
         for (key, record) in changes {
             let place = match record {
                 Some(record) => {
-                    highest = highest.max(record.cell.latest().map_or(highest, |stamp| stamp.time));
+                    highest = highest.max(latest(record));
                     match writer.push(|buffer, base| frame::push_record(buffer, base, record)) {
                         Ok(place) => Some(place),
                         Err(PushError::Frame(why)) => {
@@ -344,7 +344,7 @@ impl Contents {
         let mut records = BTreeMap::new();
         contents.damages = frame::scan(bytes, |offset, bytes, entry| match entry {
             Entry::Record(record) => {
-                contents.highest = contents.highest.max(record.cell.latest().map_or(HybridTime(0), |stamp| stamp.time));
+                contents.highest = contents.highest.max(latest(&record));
                 contents.live.insert(record.key.clone(), Place { offset, bytes });
                 records.insert(record.key, record.cell);
             }
@@ -370,15 +370,21 @@ impl Contents {
         Meta {
             mesh: mesh.clone(),
             node: node.clone(),
-            incarnation: Incarnation(now.0.max(last + 1 + lost)),
+            incarnation: Incarnation(now.0.max(last.saturating_add(1 + lost))),
             mark: match &self.meta {
                 // The clock runs behind: stamps will run ahead of it, from here on, and again after the next start.
-                Some(meta) if now < meta.mark => WallTime(meta.mark.0 + MARK_MARGIN.as_millis() as u64),
+                Some(meta) if now < meta.mark => WallTime(meta.mark.0.saturating_add(MARK_MARGIN.as_millis() as u64)),
                 _ => now,
             },
             highest: self.highest,
         }
     }
+}
+
+/// The latest stamp of a record that a clock can go on from; what is beyond that no heart believes either.
+fn latest(record: &Record) -> HybridTime {
+    let times = record.cell.stamps().into_iter().map(|stamp| stamp.time);
+    times.filter(|time| time.is_sane()).max().unwrap_or_default()
 }
 
 /// A hybrid time no stamp of an earlier start lies after. While the clock is not behind the last mark it suffices to

@@ -295,7 +295,7 @@ async fn a_thousand_writers_at_once_share_their_syncs() {
     let mut writers = tokio::task::JoinSet::new();
     for writer in 0..1_000 {
         let disk = disk.clone();
-        writers.spawn(async move { write(&disk, record(&format!("k{writer}"), "x", writer)).await.unwrap() });
+        writers.spawn(async move { write(&disk, record(&format!("k{writer}"), "x", writer + 1)).await.unwrap() });
     }
     assert_eq!(writers.join_all().await.len(), 1_000);
     let figures = disk.figures();

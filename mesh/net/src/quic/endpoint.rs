@@ -5,10 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::{ClientConfig, Endpoint, EndpointConfig, IdleTimeout, ServerConfig, TokioRuntime, TransportConfig, VarInt};
+use quinn::{
+    ClientConfig, Endpoint, EndpointConfig, IdleTimeout, Runtime, ServerConfig, TokioRuntime, TransportConfig, VarInt,
+};
 use socket2::{Domain, Protocol, Socket, Type};
 use tracing::warn;
 
+use super::faults::{Cut, Lossy};
 use super::{BindError, Limits};
 use crate::identity::{Identity, IdentityError, tls};
 
@@ -17,12 +20,11 @@ pub(super) const TALK: &[u8] = b"starling-talk/1";
 /// See [`TALK`].
 pub(super) const CARRY: &[u8] = b"starling-carry/1";
 
-/// How often an idle link shows that it is alive. With [`IDLE_TIMEOUT_MS`], a peer must miss five in a row, each with
-/// its retransmissions, before the link is given up: at 5 % loss once in years.
-const KEEP_ALIVE: Duration = Duration::from_millis(300);
-/// When a silent link is given up. The clock starts with the last packet sent unanswered, so a killed peer's link is
-/// down after 1.8 s at most; it is lost 0.8 s later, which makes less than three in all.
-const IDLE_TIMEOUT_MS: u32 = 1_500;
+/// How often an idle link shows that it is alive. With [`IDLE_TIMEOUT`], a peer must miss four in a row, each with its
+/// retransmissions, before the link is given up: at 5 % loss once in years.
+const KEEP_ALIVE: Duration = Duration::from_millis(400);
+/// When a silent link is given up. A killed peer is suspected a second later, which makes less than three in all.
+const IDLE_TIMEOUT_MS: u32 = 1_800;
 /// The first guess at a round trip, until it is measured: QUIC's own 333 ms makes a lost first packet cost a second.
 const INITIAL_RTT: Duration = Duration::from_millis(100);
 /// One-way streams a peer may have open on a talk connection: two for its messages, two more while it changes over
@@ -46,6 +48,7 @@ pub(super) fn open(
     identity: &Identity,
     listen: SocketAddr,
     limits: &Limits,
+    cut: &Arc<Cut>,
 ) -> Result<(Endpoint, ClientConfigs), BindError> {
     let tls = tls::server_config(identity, &[TALK, CARRY])?;
     let tls = QuicServerConfig::try_from(tls).map_err(|error| unusable(&error))?;
@@ -56,8 +59,11 @@ pub(super) fn open(
     let dialling = ClientConfigs { talk: client(identity, TALK, 0)?, carry: client(identity, CARRY, 0)? };
     let socket_error = |error| BindError::Socket { address: listen, error };
     let socket = socket(listen, limits).map_err(socket_error)?;
-    let endpoint =
-        Endpoint::new(EndpointConfig::default(), Some(server), socket, Arc::new(TokioRuntime)).map_err(socket_error)?;
+    let socket = TokioRuntime.wrap_udp_socket(socket).map_err(socket_error)?;
+    let socket = Arc::new(Lossy { socket, cut: cut.clone() });
+    let runtime = Arc::new(TokioRuntime);
+    let endpoint = Endpoint::new_with_abstract_socket(EndpointConfig::default(), Some(server), socket, runtime)
+        .map_err(socket_error)?;
     Ok((endpoint, dialling))
 }
 

@@ -13,6 +13,7 @@
 
 mod carry;
 mod endpoint;
+mod faults;
 mod frame;
 mod mailbox;
 mod meet;
@@ -21,6 +22,7 @@ mod stats;
 mod table;
 mod tunnel;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -28,7 +30,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use starling_core::id::{InstanceKey, MeshName, NodeId};
+use starling_core::id::{InstanceKey, NodeId};
 use starling_core::observe::{Exposition, MetricSource};
 use starling_core::wire::{MAX_MESSAGE_BYTES, Message, Question, Reply, encode};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -57,7 +59,6 @@ struct Held(Arc<Shared>);
 /// What every task of the links needs.
 pub(crate) struct Shared {
     me: NodeId,
-    mesh: MeshName,
     limits: Limits,
     /// Drawn at the start: tells two processes of one name apart, and a node from itself.
     process: u64,
@@ -68,6 +69,7 @@ pub(crate) struct Shared {
     stats: Stats,
     complaints: Complaints,
     closing: watch::Sender<bool>,
+    cut: Arc<faults::Cut>,
 }
 
 /// The other ends of the [`Inbox`].
@@ -189,14 +191,14 @@ impl Links {
     /// # Errors
     /// [`BindError`].
     pub fn bind(identity: &Identity, listen: SocketAddr, limits: Limits) -> Result<(Self, Inbox), BindError> {
-        let (endpoint, dialling) = endpoint::open(identity, listen, &limits)?;
+        let cut = Arc::default();
+        let (endpoint, dialling) = endpoint::open(identity, listen, &limits, &cut)?;
         let (messages, messages_out) = mpsc::channel(limits.inbox.max(1));
         let (tunnels, tunnels_out) = mpsc::channel(limits.inbox.max(1));
         let (questions, questions_out) = mpsc::channel(limits.inbox.max(1));
         let (gossip, gossip_out) = mpsc::channel(limits.inbox.max(1));
         let shared = Arc::new(Shared {
             me: identity.node().clone(),
-            mesh: identity.mesh().clone(),
             process: fastrand::u64(..),
             endpoint,
             dialling,
@@ -205,6 +207,7 @@ impl Links {
             stats: Stats::default(),
             complaints: Complaints::default(),
             closing: watch::Sender::new(false),
+            cut,
             limits,
         });
         tokio::spawn(meet::accept(shared.clone()));
@@ -226,11 +229,6 @@ impl Links {
     /// This node's name.
     pub fn me(&self) -> &NodeId {
         &self.shared().me
-    }
-
-    /// The mesh it belongs to.
-    pub fn mesh(&self) -> &MeshName {
-        &self.shared().mesh
     }
 
     /// Where it listens (with the port the system chose, if it was 0).
@@ -320,6 +318,17 @@ impl Links {
         tokio::time::timeout(timeout, opening)
             .await
             .unwrap_or_else(|_| Err(LinkError::TimedOut { node: node.clone(), timeout }))
+    }
+
+    /// Fault injection, for tests and demonstrations: every datagram to these addresses is lost from now on, and to no
+    /// others. One-way: for a partition, both sides cut each other. Nobody is told; an empty set heals.
+    pub fn set_cut(&self, to: BTreeSet<SocketAddr>) {
+        if to.is_empty() {
+            warn!("fault injection: the network is whole again");
+        } else {
+            warn!(?to, "fault injection: everything to these addresses is lost from now on");
+        }
+        self.shared().cut.set(to);
     }
 
     /// What has been counted so far.

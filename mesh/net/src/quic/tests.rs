@@ -448,3 +448,18 @@ async fn the_address_book_has_a_limit_and_forgets() {
     until("b is forgotten", || a.stats().peers == 1).await;
     assert_eq!(a.down_since(&name("b")), None);
 }
+
+#[tokio::test]
+async fn a_cut_network_is_noticed_without_a_word_and_heals_by_itself() {
+    let ca = authority("m");
+    let ((a, _a), (b, mut at_b)) = (bind(&identity(&ca, "a")), bind(&identity(&ca, "b")));
+    link(&a, &b).await;
+    a.set_cut([b.local_address()].into());
+    b.set_cut([a.local_address()].into());
+    until("both have noticed", || !a.is_up(&name("b")) && !b.is_up(&name("a"))).await;
+    a.set_cut(BTreeSet::new());
+    b.set_cut(BTreeSet::new());
+    until("the link is back", || a.is_up(&name("b")) && b.is_up(&name("a"))).await;
+    a.send(&name("b"), message(1));
+    assert_eq!(within("a message", at_b.messages.recv()).await.unwrap().1, message(1));
+}

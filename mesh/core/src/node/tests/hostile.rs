@@ -3,7 +3,7 @@
 use crdts::LWWReg;
 
 use super::*;
-use crate::record::Cell;
+use crate::record::{Cell, Claim};
 use crate::testing::{instance_record, stamp};
 
 fn push(mesh: &mut Mesh, to: &str, from: &str, records: Vec<Record>) {
@@ -58,7 +58,7 @@ fn an_instance_from_an_older_disk_that_breaks_todays_limits_can_still_be_removed
     let key = instance_key("orders", "o1");
     let check = Some(Check::new(CheckKind::Ttl));
     let old = Instance { version: "x".repeat(1_000), health: Health::Passing, check, ..instance() };
-    let cell = Cell::Instance(LWWReg { val: Some(Arc::new(old)), marker: stamp("a", 7) });
+    let cell = Cell::Instance(LWWReg { val: Some(Arc::new(old)), marker: Claim::new(stamp("a", 7)) });
     let record = Record { key: Key::Instance(key.clone()), cell };
     mesh.disks.insert(id("a"), [(record.key.clone(), record)].into());
     mesh.start("a", 2);
@@ -117,4 +117,41 @@ fn a_documents_register_is_believed_only_with_clocks_its_writers_can_have_had() 
     for forged in unsound {
         assert!(crate::wire::decode::<Message>(&forged_config(forged)).is_err(), "{forged:?}");
     }
+}
+
+#[test]
+fn what_peers_say_is_held_to_the_limits_of_what_people_may_write() {
+    let mut mesh = Mesh::of(&["a", "b"]);
+    mesh.register("a", "orders", "o1");
+    let key = Key::Override(instance_key("orders", "o1"));
+    let long = "x".repeat(1_000);
+    let overrides = [
+        Override { weight: Some(u32::MAX), ..Override::default() },
+        Override { status: Some(Status::Down), reason: long.clone(), ..Override::default() },
+        Override::default(),
+    ];
+    for value in overrides {
+        let cell = Cell::Override(LWWReg { val: Some(Arc::new(value)), marker: stamp("b", in_wall_ms(1_000_000)) });
+        push(&mut mesh, "a", "b", vec![Record { key: key.clone(), cell }]);
+    }
+    let version = |body: &[u8], format: &str, author: &str, comment: &str| crate::config::Version {
+        stamp: stamp("b", in_wall_ms(1_000_000)),
+        body: Some(body.to_vec().into()),
+        format: format.into(),
+        author: author.into(),
+        comment: comment.into(),
+    };
+    let big = vec![0; crate::config::MAX_BODY_BYTES + 1];
+    for version in [
+        version(&big, "", "", ""),
+        version(b"", &long, "", ""),
+        version(b"", "", &long, ""),
+        version(b"", "", "", &long),
+    ] {
+        let cell = Cell::config_write(None, version);
+        push(&mut mesh, "a", "b", vec![Record { key: Key::Config(config_key()), cell }]);
+    }
+    assert_eq!(mesh.nodes[&id("a")].counters().refused, 7);
+    mesh.all_see("orders", "o1", Some(Usability::Ready));
+    assert_eq!(mesh.versions("a"), 0);
 }

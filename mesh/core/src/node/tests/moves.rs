@@ -1,0 +1,63 @@
+//! Instances that are moved or removed while their old owner cannot hear of it.
+
+use super::*;
+
+fn check() -> Check {
+    Check { failures_to_fail: 1, ..Check::new(CheckKind::Tcp) }
+}
+
+fn register(mesh: &mut Mesh, at: &str, port: u16) -> InstanceKey {
+    let key = instance_key("orders", "o1");
+    let address = Address { port, ..instance().address };
+    let instance = Instance { check: Some(check()), ..Instance::at(address) };
+    mesh.command(at, Command::Register(Registration { key: key.clone(), instance })).unwrap();
+    mesh.give(&id(at), Input::Probe(key.clone(), Ok(())));
+    key
+}
+
+/// What everybody agrees on: the owner and the port.
+fn agreed(mesh: &Mesh, key: &InstanceKey) -> Option<(NodeId, u16)> {
+    mesh.all_agree();
+    let shown = mesh.nodes[&id("a")].view().instance(key)?;
+    Some((shown.owner().clone(), shown.instance.address.port))
+}
+
+#[test]
+fn a_verdict_of_the_old_owner_does_not_undo_a_move_it_has_not_heard_of() {
+    let mut mesh = Mesh::of(&["a", "b"]);
+    let key = register(&mut mesh, "a", 1);
+    mesh.separate("a", "b");
+    register(&mut mesh, "b", 2);
+    mesh.wait(Duration::from_millis(100));
+    mesh.give(&id("a"), Input::Probe(key.clone(), Err("refused".into())));
+    mesh.heal();
+    assert_eq!(agreed(&mesh, &key), Some((id("b"), 2)));
+    mesh.all_see("orders", "o1", Some(Usability::Ready));
+    assert_eq!((mesh.probed("a", &key), mesh.probed("b", &key)), (None, Some(2)));
+}
+
+#[test]
+fn a_verdict_of_the_owner_does_not_raise_what_was_removed_elsewhere() {
+    let mut mesh = Mesh::of(&["a", "b"]);
+    let key = register(&mut mesh, "a", 1);
+    mesh.separate("a", "b");
+    mesh.command("b", Command::Deregister(key.clone())).unwrap();
+    mesh.wait(Duration::from_millis(100));
+    mesh.give(&id("a"), Input::Probe(key.clone(), Err("refused".into())));
+    mesh.command("a", Command::SetStatus(key.clone(), Status::OutOfService)).unwrap();
+    mesh.heal();
+    assert_eq!(agreed(&mesh, &key), None);
+    assert_eq!(mesh.probed("a", &key), None);
+}
+
+#[test]
+fn a_registration_after_a_removal_it_has_not_heard_of_wins() {
+    let mut mesh = Mesh::of(&["a", "b"]);
+    let key = register(&mut mesh, "a", 1);
+    mesh.separate("a", "b");
+    mesh.command("b", Command::Deregister(key.clone())).unwrap();
+    mesh.wait(Duration::from_millis(100));
+    register(&mut mesh, "a", 3);
+    mesh.heal();
+    assert_eq!(agreed(&mesh, &key), Some((id("a"), 3)));
+}
