@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use starling_core::id::{InstanceKey, NodeId};
+use starling_core::id::{InstanceKey, MeshName, NodeId};
 use starling_core::observe::{Exposition, MetricSource};
 use starling_core::wire::{MAX_MESSAGE_BYTES, Message, Question, Reply, encode};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -59,6 +59,7 @@ struct Held(Arc<Shared>);
 /// What every task of the links needs.
 pub(crate) struct Shared {
     me: NodeId,
+    mesh: MeshName,
     limits: Limits,
     /// Drawn at the start: tells two processes of one name apart, and a node from itself.
     process: u64,
@@ -199,6 +200,7 @@ impl Links {
         let (gossip, gossip_out) = mpsc::channel(limits.inbox.max(1));
         let shared = Arc::new(Shared {
             me: identity.node().clone(),
+            mesh: identity.mesh().clone(),
             process: fastrand::u64(..),
             endpoint,
             dialling,
@@ -229,6 +231,11 @@ impl Links {
     /// This node's name.
     pub fn me(&self) -> &NodeId {
         &self.shared().me
+    }
+
+    /// The mesh it belongs to.
+    pub fn mesh(&self) -> &MeshName {
+        &self.shared().mesh
     }
 
     /// Where it listens (with the port the system chose, if it was 0).
