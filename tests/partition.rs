@@ -1,12 +1,14 @@
 //! Partitions, over many seeds: both sides accept writes and serve what they know, agree after healing, and nothing
 //! acknowledged is lost. What runs is the heart that ships; what is bad about the world is drawn from the seed.
 //!
-//! `STARLING_SEED=17 cargo test --test partition` runs that seed alone.
+//! `STARLING_SEED=17 cargo test --test partition` runs that seed alone, `STARLING_SEEDS=1000` that many.
+
+#![allow(clippy::print_stdout)] // a test's output is shown when it fails, and begins with its seed
 
 use starling::sim::{Latency, Mesh, Story, ask, millis, secs, seed_or};
 use starling_core::registry::Status;
 
-/// How many seeds a run tries, one after the other.
+/// How many seeds a run tries, one after the other, unless told otherwise.
 const SEEDS: u64 = 60;
 /// How soon after the world is whole again all must agree: detection of the healed nodes and a few repairs.
 const BOUND_SECS: u64 = 5;
@@ -14,7 +16,8 @@ const BOUND_SECS: u64 = 5;
 /// Runs a story over all seeds; each prints its seed before anything else.
 fn over_seeds(story: impl Fn(u64) -> Result<(), Story>) -> Result<(), Story> {
     let chosen = std::env::var_os("STARLING_SEED").map(|_| seed_or(0));
-    let seeds = chosen.map_or(1..=SEEDS, |seed| seed..=seed);
+    let many = std::env::var("STARLING_SEEDS").map_or(SEEDS, |many| many.parse().expect("STARLING_SEEDS is a number"));
+    let seeds = chosen.map_or(1..=many, |seed| seed..=seed);
     seeds.into_iter().try_for_each(|seed| {
         println!("STARLING_SEED={seed}");
         story(seed)

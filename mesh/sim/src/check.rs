@@ -59,8 +59,7 @@ impl World {
     pub(crate) fn story(&self, title: String, findings: Vec<String>) -> Story {
         let title = format!("at {}: {title}", clock(self.now));
         let skipped = self.journal.len().saturating_sub(TOLD);
-        let mut happenings: Vec<String> =
-            self.journal.iter().skip(skipped).map(|(at, what)| format!("{} {what}", clock(*at))).collect();
+        let mut happenings: Vec<String> = self.journal.iter().skip(skipped).map(ToString::to_string).collect();
         if skipped > 0 {
             happenings.insert(0, format!("({} happenings before)", self.journaled as usize - TOLD));
         }
@@ -169,12 +168,10 @@ impl World {
                 let Some(view) = self.view(*node) else { continue };
                 // Views of equal fingerprints were compared elsewhere; one of them speaks for all.
                 let speaks = agreed && at == 0;
-                let missing = self.ledger.missing(view, horizon_ms, |key, write| {
+                let missing = self.ledger.missing(view, horizon_ms, |write| {
                     let author_here = write.author == *node;
                     let author_near = component.contains(&write.author);
-                    // Of an instance only its owner keeps a copy on disk.
-                    let held_by = |holder: &usize| !matches!(key, Key::Instance(_)) && component.contains(holder);
-                    let outlives_author = || write.holders.iter().any(held_by);
+                    let outlives_author = || write.holders.iter().any(|holder| component.contains(holder));
                     !write.handed_over && (author_here || (speaks && (author_near || outlives_author())))
                 });
                 found.extend(missing.iter().map(|missing| lost(view, missing)));

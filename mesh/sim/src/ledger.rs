@@ -3,8 +3,9 @@
 //!
 //! A write is still there when it is shown or when a later write replaced it: for registers where the last write wins,
 //! any with a later stamp; for documents, only one whose writer had seen it (or had seen one that had). A write is held
-//! against the nodes when it was acknowledged and its author is running, or any that had it when it
-//! had reached everybody. It is not when its author has taken it off its disk because somebody else had written since: then that write is.
+//! against the nodes when it was acknowledged and its author is running; a document also when any node is running that
+//! had it when everybody had. It is not when its author has taken it off its disk because somebody else had written
+//! since: then that write is.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -32,7 +33,7 @@ pub(crate) struct Write {
     /// The versions its author had seen and so replaced; documents only.
     replaces: Vec<Stamp>,
     pub(crate) acknowledged: bool,
-    /// The nodes that had it when every running one had; empty before.
+    /// The nodes that had it when every running one had; documents only.
     pub(crate) holders: Vec<usize>,
     /// Its author has seen a later write by somebody else and keeps it no longer.
     pub(crate) handed_over: bool,
@@ -116,8 +117,12 @@ impl Ledger {
         }
     }
 
-    /// Every running node has seen a write: these.
+    /// Every running node has seen a write: these. Of an instance only its owner keeps a copy on disk, and whether a
+    /// node has an override, or another of the same value, cannot be seen from outside: nobody is held to those.
     pub(crate) fn spread(&mut self, key: &Key, stamp: &Stamp, seen: &[bool]) {
+        if !matches!(key, Key::Config(_)) {
+            return;
+        }
         if let Some(write) = self.writes.get_mut(key).and_then(|writes| writes.get_mut(stamp)) {
             write.holders = (0..seen.len()).filter(|node| seen[*node]).collect();
         }
@@ -179,7 +184,7 @@ impl Ledger {
     }
 
     /// The acknowledged writes a view lacks, among those `held` says are to be there.
-    pub(crate) fn missing(&self, view: &View, horizon_ms: u64, held: impl Fn(&Key, &Write) -> bool) -> Vec<Missing> {
+    pub(crate) fn missing(&self, view: &View, horizon_ms: u64, held: impl Fn(&Write) -> bool) -> Vec<Missing> {
         let mut missing = Vec::new();
         for (key, writes) in &self.writes {
             let collected = || self.collected(key, writes, view, horizon_ms);
@@ -191,7 +196,7 @@ impl Ledger {
                 }
                 _ => None,
             };
-            for (stamp, write) in writes.iter().filter(|(_, write)| write.acknowledged && held(key, write)) {
+            for (stamp, write) in writes.iter().filter(|(_, write)| write.acknowledged && held(write)) {
                 let there = match &covered {
                     Some(covered) => covered.contains(stamp),
                     None => self.covers(view, key, stamp),

@@ -34,6 +34,7 @@
 //! | Room | What is in it |
 //! |---|---|
 //! | [`Mesh`], [`Builder`], [`ask`] | the vocabulary of tests |
+//! | [`scenario`] | the same as a file to be run and read |
 //! | [`spread()`] | how fast and at what cost one change reaches everybody |
 //! | `world`, `host`, `links`, `detector` | the queue of events, and what is modelled |
 //! | `ledger`, `check`, [`Report`] | what is judged from outside of the nodes |
@@ -50,6 +51,7 @@ mod links;
 mod mesh;
 mod options;
 mod report;
+pub mod scenario;
 mod spread;
 mod world;
 

@@ -14,7 +14,7 @@ use starling_core::view::{InstanceView, Usability, View};
 use starling_core::{Answer, Command, Refusal};
 
 use crate::ask::{self, config_key, instance_key, named};
-use crate::check::{Story, clock};
+use crate::check::Story;
 use crate::host::State;
 use crate::links::{Links, micros};
 use crate::options::{Builder, Options};
@@ -474,13 +474,17 @@ impl Mesh {
         }
     }
 
+    /// Whether nodes that can reach each other agree; see [`Mesh::converged`] for what they disagree about.
+    pub fn agrees(&self) -> bool {
+        self.world.fingerprints_agree() && self.world.disagreements().is_empty()
+    }
+
     /// Lets time pass until nodes that can reach each other agree, and tells how much it took.
     ///
     /// # Errors
     /// A story of what they disagree about after so long.
     pub fn converges_within(&mut self, bound: Duration) -> Result<Duration, Story> {
-        let agree = |mesh: &Mesh| mesh.world.fingerprints_agree() && mesh.world.disagreements().is_empty();
-        if let Some(took) = self.run_until(bound, agree) {
+        if let Some(took) = self.run_until(bound, Mesh::agrees) {
             self.world.note(format!("all agree, after {took:?}"));
             return Ok(took);
         }
@@ -523,7 +527,7 @@ impl Mesh {
 
     /// The notable happenings so far (the last 10,000), each with its virtual time.
     pub fn journal(&self) -> impl Iterator<Item = String> {
-        self.world.journal.iter().map(|(at, what)| format!("{} {what}", clock(*at)))
+        self.world.journal.iter().map(ToString::to_string)
     }
 }
 

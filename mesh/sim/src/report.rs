@@ -62,7 +62,10 @@ impl fmt::Display for Spread {
 }
 
 pub(crate) fn ms(duration: Duration) -> String {
-    format!("{:.2} ms", duration.as_secs_f64() * 1_000.0)
+    match duration.as_secs_f64() {
+        long if long >= 10.0 => format!("{long:.2} s"),
+        short => format!("{:.2} ms", short * 1_000.0),
+    }
 }
 
 /// What a run was like so far.

@@ -5,6 +5,7 @@
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
+use std::fmt;
 use std::sync::Arc;
 
 use starling_core::id::{CommandId, InstanceKey, NodeId, Zone};
@@ -13,6 +14,7 @@ use starling_core::view::View;
 use starling_core::wire::{self, Message};
 use starling_core::{Answer, Command, Input, Output, PeerEvent, Refusal};
 
+use crate::check::clock;
 use crate::detector::{Detector, left_event};
 use crate::host::{Durable, Host, State};
 use crate::ledger::Ledger;
@@ -67,6 +69,21 @@ impl Ord for Queued {
     }
 }
 
+/// A notable happening.
+#[derive(Debug)]
+pub(crate) struct Note {
+    pub(crate) at: u64,
+    /// Whether somebody did it, or it followed by itself (membership).
+    pub(crate) deed: bool,
+    pub(crate) what: String,
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}{}", clock(self.at), if self.deed { "  " } else { "    " }, self.what)
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct World {
     pub(crate) options: Options,
@@ -76,7 +93,7 @@ pub(crate) struct World {
     pub(crate) ledger: Ledger,
     pub(crate) figures: Figures,
     /// Notable happenings, oldest first, and how many there ever were.
-    pub(crate) journal: VecDeque<(u64, String)>,
+    pub(crate) journal: VecDeque<Note>,
     pub(crate) journaled: u64,
     /// Whether any picture or any link has changed since somebody last asked.
     pub(crate) changed: bool,
@@ -446,7 +463,7 @@ impl World {
         let me = &self.hosts[observer].id;
         let lines = [(lost, "loses"), (up, "sees")]
             .map(|(names, verb)| (!names.is_empty()).then(|| format!("{me} {verb} {}", brief(&names))));
-        lines.into_iter().flatten().for_each(|line| self.note(line));
+        lines.into_iter().flatten().for_each(|line| self.journal(false, line));
         for (_, event) in events {
             self.give(observer, Input::Peer(event));
         }
@@ -487,7 +504,7 @@ impl World {
         self.topology_changed(Some(node));
         self.others_have_it_all();
         let name = self.hosts[node].id.to_string();
-        self.note(format!("{name} is gone"));
+        self.journal(false, format!("{name} is gone"));
     }
 
     fn end(&mut self, node: usize, state: State) {
@@ -559,11 +576,15 @@ impl World {
 
     /// Writes a notable happening into the journal.
     pub(crate) fn note(&mut self, what: String) {
+        self.journal(true, what);
+    }
+
+    fn journal(&mut self, deed: bool, what: String) {
         if self.journal.len() == MAX_JOURNAL {
             self.journal.pop_front();
         }
         self.journaled += 1;
-        self.journal.push_back((self.now, what));
+        self.journal.push_back(Note { at: self.now, deed, what });
     }
 }
 

@@ -1,0 +1,240 @@
+//! Running a scenario: each step at its time, each expectation judged, all of it written down.
+
+use std::fmt;
+use std::time::Duration;
+
+use starling_core::config::Body;
+use starling_core::view::{Usability, View};
+
+use super::{Action, Expectation, Scenario, Step};
+use crate::check::clock;
+use crate::mesh::Mesh;
+use crate::report::Report;
+
+/// With more nodes than this, what each learns of the others is counted instead of told.
+const TOLD_MEMBERSHIP: usize = 9;
+/// How many findings of a failed expectation are told.
+const TOLD_FINDINGS: usize = 12;
+
+/// What happened, when, and whether it was as expected. The same scenario and seed give the same text, byte for byte.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Timeline {
+    lines: Vec<String>,
+    held: usize,
+    failed: usize,
+    report: Report,
+}
+
+impl Timeline {
+    /// Whether every expectation held and every command was taken.
+    pub fn ok(&self) -> bool {
+        self.failed == 0
+    }
+
+    /// Its lines: the seed and options first, then what happened in order of time.
+    pub fn lines(&self) -> &[String] {
+        &self.lines
+    }
+
+    /// The run's figures.
+    pub fn report(&self) -> &Report {
+        &self.report
+    }
+}
+
+impl fmt::Display for Timeline {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for line in &self.lines {
+            writeln!(f, "{line}")?;
+        }
+        writeln!(f, "\n{}", self.report)?;
+        match (self.held, self.failed) {
+            (0, 0) => write!(f, "ok: nothing was expected"),
+            (held, 0) => write!(f, "ok: all {held} expectations held"),
+            (held, failed) => write!(f, "FAILED: {failed} did not go as expected, {held} did"),
+        }
+    }
+}
+
+/// Runs a scenario with this seed (its own is [`Scenario::seed`]).
+pub fn run(scenario: &Scenario, seed: u64) -> Timeline {
+    let mut builder = scenario.mesh.clone().quiet();
+    builder.options.seed = seed;
+    let mut first = vec![builder.options.to_string()];
+    if !scenario.name.is_empty() {
+        first.push(scenario.name.clone());
+    }
+    let mut run = Run { mesh: builder.build(), lines: first, held: 0, failed: 0, told: 0 };
+    for step in &scenario.steps {
+        let wait = step.at.saturating_sub(run.mesh.now());
+        run.mesh.run_for(wait);
+        run.catch_up();
+        run.step(step);
+    }
+    run.catch_up();
+    Timeline { report: run.mesh.report(), lines: run.lines, held: run.held, failed: run.failed }
+}
+
+struct Run {
+    mesh: Mesh,
+    lines: Vec<String>,
+    held: usize,
+    failed: usize,
+    /// How many entries of the world's journal have been told.
+    told: u64,
+}
+
+impl Run {
+    /// Tells what the world has noted since the last time.
+    fn catch_up(&mut self) {
+        let world = &self.mesh.world;
+        let new = (world.journaled - self.told) as usize;
+        let untold = new.saturating_sub(world.journal.len());
+        if untold > 0 {
+            self.lines.push(format!("({untold} happenings left out)"));
+        }
+        let crowd = world.hosts.len() > TOLD_MEMBERSHIP;
+        let notes = world.journal.iter().skip(world.journal.len().saturating_sub(new));
+        let (told, counted): (Vec<_>, Vec<_>) = notes.partition(|note| note.deed || !crowd);
+        if let Some(last) = counted.last() {
+            let times = counted.len();
+            self.lines.push(format!("{}    {times} times a node learned of others' coming or going", clock(last.at)));
+        }
+        self.lines.extend(told.into_iter().map(ToString::to_string));
+        self.told = world.journaled;
+    }
+
+    fn line(&mut self, mark: &str, what: &str) {
+        self.catch_up();
+        self.lines.push(format!("{} {mark} {what}", clock(self.mesh.world.now)));
+    }
+
+    fn step(&mut self, step: &Step) {
+        let mesh = &mut self.mesh;
+        match &step.action {
+            Action::Ask { node, commands } => return self.ask(node, commands),
+            Action::Cut { from, to, one_way } => {
+                let (from, to) = (words(from), words(to));
+                if *one_way { mesh.cut_one_way(&from, &to) } else { mesh.cut(&from, &to) }
+            }
+            Action::Heal => mesh.heal(),
+            Action::Crash(node) => mesh.crash(node),
+            Action::Restart(node) => mesh.restart(node),
+            Action::Pause(node) => mesh.pause(node),
+            Action::Resume(node) => mesh.resume(node),
+            Action::Skew(node, ms) => mesh.skew(node, *ms),
+            Action::Drift(node, ppm) => mesh.drift(node, *ppm),
+            Action::Links { latency, loss, duplication } => {
+                let mut links = mesh.options().links;
+                links.latency = latency.unwrap_or(links.latency);
+                links.loss = loss.unwrap_or(links.loss);
+                links.duplication = duplication.unwrap_or(links.duplication);
+                mesh.set_links(links);
+            }
+            Action::Probes(path, good) => mesh.probes(path, *good),
+            Action::Expect { what, on, within } => return self.expect(what, on, *within, step.line),
+        }
+        self.catch_up();
+    }
+
+    fn ask(&mut self, node: &str, commands: &[starling_core::Command]) {
+        for command in commands {
+            if let Err(why) = self.mesh.command(node, command.clone()) {
+                self.failed += 1;
+                self.line("✗", &format!("{node}: {why}"));
+            }
+        }
+        self.catch_up();
+    }
+
+    fn expect(&mut self, what: &Expectation, on: &[String], within: Duration, line: usize) {
+        let holds = |mesh: &Mesh| findings(mesh, what, on, false).is_empty();
+        match self.mesh.run_until(within, holds) {
+            Some(took) => {
+                self.held += 1;
+                let waited = if took.is_zero() { String::new() } else { format!(", after {took:?}") };
+                self.line("✓", &format!("{what}{waited}"));
+            }
+            None => {
+                self.failed += 1;
+                let waited = if within.is_zero() { String::new() } else { format!(" within {within:?}") };
+                self.line("✗", &format!("{what}: not so{waited} (line {line})"));
+                let found = findings(&self.mesh, what, on, true);
+                let more = found.len().saturating_sub(TOLD_FINDINGS);
+                self.lines
+                    .extend(found.into_iter().take(TOLD_FINDINGS).map(|finding| format!("             {finding}")));
+                if more > 0 {
+                    self.lines.push(format!("             and {more} more"));
+                }
+            }
+        }
+    }
+}
+
+fn words(names: &[String]) -> Vec<&str> {
+    names.iter().map(String::as_str).collect()
+}
+
+impl fmt::Display for Expectation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Expectation::Converged => write!(f, "nodes that reach each other agree"),
+            Expectation::NothingLost => write!(f, "nothing acknowledged is lost"),
+            Expectation::Visible(key) => write!(f, "{key} is visible"),
+            Expectation::Ready(key) => write!(f, "{key} is ready for traffic"),
+            Expectation::Gone(key) => write!(f, "{key} is gone"),
+            Expectation::Config(key, value) => write!(f, "{key} is served as {value:?}"),
+            Expectation::Conflict(key, versions) => write!(f, "{key} shows a conflict of {versions} versions"),
+            Expectation::NoConflict(key) => write!(f, "{key} shows no conflict"),
+        }
+    }
+}
+
+/// What speaks against an expectation; nothing when it holds. Without `all`, the first that is found will do.
+fn findings(mesh: &Mesh, what: &Expectation, on: &[String], all: bool) -> Vec<String> {
+    match what {
+        Expectation::Converged if !all && !mesh.world.fingerprints_agree() => {
+            return vec!["fingerprints differ".into()];
+        }
+        Expectation::Converged => return mesh.world.disagreements(),
+        Expectation::NothingLost => return mesh.nothing_lost().err().map(|story| story.findings).unwrap_or_default(),
+        _ => {}
+    }
+    let everybody: Vec<String> = mesh.running().iter().map(ToString::to_string).collect();
+    let on = if on.is_empty() { &everybody } else { on };
+    let against = on.iter().filter_map(|node| match mesh.try_view(node) {
+        Some(view) => against(&view, what).map(|found| format!("{node} {found}")),
+        None => Some(format!("{node} is down")),
+    });
+    if all { against.collect() } else { against.take(1).collect() }
+}
+
+/// What a node's picture says against an expectation.
+fn against(view: &View, what: &Expectation) -> Option<String> {
+    let text = |body: &Body| String::from_utf8_lossy(body.as_bytes()).into_owned();
+    match what {
+        Expectation::Converged | Expectation::NothingLost => None,
+        Expectation::Visible(key) => view.instance(key).is_none().then(|| "does not list it".into()),
+        Expectation::Gone(key) => view.instance(key).is_some().then(|| "lists it".into()),
+        Expectation::Ready(key) => match view.instance(key).map(|shown| shown.usability) {
+            Some(Usability::Ready) => None,
+            Some(other) => Some(format!("holds it back: {other:?}")),
+            None => Some("does not list it".into()),
+        },
+        Expectation::Config(key, value) => {
+            let served = view.config(key).and_then(|config| config.served()?.body.as_ref().map(text));
+            (served.as_ref() != Some(value)).then(|| match served {
+                Some(other) => format!("serves {other:?}"),
+                None => "serves nothing".into(),
+            })
+        }
+        Expectation::Conflict(key, versions) => {
+            let shown = view.config(key).map_or(0, |config| config.versions.len());
+            (shown != *versions).then(|| format!("shows {shown} versions"))
+        }
+        Expectation::NoConflict(key) => {
+            let shown = view.config(key).map_or(0, |config| config.versions.len());
+            (shown > 1).then(|| format!("shows {shown} versions"))
+        }
+    }
+}
