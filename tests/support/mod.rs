@@ -1,0 +1,253 @@
+//! Real node processes and small applications for tests; all of them end with the test, even when it panics.
+
+use std::convert::Infallible;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::Response;
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+/// How long anything may take before a test gives up. Generous: the machine may be busy with other tests.
+const DEADLINE: Duration = Duration::from_secs(60);
+/// The pause between two looks at a condition.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// Looks until the condition holds.
+pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !holds() {
+        assert!(began.elapsed() < DEADLINE, "not within {DEADLINE:?}: {what}");
+        thread::sleep(LOOK_AGAIN);
+    }
+}
+
+/// Some nodes of one mesh, on loopback, with data and certificates in a directory of their own.
+pub(crate) struct Mesh {
+    dir: TempDir,
+    nodes: Vec<NodeProcess>,
+}
+
+/// One process of the binary.
+pub(crate) struct NodeProcess {
+    name: String,
+    dir: PathBuf,
+    child: Child,
+    api: SocketAddr,
+    proxy: SocketAddr,
+    quic: SocketAddr,
+}
+
+impl Mesh {
+    /// Starts nodes of these names; the first is the seed of the others. Each knows all others when this returns.
+    pub(crate) fn start<const N: usize>(names: [&str; N]) -> Mesh {
+        let dir = TempDir::new().unwrap();
+        let mut mesh = Mesh { dir, nodes: Vec::new() };
+        for name in names {
+            let seed = mesh.nodes.first().map(|node| node.quic);
+            mesh.nodes.push(NodeProcess::start(mesh.dir.path(), name, seed));
+        }
+        for node in &mesh.nodes {
+            eventually(&format!("{} knows all others", node.name), || node.alive_members() == names);
+        }
+        mesh
+    }
+
+    /// A node by name.
+    pub(crate) fn node(&self, name: &str) -> &NodeProcess {
+        self.nodes.iter().find(|node| node.name == name).unwrap()
+    }
+
+    /// The same, to end it.
+    pub(crate) fn node_mut(&mut self, name: &str) -> &mut NodeProcess {
+        self.nodes.iter_mut().find(|node| node.name == name).unwrap()
+    }
+
+    /// Starts a node again that was ended, with the same data; through any other node that runs, if there is one.
+    pub(crate) fn restart(&mut self, name: &str) {
+        let others = self.nodes.iter_mut().filter(|node| node.name != name);
+        let seed = others.filter_map(|node| node.is_running().then_some(node.quic)).next();
+        let again = NodeProcess::start(self.dir.path(), name, seed);
+        *self.node_mut(name) = again;
+    }
+
+    /// What stands in a node's settings file from its next start on.
+    pub(crate) fn settings(&self, name: &str, text: &str) {
+        fs::write(settings_file(self.dir.path(), name), text).unwrap();
+    }
+}
+
+impl Drop for Mesh {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            for node in &self.nodes {
+                let log = fs::read_to_string(log_file(&node.dir, &node.name)).unwrap_or_default();
+                eprintln!("--- log of {}\n{log}", node.name);
+            }
+        }
+    }
+}
+
+impl NodeProcess {
+    fn start(dir: &Path, name: &str, seed: Option<SocketAddr>) -> NodeProcess {
+        let ready_file = dir.join(format!("{name}.ready"));
+        let _ = fs::remove_file(&ready_file);
+        let settings = settings_file(dir, name);
+        if !settings.exists() {
+            fs::write(&settings, "").unwrap();
+        }
+        let log = fs::File::options().create(true).append(true).open(log_file(dir, name)).unwrap();
+        let mut command = starling(dir);
+        command.args(["node", "--dev", "--name", name, "--zone", name, "--config"]).arg(&settings);
+        command.args(["--listen", "127.0.0.1:0", "--api", "127.0.0.1:0", "--proxy", "127.0.0.1:0", "--ready-file"]);
+        command.arg(&ready_file).stdout(Stdio::null()).stderr(log);
+        if let Some(seed) = seed {
+            command.args(["--seed", &seed.to_string()]);
+        }
+        let child = command.spawn().unwrap();
+        let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
+        let mut node =
+            NodeProcess { name: name.into(), dir: dir.into(), child, api: nowhere, proxy: nowhere, quic: nowhere };
+        eventually(&format!("{name} is ready"), || {
+            let log = || fs::read_to_string(log_file(dir, name)).unwrap_or_default();
+            assert!(node.is_running(), "node {name} ended instead of starting:\n{}", log());
+            ready_file.exists()
+        });
+        let ready: Value = serde_json::from_str(&fs::read_to_string(&ready_file).unwrap()).unwrap();
+        let address = |what: &str| ready["addresses"][what].as_str().unwrap().parse().unwrap();
+        (node.api, node.proxy, node.quic) = (address("api"), address("proxy"), address("quic"));
+        node
+    }
+
+    /// Runs a command of the binary against this node.
+    pub(crate) fn try_starling(&self, arguments: &[&str]) -> Result<String, String> {
+        let output = starling(&self.dir).arg("--peer").arg(self.api.to_string()).args(arguments).output().unwrap();
+        match output.status.success() {
+            true => Ok(String::from_utf8(output.stdout).unwrap()),
+            false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+        }
+    }
+
+    /// The same, and it must succeed.
+    pub(crate) fn starling(&self, arguments: &[&str]) -> String {
+        self.try_starling(arguments).unwrap_or_else(|error| panic!("starling {arguments:?} at {}: {error}", self.name))
+    }
+
+    /// The ids of the instances of a service that may take traffic, as this node sees it.
+    pub(crate) fn ready_instances(&self, service: &str) -> Vec<String> {
+        self.instances(&["instances", service, "--ready", "--json"])
+    }
+
+    /// The ids of all instances this node knows.
+    pub(crate) fn all_instances(&self, service: &str) -> Vec<String> {
+        self.instances(&["instances", service, "--json"])
+    }
+
+    fn instances(&self, arguments: &[&str]) -> Vec<String> {
+        let list: Value = serde_json::from_str(&self.starling(arguments)).unwrap();
+        let ids =
+            list["instances"].as_array().unwrap().iter().map(|instance| instance["id"].as_str().unwrap().to_owned());
+        ids.collect()
+    }
+
+    fn alive_members(&self) -> Vec<String> {
+        let list: Value = serde_json::from_str(&self.starling(&["members", "--json"])).unwrap();
+        let alive = list["members"].as_array().unwrap().iter().filter(|member| member["state"] == "alive");
+        alive.map(|member| member["node"].as_str().unwrap().to_owned()).collect()
+    }
+
+    /// Calls a service through this node's sidecar, as an application would: the body, or what went wrong.
+    pub(crate) fn call(&self, service: &str) -> Result<String, String> {
+        let mut stream = TcpStream::connect(self.proxy).map_err(|error| error.to_string())?;
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        let request = format!("GET / HTTP/1.1\r\nhost: {service}.mesh\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).map_err(|error| error.to_string())?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).map_err(|error| error.to_string())?;
+        let (head, body) = answer.split_once("\r\n\r\n").ok_or("no answer")?;
+        if head.starts_with("HTTP/1.1 200") { Ok(body.to_owned()) } else { Err(answer) }
+    }
+
+    /// Ends the process as a power cut would (SIGKILL).
+    pub(crate) fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Asks the process to stop (SIGTERM); its exit code.
+    pub(crate) fn terminate(&mut self) -> Option<i32> {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        let mut code = None;
+        eventually("the node has stopped", || {
+            code = self.child.try_wait().unwrap();
+            code.is_some()
+        });
+        code.and_then(|status| status.code())
+    }
+
+    fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+}
+
+impl Drop for NodeProcess {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// The binary, with everything it keeps under one directory and nothing from the caller's environment.
+fn starling(dir: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_starling"));
+    command.env_clear().env("TMPDIR", dir).env("USER", "test").current_dir(dir).stdin(Stdio::null());
+    command
+}
+
+fn settings_file(dir: &Path, name: &str) -> PathBuf {
+    dir.join(format!("{name}.toml"))
+}
+
+fn log_file(dir: &Path, name: &str) -> PathBuf {
+    dir.join(format!("{name}.log"))
+}
+
+/// A small application: answers every request with its own name.
+pub(crate) struct App {
+    address: SocketAddr,
+    _runtime: Runtime,
+}
+
+impl App {
+    /// Starts one on a port the system chooses.
+    pub(crate) fn start(name: &'static str) -> App {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+        let address = listener.local_addr().unwrap();
+        runtime.spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let service = hyper::service::service_fn(move |_| async move {
+                    Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(name.as_bytes()))))
+                });
+                tokio::spawn(
+                    hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service),
+                );
+            }
+        });
+        App { address, _runtime: runtime }
+    }
+
+    /// Its port, as the command line wants it.
+    pub(crate) fn port(&self) -> String {
+        self.address.port().to_string()
+    }
+}
