@@ -35,7 +35,7 @@ use starling_core::PeerEvent;
 use starling_core::id::NodeId;
 use starling_core::view::NodeFacts;
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::quic::{GossipInbox, Links};
 use roster::{Link, Roster, Sighting, Step};
@@ -208,6 +208,16 @@ async fn start(
         .map_err(|error| MemberError::Start(error.to_string()))
 }
 
+fn log(event: &PeerEvent) {
+    match event {
+        PeerEvent::Up(node, facts) => {
+            info!(%node, address = facts.address, zone = %facts.zone, incarnation = facts.incarnation.0, "a member is there");
+        }
+        PeerEvent::Lost(node) => warn!(%node, "a member is lost: neither its link nor the others hear of it"),
+        PeerEvent::Left(node, _) => info!(%node, "a member has left"),
+    }
+}
+
 /// The task behind [`Membership`].
 struct Keeper {
     roster: Roster,
@@ -277,6 +287,7 @@ impl Keeper {
         for step in self.roster.judge(now, sightings) {
             match step {
                 Step::Tell(event) => {
+                    log(&event);
                     if self.events.send(event).await.is_err() {
                         return false;
                     }

@@ -1,6 +1,7 @@
 //! Whole nodes' membership over real links on loopback, each in a runtime of its own so that it can be killed.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -85,6 +86,18 @@ impl Mesh {
         }
     }
 
+    /// Stops a node's every task, as SIGSTOP would or a cut of all its lines; what is returned lets it go on.
+    fn freeze(&self, number: usize) -> Arc<AtomicBool> {
+        let thawed = Arc::new(AtomicBool::new(false));
+        let thaw = thawed.clone();
+        self.nodes[number].runtime.spawn(async move {
+            while !thaw.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_millis(10)); // on purpose: the runtime has this one thread
+            }
+        });
+        thawed
+    }
+
     /// Removes a node as SIGKILL would: no task of it runs any more, and its socket is closed without a word.
     fn kill(&mut self, number: usize) -> SocketAddr {
         let node = self.nodes.remove(number);
@@ -160,6 +173,20 @@ fn a_killed_node_is_lost_and_its_next_start_is_up_with_the_new_incarnation() {
         until("it is back", || mesh.last(at, 4) == Some(PeerEvent::Up(name(4), facts(2, address))));
     }
     mesh.all_see_each_other();
+}
+
+#[test]
+fn a_frozen_node_is_lost_and_finds_everybody_again_by_itself() {
+    let mesh = Mesh::of(3);
+    mesh.all_see_each_other();
+    let thaw = mesh.freeze(2);
+    for at in 0..2 {
+        until("it is lost", || mesh.last(at, 2) == Some(PeerEvent::Lost(name(2))));
+    }
+    thaw.store(true, Ordering::Relaxed);
+    mesh.all_see_each_other();
+    let lost = |event: &PeerEvent| matches!(event, PeerEvent::Lost(_));
+    assert!(!mesh.nodes[2].events.lock().unwrap().iter().any(lost), "it stood still, and blames nobody for that");
 }
 
 #[test]

@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use tracing::{debug, warn};
 
 use super::frame::{FrameError, framed, read_one};
-use super::meet::{self, Kind, Met};
+use super::meet::{self, Kind, Met, remote};
 use super::peer::Peer;
 use super::tunnel::{IncomingTunnel, Tunnel, TunnelRefusal, cut};
 use super::{LinkError, Shared};
@@ -67,7 +67,7 @@ impl Carry {
         }
         let address = {
             let state = peer.state();
-            let linked = state.connections.last().map(|held| held.connection.remote_address());
+            let linked = state.connections.last().map(|held| remote(&held.connection));
             state.address.or(linked)
         };
         let Some(address) = address else { return Err(LinkError::UnknownNode(peer.node.clone())) };

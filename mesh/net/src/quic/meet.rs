@@ -67,7 +67,11 @@ pub(super) async fn accept(shared: Arc<Shared>) {
     let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
     while let Some(incoming) = shared.endpoint.accept().await {
         if shared.endpoint.open_connections() > shared.limits.peers.saturating_mul(4) {
-            shared.complain(incoming.remote_address(), "crowded", "too many connections are open; it was turned away");
+            shared.complain(
+                canonical(incoming.remote_address()),
+                "crowded",
+                "too many connections are open; it was turned away",
+            );
             incoming.refuse();
             continue;
         }
@@ -87,7 +91,7 @@ pub(super) async fn accept(shared: Arc<Shared>) {
 }
 
 async fn welcome(shared: &Shared, incoming: Incoming) -> Result<(Kind, Met), String> {
-    let address = incoming.remote_address();
+    let address = canonical(incoming.remote_address());
     let connected = async { incoming.accept()?.await }.await;
     let connection = connected.map_err(|error| shared.explain(address, None, &error))?;
     let data = connection.handshake_data().and_then(|data| data.downcast::<HandshakeData>().ok());
@@ -122,7 +126,7 @@ pub(super) async fn dial(
 
 /// Sends a greeting, waits for the other's, and compares who it is with who was meant.
 async fn greet(shared: &Shared, connection: Connection, meant: Option<&NodeId>, dialled: bool) -> Result<Met, String> {
-    let address = connection.remote_address();
+    let address = remote(&connection);
     let Some(node) = peer_name(&connection) else {
         return Err(shared.complain(address, "name", "its certificate names no node, although it was accepted"));
     };
@@ -162,6 +166,16 @@ async fn greet(shared: &Shared, connection: Connection, meant: Option<&NodeId>, 
 fn peer_name(connection: &Connection) -> Option<NodeId> {
     let identity = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
     Some(node_name(identity.first()?).ok()?.node)
+}
+
+/// Where a peer is. On a socket for both versions of IP, an IPv4 peer appears in IPv6's clothes, under which nobody
+/// else knows it.
+pub(super) fn remote(connection: &Connection) -> SocketAddr {
+    canonical(connection.remote_address())
+}
+
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 /// Dials an address nobody is known at, on behalf of membership, and delivers `frame` there.
@@ -247,7 +261,7 @@ impl Shared {
     /// Somebody shows a certificate with this node's own name: this node itself (a seed list may name it), or another
     /// process that was given the same certificate or name, which cannot work.
     fn met_own_name(&self, connection: &Connection, process: u64) -> String {
-        let (me, address) = (&self.me, connection.remote_address());
+        let (me, address) = (&self.me, remote(connection));
         if process == self.process {
             connection.close(Close::Duplicate.code(), b"this is the same node");
             return "that address is this node's own".to_owned();

@@ -46,6 +46,8 @@ pub use tunnel::{IncomingTunnel, Tunnel, TunnelRefusal};
 
 /// How long [`Links::close`] waits for what was sent to arrive.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
+/// How long it then waits for peers to hear the good-bye; those that do not find out by themselves.
+const GOODBYE_PATIENCE: Duration = Duration::from_millis(300);
 
 /// All links of a node. Cheap to clone; when the last clone is gone, the links are cut.
 #[derive(Clone)]
@@ -353,7 +355,7 @@ impl Links {
             info!("stopping although not everything sent has arrived everywhere");
         }
         shared.endpoint.close(Close::Stopping.code(), b"the node is stopping");
-        let _ = tokio::time::timeout(CLOSE_PATIENCE, shared.endpoint.wait_idle()).await; // the peers' timeouts do the rest
+        let _ = tokio::time::timeout(GOODBYE_PATIENCE, shared.endpoint.wait_idle()).await;
     }
 }
 

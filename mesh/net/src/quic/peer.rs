@@ -14,7 +14,7 @@ use tracing::{debug, warn};
 use super::carry::Carry;
 use super::frame::{FrameError, Frames};
 use super::mailbox::Mailbox;
-use super::meet::{self, Close, Kind, Met};
+use super::meet::{self, Close, Kind, Met, remote};
 use super::{GossipFrame, Limits, Shared, stats};
 
 /// The first byte of a stream on a talk connection: what its frames are.
@@ -31,6 +31,9 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::fro
 const BACKOFF_PER_LOST: Duration = Duration::from_millis(50);
 /// The node whose name is larger waits this long for the other to dial first, so that mostly one connection is made.
 const AFTER_YOU: Duration = Duration::from_millis(100);
+/// A link that lasted less counts as a failed attempt: two processes that share a name would otherwise push each other
+/// out as fast as they can dial.
+const STEADY: Duration = Duration::from_secs(2);
 /// How long a connection that is not used any more is kept, so that what is on its way in it arrives.
 const SPARE_GRACE: Duration = Duration::from_secs(3);
 /// How long a closing node waits for a peer to acknowledge what it was sent.
@@ -141,12 +144,13 @@ impl Peer {
 pub(super) async fn keep(shared: &Arc<Shared>, peer: &Arc<Peer>) {
     let mut current = peer.current.subscribe();
     let mut closing = shared.closing.subscribe();
-    let mut failures = 0;
+    let mut failures: u32 = 0;
     while !*closing.borrow_and_update() {
         let connection = current.borrow_and_update().clone();
         if let Some(connection) = connection {
-            failures = 0;
+            let began = Instant::now();
             write(shared, peer, &connection, &mut current, &mut closing).await;
+            failures = if began.elapsed() < STEADY { failures.saturating_add(1) } else { 0 };
             continue;
         }
         let address = peer.state().address;
@@ -164,30 +168,34 @@ pub(super) async fn keep(shared: &Arc<Shared>, peer: &Arc<Peer>) {
         tokio::select! {
             _ = current.changed() => {} // the peer has dialled us
             _ = closing.changed() => {}
-            () = dial_and_pause(shared, peer, address, &mut failures) => {}
+            () = pause_and_dial(shared, peer, address, &mut failures) => {}
         }
     }
 }
 
-async fn dial_and_pause(shared: &Arc<Shared>, peer: &Arc<Peer>, address: SocketAddr, failures: &mut u32) {
-    if *failures == 0 && shared.me > peer.node && peer.messages.is_empty() {
-        tokio::time::sleep(AFTER_YOU).await;
+async fn pause_and_dial(shared: &Arc<Shared>, peer: &Arc<Peer>, address: SocketAddr, failures: &mut u32) {
+    let pause = if *failures > 0 {
+        let most = BACKOFF.1.max(BACKOFF_PER_LOST * shared.table.down());
+        let pause = (BACKOFF.0 * 2_u32.saturating_pow((*failures - 1).min(16))).min(most);
+        pause.mul_f64(0.5 + fastrand::f64() / 2.0)
+    } else if shared.me > peer.node && peer.messages.is_empty() {
+        AFTER_YOU
+    } else {
+        Duration::ZERO
+    };
+    tokio::select! {
+        () = tokio::time::sleep(pause) => {}
+        () = peer.changed.notified() => return, // the address, perhaps
     }
     match meet::dial(shared, address, Some(&peer.node), Kind::Talk).await {
         Ok(met) => shared.table.register(shared, met),
         Err(reason) => {
+            *failures = failures.saturating_add(1);
             debug!(node = %peer.node, %address, reason, failures, "could not reach a peer");
             shared.table.not_there(&peer.node, address);
             // What waits was meant for now. When the peer is back, repair brings it everything.
             for (kind, _) in peer.messages.clear().into_iter().chain(peer.gossip.clear()) {
                 shared.stats.dropped(kind, 1);
-            }
-            *failures = failures.saturating_add(1);
-            let most = BACKOFF.1.max(BACKOFF_PER_LOST * shared.table.down());
-            let pause = (BACKOFF.0 * 2_u32.saturating_pow((*failures - 1).min(16))).min(most);
-            tokio::select! {
-                () = tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)) => {}
-                () = peer.changed.notified() => {}
             }
         }
     }
@@ -236,7 +244,7 @@ async fn write_stream(
 ) {
     match try_write_stream(shared, connection, kind, mailbox, enough).await {
         Ok(stream) => drop(stream.stopped().await), // that is, until everything is acknowledged
-        Err(error) => debug!(%error, address = %connection.remote_address(), "a stream to a peer has broken"),
+        Err(error) => debug!(%error, address = %remote(connection), "a stream to a peer has broken"),
     }
 }
 
@@ -294,7 +302,7 @@ pub(super) async fn read_streams(shared: Arc<Shared>, node: NodeId, connection: 
     match &error {
         // Objections that come late are worth the words.
         ConnectionError::ConnectionClosed(_) | ConnectionError::TransportError(_) => {
-            shared.explain(connection.remote_address(), Some(&node), &error);
+            shared.explain(remote(&connection), Some(&node), &error);
         }
         _ => {}
     }
@@ -316,7 +324,7 @@ async fn read_stream(shared: &Shared, node: &NodeId, connection: &Connection, mu
     };
     if let Err(what) = read {
         shared.stats.malformed();
-        let address = connection.remote_address();
+        let address = remote(connection);
         warn!(%node, %address, "closed the connection to a peer that sent something malformed: {what}");
         connection.close(Close::Malformed.code(), what.as_bytes());
     }
@@ -354,7 +362,7 @@ async fn read_gossip(
     let mut frames = Frames::new(stream, MAX_GOSSIP_BYTES);
     while let Some(bytes) = next(&mut frames).await? {
         shared.stats.received(stats::GOSSIP, bytes.len());
-        let frame = GossipFrame { from: node.clone(), address: connection.remote_address(), bytes };
+        let frame = GossipFrame { from: node.clone(), address: remote(connection), bytes };
         if shared.into.gossip.send(frame).await.is_err() {
             return Ok(());
         }

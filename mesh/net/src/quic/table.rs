@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::Shared;
-use super::meet::{Close, Met};
+use super::meet::{Close, Met, remote};
 use super::peer::{self, Peer};
 
 /// How many addresses without a known node are dialled at a time: a seed list, not a network scan.
@@ -126,12 +126,12 @@ impl Table {
         }
         let (node, connection) = (met.node.clone(), met.connection.clone());
         let peer = self.peer(shared, &mut rows, &node);
-        rows.at.insert(connection.remote_address(), node.clone());
+        rows.at.insert(remote(&connection), node.clone());
         let was_up = peer.is_up();
         peer.adopt(&shared.me, met);
         drop(rows);
         if !was_up {
-            info!(%node, address = %connection.remote_address(), "linked with a peer");
+            info!(%node, address = %remote(&connection), "linked with a peer");
         }
         tokio::spawn(peer::read_streams(shared.clone(), node, connection));
     }
@@ -140,8 +140,8 @@ impl Table {
     pub(super) fn lost(&self, shared: &Shared, node: &NodeId, connection: &Connection, error: &ConnectionError) {
         let mut rows = self.write();
         let Some(peer) = rows.peers.get(node).cloned() else { return };
-        let (still_up, address) = (peer.drop_connection(&shared.me, connection), connection.remote_address());
-        let moved = peer.state().connections.iter().all(|held| held.connection.remote_address() != address);
+        let (still_up, address) = (peer.drop_connection(&shared.me, connection), remote(connection));
+        let moved = peer.state().connections.iter().all(|held| remote(&held.connection) != address);
         if moved && peer.state().address != Some(address) && rows.at.get(&address) == Some(node) {
             rows.at.remove(&address);
         }
