@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::Instant as Clock;
 
 use hdrhistogram::Histogram;
-use starling_core::digest::Prefix;
 use starling_core::id::{CommandId, Incarnation, InstanceKey, NodeId, ServiceKey};
 use starling_core::record::{Cell, Claim, Key, Record};
 use starling_core::registry::{Address, Instance, Registration};
@@ -185,7 +184,7 @@ impl Heart {
         let mut empty = Heart::new("empty");
         let begun = Clock::now();
         while empty.node.view().fingerprint != self.node.view().fingerprint {
-            let opening = Message::Ranges(vec![(Prefix::ROOT, empty.node.view().fingerprint)]);
+            let opening = Message::opening(empty.node.view().fingerprint, 1);
             let mut to_full = vec![opening];
             while !to_full.is_empty() {
                 let to_empty = self.answers(to_full);

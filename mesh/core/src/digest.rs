@@ -182,6 +182,19 @@ impl Trie {
         }
     }
 
+    /// Visits entries in order, beginning at a key hash that lies in this range, until told to stop (by `false`).
+    fn visit(&self, from: KeyHash, level: u8, visit: &mut impl FnMut((KeyHash, ItemHash)) -> bool) -> bool {
+        match &self.node {
+            TrieNode::Leaf(entries) => entries.iter().filter(|entry| entry.0 >= from).all(|entry| visit(*entry)),
+            TrieNode::Inner(children) => {
+                let first = slot(from, level);
+                let rest = first + 1..children.len();
+                children[first].visit(from, level + 1, visit)
+                    && rest.into_iter().all(|child| children[child].visit(KeyHash(0), level + 1, visit))
+            }
+        }
+    }
+
     fn collect(&self, out: &mut Vec<(KeyHash, ItemHash)>) {
         match &self.node {
             TrieNode::Leaf(entries) => out.extend_from_slice(entries),
@@ -220,6 +233,40 @@ impl Digest {
             Ok(trie) => trie.collect(&mut found),
             Err(entries) => found.extend(entries.iter().filter(|entry| prefix.contains(entry.0))),
         }
+        found
+    }
+
+    /// What a key holds.
+    pub fn item(&self, key: KeyHash) -> Option<ItemHash> {
+        let mut trie = &self.root;
+        for level in 0.. {
+            match &trie.node {
+                TrieNode::Inner(children) => trie = &children[slot(key, level)],
+                TrieNode::Leaf(entries) => {
+                    let at = entries.binary_search_by_key(&key, |entry| entry.0).ok()?;
+                    return Some(entries[at].1);
+                }
+            }
+        }
+        None
+    }
+
+    /// At most so many entries of a range, beginning where `turn` says and going round: with another turn each time,
+    /// every entry has its chance.
+    pub fn some_entries(&self, prefix: Prefix, turn: u64, limit: usize) -> Vec<(KeyHash, ItemHash)> {
+        let trie = match self.walk(prefix) {
+            _ if limit == 0 => return Vec::new(),
+            Ok(trie) if trie.fingerprint.count as usize > limit => trie,
+            _ => return self.entries(prefix),
+        };
+        let from = KeyHash(prefix.bits | (turn & !prefix.mask()));
+        let mut found = Vec::with_capacity(limit);
+        let mut take = |entry| {
+            found.push(entry);
+            found.len() < limit
+        };
+        let _ = trie.visit(from, prefix.levels, &mut take)
+            && trie.visit(KeyHash(prefix.bits), prefix.levels, &mut |entry| entry.0 < from && take(entry));
         found
     }
 
@@ -274,6 +321,28 @@ mod tests {
             }
             assert_eq!(sum, whole);
             ranges = parent.children().collect();
+        }
+    }
+
+    #[test]
+    fn some_entries_go_round_from_anywhere_and_miss_none() {
+        let (digest, mut entries) = filled(4, 3_000);
+        entries.sort_unstable();
+        assert!(entries.iter().all(|(key, item)| digest.item(*key) == Some(*item)));
+        assert_eq!(digest.item(KeyHash(1)), None);
+        let child = Prefix::ROOT.children().nth(5).unwrap();
+        for prefix in [Prefix::ROOT, child, child.children().nth(9).unwrap()] {
+            let all = digest.entries(prefix);
+            for turn in [0, 7 << 60, 0x5a << 56, 0x59ff << 48, u64::MAX] {
+                for limit in [1, 10, all.len() - 1, all.len(), 10_000] {
+                    let mut some = digest.some_entries(prefix, turn, limit);
+                    assert_eq!(some.len(), limit.min(all.len()));
+                    some.sort_unstable();
+                    some.dedup();
+                    assert_eq!(some.len(), limit.min(all.len()));
+                    assert!(some.iter().all(|entry| all.contains(entry)));
+                }
+            }
         }
     }
 

@@ -102,6 +102,24 @@ impl Cell {
         Cell::Config(register)
     }
 
+    /// Cells that merge into this one and hold one value each.
+    pub fn parts(&self) -> Vec<Cell> {
+        let Cell::Config(register) = self else { return vec![self.clone()] };
+        let versions = versions(register);
+        if versions.len() < 2 {
+            return vec![self.clone()];
+        }
+        // The register keeps each version's clock to itself, but shows it on the wire.
+        let bytes = rmp_serde::to_vec(register).expect("registers encode");
+        let Register { vals } = rmp_serde::from_slice(&bytes).expect("a register decodes as what it was encoded from");
+        let part = |(clock, version)| {
+            let mut part = MVReg::new();
+            part.apply(mvreg::Op::Put { clock, val: version });
+            Cell::Config(part)
+        };
+        vals.into_iter().map(part).collect()
+    }
+
     /// The stamps of all values it holds, in order. Two cells of a key with equal stamps are equal.
     pub fn stamps(&self) -> Vec<Stamp> {
         match self {
@@ -175,14 +193,16 @@ pub fn versions(register: &MVReg<Arc<Version>, NodeId>) -> Vec<Arc<Version>> {
     versions
 }
 
+/// A register as it is on the wire.
+#[derive(Deserialize)]
+struct Register {
+    vals: Vec<(VClock<NodeId>, Arc<Version>)>,
+}
+
 /// Reads a register from the wire or a disk. Each version's clock must be one its writer can have had: it counts the
 /// version's own stamp and, before it, what the writer had seen. With that, equal clocks mean equal stamps (so no two
 /// registers can differ for ever), and no writer's counter can be pushed past what its clock will issue.
 fn sound_register<'de, D: Deserializer<'de>>(from: D) -> Result<MVReg<Arc<Version>, NodeId>, D::Error> {
-    #[derive(Deserialize)]
-    struct Register {
-        vals: Vec<(VClock<NodeId>, Arc<Version>)>,
-    }
     let mut register = MVReg::new();
     for (clock, version) in Register::deserialize(from)?.vals {
         let Stamp { time: HybridTime(written), node: writer } = &version.stamp;

@@ -228,6 +228,17 @@ impl Instance {
         }
     }
 
+    /// Near enough to the size of its texts to bound messages by.
+    pub(crate) fn rough_bytes(&self) -> usize {
+        let tags = self.tags.iter().map(|tag| 2 + tag.len()).sum::<usize>();
+        let metadata = self.metadata.iter().map(|(key, value)| 4 + key.len() + value.len()).sum::<usize>();
+        let path = match &self.check {
+            Some(Check { kind: CheckKind::Http { path }, .. }) => path.len(),
+            _ => 0,
+        };
+        self.address.host.len() + self.version.len() + tags + metadata + path
+    }
+
     /// What is wrong with it, if anything: the field and what to do.
     ///
     /// # Errors

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::digest::{Digest, Fingerprint, ItemHash, KeyHash, Prefix};
+use crate::digest::{Fingerprint, ItemHash, KeyHash, Prefix};
 use crate::id::{Incarnation, NodeId};
 use crate::observe::{Span, TraceId};
 use crate::record::Record;
@@ -17,17 +17,48 @@ pub const WIRE_VERSION: u8 = 1;
 /// The largest encoded message or reply, in bytes. A record with the largest document fits.
 pub const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
 
+/// What every message of one repair exchange carries, handed on from answer to answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exchange {
+    /// Chosen at random by whoever opened it, who knows its own exchange by it.
+    pub id: u32,
+    /// Something was left out at a limit: whoever learns from the last message should open another exchange.
+    pub cut: bool,
+}
+
 /// From heart to heart. Any message may be lost, doubled or overtaken.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Message {
-    /// Records the receiver may not have: a fresh change, or what repair found missing.
+    /// Records the receiver may not have: fresh changes.
     Push(Vec<Record>),
     /// Repair: "in these ranges of key hashes I hold this". Begins with the whole range.
-    Ranges(Vec<(Prefix, Fingerprint)>),
+    Ranges {
+        /// Ranges and what is in them.
+        ranges: Vec<(Prefix, Fingerprint)>,
+        /// Of which exchange this is part.
+        exchange: Exchange,
+    },
     /// Repair: "in these ranges I hold exactly these entries". An answer to ranges that differ and are small.
-    Entries(Vec<(Prefix, Vec<(KeyHash, ItemHash)>)>),
+    Entries {
+        /// Ranges and all that is in them.
+        entries: Vec<(Prefix, Vec<(KeyHash, ItemHash)>)>,
+        /// Of which exchange this is part.
+        exchange: Exchange,
+    },
     /// Repair: "send me what you hold under these key hashes".
-    Want(Vec<KeyHash>),
+    Want {
+        /// Of the records wanted.
+        hashes: Vec<KeyHash>,
+        /// Of which exchange this is part.
+        exchange: Exchange,
+    },
+    /// Repair: "this you seem to lack".
+    Fill {
+        /// Records the receiver lacks or has in another state.
+        records: Vec<Record>,
+        /// Of which exchange this is part.
+        exchange: Exchange,
+    },
     /// Repair: "we hold the same", with the fingerprint both have.
     Same(Fingerprint),
     /// "This start of this node is stopping cleanly"; passed on by whoever hears it first.
@@ -39,17 +70,18 @@ impl Message {
     pub fn kind(&self) -> &'static str {
         match self {
             Message::Push(_) => "push",
-            Message::Ranges(_) => "ranges",
-            Message::Entries(_) => "entries",
-            Message::Want(_) => "want",
+            Message::Ranges { .. } => "ranges",
+            Message::Entries { .. } => "entries",
+            Message::Want { .. } => "want",
+            Message::Fill { .. } => "fill",
             Message::Same(_) => "same",
             Message::Leaving(..) => "leaving",
         }
     }
 
     /// The opening of a repair exchange: the fingerprint of everything.
-    pub fn opening(digest: &Digest) -> Self {
-        Message::Ranges(vec![(Prefix::ROOT, digest.root())])
+    pub fn opening(store: Fingerprint, id: u32) -> Self {
+        Message::Ranges { ranges: vec![(Prefix::ROOT, store)], exchange: Exchange { id, cut: false } }
     }
 }
 

@@ -1,15 +1,19 @@
 //! What peers say: merged, passed on, answered.
 
-use super::{CONTINUE_AFTER, Node, Output, PeerEvent};
+use super::{Node, Output, PeerEvent};
+use crate::digest::Prefix;
 use crate::id::{Incarnation, InstanceKey, NodeId};
 use crate::record::{Cell, Key, Record, versions};
 use crate::registry::Instance;
 use crate::repair;
 use crate::time::{Now, Stamp};
-use crate::wire::Message;
+use crate::wire::{Exchange, Message};
 
 /// The most records believed of one message.
 const MAX_PUSHED: usize = 16_384;
+/// How much of what repair taught is passed on to the neighbours in each repair interval, in records: enough for an
+/// ordinary heal, little beside what filling a new node takes.
+pub(super) const MAX_PASSED_ON: usize = 2_048;
 
 /// Why a record was not merged.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -25,40 +29,58 @@ pub(super) enum Refused {
 impl Node {
     pub(super) fn message(&mut self, now: Now, from: NodeId, message: Message, out: &mut Vec<Output>) {
         match message {
-            Message::Push(records) => self.pushed(now, &from, records, out),
-            Message::Ranges(ranges) => {
-                let answer = repair::compare_ranges(&self.store, &ranges);
-                self.counters.repairs_differing += u64::from(!matches!(answer.messages[..], [Message::Same(_)] | []));
-                self.answer(now, from, answer, out);
+            Message::Push(records) => _ = self.learn(now, &from, records, usize::MAX, out),
+            Message::Fill { records, exchange } => self.filled(now, from, records, exchange, out),
+            Message::Ranges { ranges, exchange } => {
+                let answer = repair::compare_ranges(&self.store, &ranges, exchange, self.rng.u64(..));
+                let differs = matches!(ranges[..], [(Prefix::ROOT, theirs)] if theirs != self.store.fingerprint());
+                self.counters.repairs_differing += u64::from(differs);
+                self.answer(from, answer, out);
             }
-            Message::Entries(entries) => {
-                let answer = repair::compare_entries(&self.store, &entries);
-                self.answer(now, from, answer, out);
+            Message::Entries { entries, exchange } => {
+                let answer = repair::compare_entries(&self.store, &entries, exchange, self.rng.u64(..));
+                self.answer(from, answer, out);
             }
-            Message::Want(hashes) => {
-                let messages = repair::send_wanted(&self.store, &hashes);
-                self.answer(now, from, repair::Answer { messages, cut: false }, out);
+            Message::Want { hashes, exchange } => {
+                let answer = repair::send_wanted(&self.store, &hashes, exchange, self.rng.u64(..));
+                self.answer(from, answer, out);
             }
             Message::Same(_) => {}
             Message::Leaving(node, incarnation) => self.heard_leaving(now, &from, node, incarnation, out),
         }
     }
 
-    fn answer(&mut self, now: Now, to: NodeId, answer: repair::Answer, out: &mut Vec<Output>) {
-        for message in answer.messages {
-            if let Message::Push(records) = &message {
+    fn answer(&mut self, to: NodeId, messages: Vec<Message>, out: &mut Vec<Output>) {
+        for message in messages {
+            if let Message::Fill { records, .. } = &message {
                 self.counters.pushed += records.len() as u64;
             }
             out.push(Output::Send(to.clone(), message));
         }
-        if answer.cut {
-            self.repair_with = Some(to);
-            self.repair_due = self.repair_due.min(now.elapsed + CONTINUE_AFTER);
+    }
+
+    /// Takes what a peer found missing here. A little is passed on like a fresh change (a heal is over sooner so); the
+    /// neighbours of a node that has much to learn know most of it already, and repair with each other anyway.
+    fn filled(&mut self, now: Now, from: NodeId, records: Vec<Record>, exchange: Exchange, out: &mut Vec<Output>) {
+        let interval = self.settings.repair_interval();
+        if now.elapsed >= self.pass_on_renewed + interval {
+            self.pass_on_renewed = now.elapsed;
+            self.pass_on_left = MAX_PASSED_ON;
+        }
+        let learnt = self.learn(now, &from, records, self.pass_on_left, out);
+        self.pass_on_left = self.pass_on_left.saturating_sub(learnt);
+        self.learnt_by_repair += learnt;
+        // Others open exchanges with this node too; to go on with each would be to learn the same several times over.
+        let goes_on = exchange.id == self.exchange || now.elapsed >= self.exchange_opened + interval;
+        if exchange.cut && goes_on && std::mem::take(&mut self.learnt_by_repair) > 0 {
+            self.open_exchange(now, from, out);
         }
     }
 
-    fn pushed(&mut self, now: Now, from: &NodeId, records: Vec<Record>, out: &mut Vec<Output>) {
+    /// Merges what a peer sent, passes at most so many news on and tells how many there were.
+    fn learn(&mut self, now: Now, from: &NodeId, records: Vec<Record>, pass_on: usize, out: &mut Vec<Output>) -> usize {
         let mut news = Vec::new();
+        let merged_before = self.counters.merged;
         for record in records.into_iter().take(MAX_PUSHED) {
             let key = record.key.clone();
             let owned_before = self.owns(&key);
@@ -72,9 +94,11 @@ impl Node {
                 Err(why) => self.refuse(from, &key, &why),
             }
         }
+        news.truncate(pass_on);
         if !news.is_empty() {
             self.tell(news, Some(from), out);
         }
+        (self.counters.merged - merged_before) as usize
     }
 
     /// What to do with a record that a peer has just changed here: keep it on disk if it is everybody's, and pass it on

@@ -205,8 +205,6 @@ pub struct Counters {
 
 /// How long after a peer came back the repair with it begins, at most: spread, so that a heal is not a stampede.
 const RETURN_JITTER: Duration = Duration::from_millis(50);
-/// How soon an exchange that was cut at a limit is continued.
-const CONTINUE_AFTER: Duration = Duration::from_millis(5);
 /// How often old tombstones are looked for.
 const COLLECT_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -227,8 +225,14 @@ pub struct Node {
     started: bool,
     leaving: bool,
     repair_due: Instant,
-    /// The peer to go on repairing with, when an exchange was cut at a limit.
-    repair_with: Option<NodeId>,
+    /// The repair exchange this node opened last, and when.
+    exchange: u32,
+    exchange_opened: Instant,
+    /// Records learnt by repair since one exchange led to the next: without any, going on at once is no use.
+    learnt_by_repair: usize,
+    /// How many more records that repair teaches are passed on, and since when.
+    pass_on_left: usize,
+    pass_on_renewed: Instant,
     collect_due: Instant,
 }
 
@@ -257,7 +261,11 @@ impl Node {
             started: false,
             leaving: false,
             repair_due: now.elapsed + settings.repair_interval(),
-            repair_with: None,
+            exchange: 0,
+            exchange_opened: now.elapsed,
+            learnt_by_repair: 0,
+            pass_on_left: message::MAX_PASSED_ON,
+            pass_on_renewed: now.elapsed,
             collect_due: now.elapsed + COLLECT_INTERVAL,
             me,
             settings,
@@ -344,22 +352,33 @@ impl Node {
         }
     }
 
+    /// Begins a regular exchange: with a peer that has just come back, or a random neighbour.
     fn begin_repair(&mut self, now: Now, out: &mut Vec<Output>) {
-        // A quarter of jitter keeps the exchanges of many nodes from falling into step.
-        let interval = self.settings.repair_interval();
-        let jitter = Duration::from_micros(self.rng.u64(..=interval.as_micros() as u64 / 4));
-        self.repair_due = now.elapsed + interval + jitter;
-        let chosen = self.repair_with.take().or_else(|| self.peers.next_returned()).or_else(|| {
+        let chosen = self.peers.next_returned().or_else(|| {
             let neighbours = self.peers.neighbours();
             (!neighbours.is_empty()).then(|| neighbours[self.rng.usize(..neighbours.len())].clone())
         });
-        if self.peers.has_returned() {
-            self.repair_due = now.elapsed + RETURN_JITTER;
+        match chosen {
+            Some(peer) => self.open_exchange(now, peer, out),
+            None => self.postpone_repair(now),
         }
-        if let Some(peer) = chosen {
-            self.counters.repairs_begun += 1;
-            out.push(Output::Send(peer, Message::opening(self.store.digest())));
-        }
+    }
+
+    /// Opens a repair exchange; the next regular one is due an interval later.
+    fn open_exchange(&mut self, now: Now, peer: NodeId, out: &mut Vec<Output>) {
+        self.exchange = self.rng.u32(..);
+        self.exchange_opened = now.elapsed;
+        self.counters.repairs_begun += 1;
+        out.push(Output::Send(peer, Message::opening(self.store.fingerprint(), self.exchange)));
+        self.postpone_repair(now);
+    }
+
+    fn postpone_repair(&mut self, now: Now) {
+        // A quarter of jitter keeps the exchanges of many nodes from falling into step.
+        let interval = self.settings.repair_interval();
+        let jitter = Duration::from_micros(self.rng.u64(..=interval.as_micros() as u64 / 4));
+        let pause = if self.peers.has_returned() { RETURN_JITTER } else { interval + jitter };
+        self.repair_due = now.elapsed + pause;
     }
 
     /// Removes tombstones nobody needs any more.

@@ -379,3 +379,4 @@ fn an_unchanged_view_is_not_published_again() {
 mod checks;
 mod hostile;
 mod moves;
+mod repairs;

@@ -1,0 +1,207 @@
+//! What repair costs, and that it ends, when there is much to repair, links are slow, or a peer refuses what it is sent.
+
+use super::*;
+use crate::config::Version;
+use crate::record::Cell;
+use crate::testing::{instance_record, stamp};
+use crate::wire::{MAX_MESSAGE_BYTES, encode};
+
+/// Messages with more records than this hold small ones; encoding all of them takes long.
+const MAX_SMALL: usize = 100;
+
+/// Two hearts with a slow link between them.
+struct Pair {
+    nodes: BTreeMap<NodeId, Node>,
+    link: Duration,
+    under_way: BTreeMap<(Instant, u64), (NodeId, NodeId, Message)>,
+    now: Now,
+    sent: u64,
+    sent_records: usize,
+}
+
+impl Pair {
+    fn new(link: Duration) -> Self {
+        let now = Now { elapsed: Instant(0), wall: WallTime(1_000_000) };
+        let mut pair = Pair { nodes: BTreeMap::new(), link, under_way: BTreeMap::new(), now, sent: 0, sent_records: 0 };
+        for (me, peer) in [("a", "b"), ("b", "a")] {
+            let node = Node::new(id(me), facts(1), Settings::default(), Memory::default(), 1, now);
+            pair.nodes.insert(id(me), node);
+            pair.give(&id(me), Input::Peer(PeerEvent::Up(id(peer), facts(1))));
+        }
+        pair
+    }
+
+    fn give(&mut self, to: &NodeId, input: Input) {
+        let mut out = Vec::new();
+        self.nodes.get_mut(to).unwrap().handle(self.now, input, &mut out);
+        for output in out {
+            if let Output::Send(peer, message) = output {
+                let records = records_in(&message);
+                assert!(records > MAX_SMALL || encode(&message).len() <= MAX_MESSAGE_BYTES);
+                self.sent += 1;
+                self.sent_records += records;
+                let arrives = self.now.elapsed + self.link;
+                self.under_way.insert((arrives, self.sent), (to.clone(), peer, message));
+            }
+        }
+    }
+
+    /// Puts records straight into a node's store, as if it had always had them.
+    fn knows(&mut self, at: &str, records: impl Iterator<Item = Record>) {
+        let now = self.now;
+        let node = self.nodes.get_mut(&id(at)).unwrap();
+        for record in records {
+            node.absorb(record, now, &mut Vec::new()).unwrap();
+        }
+    }
+
+    /// Runs until both agree or time is up; tells how long it took.
+    fn agree_within(&mut self, limit: Duration) -> Option<Duration> {
+        let begun = self.now.elapsed;
+        self.run(limit, |pair| pair.agree()).then(|| self.now.elapsed.since(begun))
+    }
+
+    fn agree(&self) -> bool {
+        let mut fingerprints = self.nodes.values().map(|node| node.store.fingerprint());
+        fingerprints.next() == fingerprints.next()
+    }
+
+    fn run(&mut self, time: Duration, done: impl Fn(&Pair) -> bool) -> bool {
+        let end = self.now.elapsed + time;
+        while !done(self) {
+            let wakeup = self.nodes.values().filter_map(Node::next_wakeup).min();
+            let arrival = self.under_way.keys().next().map(|(at, _)| *at);
+            let Some(next) = wakeup.into_iter().chain(arrival).min().filter(|next| *next <= end) else { return false };
+            self.now.wall.0 += next.since(self.now.elapsed).as_millis() as u64;
+            self.now.elapsed = self.now.elapsed.max(next);
+            match self.under_way.first_entry().filter(|first| first.key().0 <= self.now.elapsed) {
+                Some(first) => {
+                    let (from, to, message) = first.remove();
+                    self.give(&to, Input::Message(from, message));
+                }
+                None => {
+                    for name in ["a", "b"] {
+                        self.give(&id(name), Input::Tick);
+                    }
+                }
+            }
+        }
+        true
+    }
+}
+
+fn records_in(message: &Message) -> usize {
+    match message {
+        Message::Push(records) | Message::Fill { records, .. } => records.len(),
+        _ => 0,
+    }
+}
+
+fn instances(range: std::ops::Range<u64>) -> impl Iterator<Item = Record> {
+    range.map(|number| instance_record("orders", &format!("o{number}"), "c", number + 1))
+}
+
+/// Instances whose stamps only a node with a wrong clock believes.
+fn from_the_future(range: std::ops::Range<u64>) -> impl Iterator<Item = Record> {
+    let ahead = HybridTime::from_wall(WallTime(9_000_000)).0;
+    range.map(move |number| instance_record("future", &format!("o{number}"), "c", ahead + number))
+}
+
+fn document(number: usize, writer: &str, time: u64, bytes: usize) -> Record {
+    let key = ConfigKey { key: format!("d{number}").parse().unwrap(), ..config_key() };
+    let version = Version {
+        stamp: stamp(writer, time),
+        body: Some(vec![b'x'; bytes].into()),
+        format: String::new(),
+        author: String::new(),
+        comment: String::new(),
+    };
+    Record { key: Key::Config(key), cell: Cell::config_write(None, version) }
+}
+
+#[test]
+fn an_empty_node_is_filled_over_a_slow_link_in_seconds_and_sent_little_twice() {
+    let mut pair = Pair::new(Duration::from_millis(40));
+    pair.knows("a", instances(0..20_000));
+    let took = pair.agree_within(Duration::from_secs(60));
+    assert!(took.is_some_and(|took| took < Duration::from_secs(5)), "{took:?}");
+    assert!(pair.sent_records < 30_000, "{} records were sent", pair.sent_records);
+}
+
+#[test]
+fn two_halves_that_differ_in_much_agree_in_seconds() {
+    let mut pair = Pair::new(Duration::from_millis(40));
+    pair.knows("a", instances(0..15_000));
+    pair.knows("b", instances(5_000..20_000));
+    let took = pair.agree_within(Duration::from_secs(60));
+    assert!(took.is_some_and(|took| took < Duration::from_secs(5)), "{took:?}");
+    assert!(pair.sent_records < 30_000, "{} records were sent", pair.sent_records);
+}
+
+#[test]
+fn a_peer_that_refuses_much_is_not_sent_it_again_and_again() {
+    let mut pair = Pair::new(Duration::from_millis(1));
+    pair.knows("a", from_the_future(0..12_000));
+    pair.run(Duration::from_secs(5), |_| false);
+    assert!(!pair.agree());
+    let exchanges: u64 = pair.nodes.values().map(|node| node.counters().repairs_begun).sum();
+    assert!(exchanges < 25, "{exchanges} exchanges in five seconds");
+}
+
+#[test]
+fn what_a_peer_refuses_does_not_keep_it_from_the_rest() {
+    let mut pair = Pair::new(Duration::from_millis(1));
+    pair.knows("a", from_the_future(0..12_000));
+    pair.run(Duration::from_secs(3), |_| false);
+    pair.knows("a", instances(0..20));
+    let known = |pair: &Pair| pair.nodes[&id("b")].store.fingerprint().count == 20;
+    assert!(pair.run(Duration::from_secs(60), known));
+}
+
+#[test]
+fn one_message_is_not_answered_by_more_than_a_few_megabytes() {
+    let mut pair = Pair::new(Duration::from_millis(1));
+    pair.knows("a", (0..40).map(|number| document(number, "c", number as u64 + 1, 300_000)));
+    let mut out = Vec::new();
+    let keys = pair.nodes[&id("a")].store.digest().entries(crate::digest::Prefix::ROOT);
+    let hashes = keys.into_iter().map(|entry| entry.0).collect();
+    let now = pair.now;
+    let exchange = crate::wire::Exchange { id: 1, cut: false };
+    let node = pair.nodes.get_mut(&id("a")).unwrap();
+    node.handle(now, Input::Message(id("b"), Message::Want { hashes, exchange }), &mut out);
+    let bytes: usize = out.iter().map(|o| if let Output::Send(_, m) = o { encode(m).len() } else { 0 }).sum();
+    assert!(bytes < 6_000_000, "{bytes} bytes");
+    assert!(pair.agree_within(Duration::from_secs(30)).is_some());
+}
+
+#[test]
+fn a_document_with_many_large_versions_in_conflict_reaches_everybody() {
+    let mut pair = Pair::new(Duration::from_millis(1));
+    for number in 0..12 {
+        pair.knows("a", [document(0, &format!("w{number}"), number + 1, 500_000)].into_iter());
+    }
+    assert!(pair.agree_within(Duration::from_secs(30)).is_some());
+}
+
+#[test]
+fn a_node_that_has_much_to_learn_does_not_flood_its_neighbours_with_it() {
+    let mut mesh = Mesh::of(&["a", "b", "c"]);
+    let exchange = crate::wire::Exchange { id: 1, cut: false };
+    let records: Vec<Record> = instances(0..6_000).collect();
+    let now = mesh.now;
+    let node = mesh.nodes.get_mut(&id("a")).unwrap();
+    let mut passed_on = 0;
+    for records in records.chunks(1_000) {
+        let mut out = Vec::new();
+        let fill = Message::Fill { records: records.to_vec(), exchange };
+        node.handle(now, Input::Message(id("b"), fill), &mut out);
+        for output in out {
+            if let Output::Send(to, Message::Push(records)) = output {
+                assert_eq!(to, id("c"));
+                passed_on += records.len();
+            }
+        }
+    }
+    assert_eq!(node.store.fingerprint().count, 6_000);
+    assert_eq!(passed_on, 2_048, "a heal's worth, and no more");
+}
