@@ -101,3 +101,17 @@ fn the_throw_away_authority_is_for_loopback_only() {
     assert_eq!(code, Some(1));
     assert!(stderr.contains("only loopback addresses"), "{stderr}");
 }
+
+#[test]
+fn a_scenario_is_played_and_a_disappointed_expectation_is_exit_code_1() {
+    let dir = TempDir::new().unwrap();
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/scenarios/partition.toml");
+    let (code, first, stderr) = run(dir.path(), &["sim", example, "--seed", "7"]);
+    assert_eq!(code, Some(0), "{first}{stderr}");
+    assert_eq!(run(dir.path(), &["sim", example, "--seed", "7"]).1, first, "the same seed gives the same timeline");
+    let hopeless = "[mesh]\nnodes = 2\n[[step]]\nat = \"1s\"\ndo = \"expect-ready\"\ninstance = \"orders/o1\"\n";
+    std::fs::write(dir.path().join("hopeless.toml"), hopeless).unwrap();
+    let (code, stdout, stderr) = run(dir.path(), &["sim", "hopeless.toml"]);
+    assert_eq!(code, Some(1), "{stdout}{stderr}");
+    assert!(stdout.contains("FAILED") && stderr.contains("--seed"), "{stdout}{stderr}");
+}

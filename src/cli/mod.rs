@@ -11,6 +11,7 @@ mod mesh;
 mod node;
 mod output;
 mod registry;
+mod sim;
 mod trace;
 
 use std::process::ExitCode;
@@ -88,6 +89,8 @@ enum Command {
     Status(mesh::StatusArgs),
     /// Show a trace as a tree, or the newest traces
     Trace(trace::TraceArgs),
+    /// Play a scenario (partitions, crashes, wrong clocks) against simulated nodes
+    Sim(sim::SimArgs),
     /// Make the mesh's certificates
     #[command(subcommand)]
     Ca(ca::CaCommand),
@@ -124,6 +127,7 @@ fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Members(args) => mesh::members(&args, &client, &mut out),
         Command::Status(args) => mesh::status(&args, &client, &mut out),
         Command::Trace(args) => trace::run(&args, &client, &mut out),
+        Command::Sim(args) => sim::run(&args, &mut out),
         Command::Ca(command) => ca::run(command, &mut out),
     }?;
     out.flush()?;
