@@ -6,11 +6,13 @@
 //! | [`node`] | a whole node in one process: `starling::Node::start(settings)` |
 //! | [`cli`] | the command line: `starling node` and everything that asks a running node |
 //! | [`sim`] | the simulator, for tests of one's own |
+//! | [`demo`] | `starling demo`: the whole of it at work, with figures |
 //! | [`logging`] | what a node says of itself |
 //!
 //! It decides nothing about the product: core decides, net talks, proxy carries, api shows, sim doubts.
 
 pub mod cli;
+pub mod demo;
 pub mod logging;
 pub mod node;
 pub mod settings;

@@ -23,6 +23,8 @@ use client::Client;
 use failure::Failure;
 use output::{Out, notice};
 
+pub(crate) use trace::Tree;
+
 /// A service mesh without a control plane: one binary per host, any of them answers.
 #[derive(Debug, Parser)]
 #[command(name = "starling", version, max_term_width = 100, after_long_help = TOP_HELP)]
@@ -67,6 +69,8 @@ Exit codes:
 enum Command {
     /// Run a node on this host
     Node(node::NodeArgs),
+    /// See it all at work: three nodes, a small shop, and what happens when things break
+    Demo(crate::demo::DemoArgs),
     /// Put an instance of a service into the registry
     Register(registry::RegisterArgs),
     /// Take an instance out of the registry
@@ -101,7 +105,7 @@ pub fn run() -> ExitCode {
     // clap ends the process by itself: 0 after help, 2 after a mistake.
     let cli = Cli::parse();
     match execute(cli) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(failure) => {
             if !matches!(failure, Failure::OutputClosed) {
                 notice(&format!("starling: {failure}"));
@@ -111,12 +115,14 @@ pub fn run() -> ExitCode {
     }
 }
 
-fn execute(cli: Cli) -> Result<(), Failure> {
+fn execute(cli: Cli) -> Result<ExitCode, Failure> {
     let mut out = Out::stdout(cli.global.json);
     let peers = if cli.global.peer.is_empty() { vec![default_peer()] } else { cli.global.peer };
     let client = Client::new(peers);
     match cli.command {
         Command::Node(args) => node::run(args, &mut out),
+        // It prints by itself, and its promises are more than done or failed.
+        Command::Demo(args) => return Ok(crate::demo::run(&args, cli.global.json)),
         Command::Register(args) => registry::register(args, &client, &mut out),
         Command::Deregister(args) => registry::deregister(args, &client, &mut out),
         Command::Renew(args) => registry::renew(args, &client, &mut out),
@@ -131,7 +137,7 @@ fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Ca(command) => ca::run(command, &mut out),
     }?;
     out.flush()?;
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
 fn default_peer() -> HostPort {

@@ -30,7 +30,7 @@ pub(crate) struct TraceArgs {
 }
 
 /// How wide the bars are, in characters.
-const BAR_WIDTH: u64 = 32;
+const BAR_COLUMNS: u64 = 32;
 /// How deep a tree is shown; deeper spans stand at this depth. What comes from the network may nest without end.
 const MAX_DEPTH: usize = 64;
 
@@ -94,7 +94,7 @@ fn show_trace(detail: &TraceDetail, out: &mut Out) -> io::Result<()> {
             Cell::from(&line.span.node),
             Cell::number(micros(line.span.duration_us)),
             Cell::styled(style, result),
-            Cell::styled(style, tree.bar(line)),
+            Cell::styled(style, tree.bar(line, BAR_COLUMNS)),
             Cell::styled(Style::Dim, attributes.collect::<Vec<_>>().join(" ")),
         ]);
     }
@@ -127,14 +127,14 @@ fn result_of(span: &SpanInfo) -> (Style, String) {
 }
 
 /// A trace's spans in the order of a tree, with their times on the root's clock.
-struct Tree<'a> {
-    lines: Vec<Line<'a>>,
+pub(crate) struct Tree<'a> {
+    pub(crate) lines: Vec<Line<'a>>,
 }
 
-struct Line<'a> {
-    span: &'a SpanInfo,
+pub(crate) struct Line<'a> {
+    pub(crate) span: &'a SpanInfo,
     /// The branches drawn before its name.
-    branch: String,
+    pub(crate) branch: String,
     /// When it began, on the clock of the root's node as far as can be told.
     start_us: u64,
     /// Whether its own clock said something impossible.
@@ -142,7 +142,7 @@ struct Line<'a> {
 }
 
 impl<'a> Tree<'a> {
-    fn of(spans: &'a [SpanInfo]) -> Self {
+    pub(crate) fn of(spans: &'a [SpanInfo]) -> Self {
         let mut children: BTreeMap<Option<SpanId>, Vec<&SpanInfo>> = BTreeMap::new();
         for span in spans {
             // A parent outside the mesh, or one that is no longer kept, makes a root.
@@ -194,13 +194,13 @@ impl<'a> Tree<'a> {
         end.saturating_sub(self.start_us())
     }
 
-    /// When and how long, drawn.
-    fn bar(&self, line: &Line<'_>) -> String {
+    /// When and how long, drawn in so many columns.
+    pub(crate) fn bar(&self, line: &Line<'_>, columns: u64) -> String {
         let whole = u128::from(self.length_us().max(1));
-        let scale = |us: u64| (u128::from(us) * u128::from(BAR_WIDTH) / whole).min(u128::from(BAR_WIDTH)) as usize;
-        let before = scale(line.start_us - self.start_us()).min(BAR_WIDTH as usize - 1);
-        let length = scale(line.span.duration_us).clamp(1, BAR_WIDTH as usize - before);
-        let after = BAR_WIDTH as usize - before - length;
+        let scale = |us: u64| (u128::from(us) * u128::from(columns) / whole).min(u128::from(columns)) as usize;
+        let before = scale(line.start_us - self.start_us()).min(columns as usize - 1);
+        let length = scale(line.span.duration_us).clamp(1, columns as usize - before);
+        let after = columns as usize - before - length;
         let mark = if line.shifted { "~" } else { " " };
         format!("{}{}{}{mark}", "·".repeat(before), "█".repeat(length), "·".repeat(after))
     }
