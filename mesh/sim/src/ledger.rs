@@ -110,11 +110,14 @@ impl Ledger {
     }
 
     /// The asker has been told that this write succeeded.
+    ///
+    /// # Panics
+    /// When it was never given to the disk: the heart's fault.
     pub(crate) fn acknowledge(&mut self, key: &Key, stamp: &Stamp) {
-        if let Some(write) = self.writes.get_mut(key).and_then(|writes| writes.get_mut(stamp)) {
-            self.acknowledged += u64::from(!write.acknowledged);
-            write.acknowledged = true;
-        }
+        let write = self.writes.get_mut(key).and_then(|writes| writes.get_mut(stamp));
+        let write = write.unwrap_or_else(|| panic!("a write to {key:?} was acknowledged as {stamp} but never kept"));
+        self.acknowledged += u64::from(!write.acknowledged);
+        write.acknowledged = true;
     }
 
     /// Every running node has seen a write: these. Of an instance only its owner keeps a copy on disk, and whether a

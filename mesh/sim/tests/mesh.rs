@@ -1,0 +1,148 @@
+//! What the model promises to tests: that its faults are faults, and that its judgements judge.
+
+use starling_core::registry::{Address, Check, CheckKind, Instance};
+use starling_core::view::{MemberState, Usability};
+use starling_sim::{Mesh, Story, ask, millis, secs};
+
+fn state(mesh: &Mesh, observer: &str, subject: &str) -> MemberState {
+    let view = mesh.view(observer);
+    view.member(&subject.parse().unwrap()).unwrap().state
+}
+
+#[test]
+fn nodes_lose_each_other_after_the_detection_time_even_when_only_one_direction_is_cut() {
+    let mut mesh = Mesh::builder(1).nodes(3).detection(secs(2), millis(200)).build();
+    mesh.cut_one_way(&["n1"], &["n2"]);
+    mesh.run_for(millis(1_900));
+    assert_eq!(state(&mesh, "n1", "n2"), MemberState::Alive);
+    mesh.run_for(millis(700));
+    assert_eq!([state(&mesh, "n1", "n2"), state(&mesh, "n2", "n1")], [MemberState::Lost; 2]);
+    assert_eq!(state(&mesh, "n3", "n1"), MemberState::Alive);
+    mesh.heal();
+    mesh.run_for(millis(300));
+    assert_eq!([state(&mesh, "n1", "n2"), state(&mesh, "n2", "n1")], [MemberState::Alive; 2]);
+}
+
+#[test]
+fn a_short_cut_is_not_noticed() {
+    let mut mesh = Mesh::builder(2).nodes(2).build();
+    mesh.cut(&["n1"], &["n2"]);
+    mesh.run_for(secs(1));
+    mesh.heal();
+    mesh.run_for(secs(5));
+    assert!(!mesh.journal().any(|line| line.contains("loses")), "{}", mesh.explain());
+}
+
+#[test]
+fn a_crash_keeps_the_disk_and_a_restart_is_a_newer_incarnation() -> Result<(), Story> {
+    let mut mesh = Mesh::builder(3).nodes(3).build();
+    mesh.register("n1", "orders", "o1");
+    mesh.run_for(secs(1));
+    mesh.crash("n1");
+    assert!(mesh.try_view("n1").is_none());
+    mesh.run_for(secs(5));
+    assert_eq!(mesh.instance("n2", "orders/o1").unwrap().usability, Usability::OwnerLost);
+    mesh.restart("n1");
+    assert!(mesh.sees("n1", "orders/o1"), "it remembers by itself");
+    mesh.run_for(secs(1));
+    let view = mesh.view("n2");
+    assert_eq!(view.member(&"n1".parse().unwrap()).unwrap().facts.incarnation.0, 2);
+    mesh.all_trust("orders/o1")?;
+    mesh.nothing_lost()
+}
+
+#[test]
+fn what_was_not_on_disk_before_a_crash_was_not_acknowledged() -> Result<(), Story> {
+    let mut mesh = Mesh::builder(4).nodes(1).disk(millis(10)).build();
+    let early = mesh.submit("n1", ask::register("orders/early")).unwrap();
+    mesh.run_for(millis(10));
+    let late = mesh.submit("n1", ask::register("orders/late")).unwrap();
+    mesh.run_for(millis(5));
+    mesh.crash("n1");
+    mesh.restart("n1");
+    mesh.run_for(secs(1));
+    assert!(mesh.outcome(early).is_some_and(|answer| answer.is_ok()) && mesh.outcome(late).is_none());
+    assert!(mesh.sees("n1", "orders/early") && !mesh.sees("n1", "orders/late"));
+    mesh.nothing_lost()
+}
+
+#[test]
+fn a_clean_stop_is_known_at_once_and_takes_its_instances_out() {
+    let mut mesh = Mesh::builder(5).nodes(4).build();
+    mesh.register("n1", "orders", "o1");
+    mesh.run_for(secs(1));
+    mesh.leave("n1");
+    mesh.run_for(millis(5));
+    for node in ["n2", "n3", "n4"] {
+        assert_eq!(mesh.instance(node, "orders/o1").unwrap().usability, Usability::OwnerLeft);
+    }
+    mesh.run_for(secs(1));
+    assert!(mesh.try_view("n1").is_none());
+}
+
+#[test]
+fn a_paused_node_goes_on_where_it_was() -> Result<(), Story> {
+    let mut mesh = Mesh::builder(6).nodes(3).build();
+    mesh.pause("n3");
+    mesh.run_for(secs(4));
+    mesh.register("n1", "orders", "o1");
+    mesh.run_for(secs(4));
+    assert!(mesh.command("n3", ask::register("orders/o2")).is_err() && !mesh.sees("n3", "orders/o1"));
+    mesh.resume("n3");
+    mesh.converges_within(secs(5))?;
+    mesh.all_see("orders/o1")
+}
+
+#[test]
+fn a_node_whose_clock_is_far_ahead_is_believed_only_when_time_has_caught_up() -> Result<(), Story> {
+    let mut mesh = Mesh::builder(7).nodes(3).build();
+    mesh.skew("n1", 10_000);
+    mesh.register("n1", "orders", "o1");
+    mesh.run_for(secs(3));
+    assert!(!mesh.sees("n2", "orders/o1"));
+    assert!(mesh.report().counters.refused > 0);
+    assert!(mesh.converged().is_err());
+    mesh.run_for(secs(6));
+    mesh.all_see("orders/o1")
+}
+
+#[test]
+fn probes_follow_their_script() -> Result<(), Story> {
+    let mut mesh = Mesh::builder(8).nodes(3).build();
+    let mut instance = Instance::at(Address { host: "app.test".into(), port: 8080 });
+    instance.check = Some(Check { interval_ms: 1_000, ..Check::new(CheckKind::Tcp) });
+    mesh.register_as("n1", "orders/o1", instance);
+    mesh.run_for(secs(2));
+    mesh.all_trust("orders/o1")?;
+    mesh.probes("orders/o1", false);
+    mesh.run_for(secs(4));
+    assert_eq!(mesh.instance("n3", "orders/o1").unwrap().usability, Usability::Health);
+    mesh.probes("orders/o1", true);
+    mesh.run_for(secs(2));
+    mesh.all_trust("orders/o1")
+}
+
+#[test]
+fn a_story_says_what_differs_where_and_how_to_see_it_again() {
+    let mut mesh = Mesh::builder(9).nodes(3).loss(1.0).build();
+    mesh.register("n2", "orders", "o1");
+    let story = mesh.converges_within(secs(1)).unwrap_err().to_string();
+    assert!(story.contains("default/orders/o1: n1 has nothing, n2 has UP weight 100"), "{story}");
+    assert!(story.contains("n2: register default/orders/o1"), "{story}");
+    assert!(story.ends_with("replay: Mesh::builder(9).nodes(3).loss(1.0)"), "{story}");
+    let story = mesh.all_see("orders/o1").unwrap_err().to_string();
+    assert!(story.contains("it is not so at 2 of 3 nodes") && story.contains("not at n1"), "{story}");
+}
+
+#[test]
+fn figures_tell_what_a_change_cost() -> Result<(), Story> {
+    let mut mesh = Mesh::builder(10).nodes(5).bandwidth(1_000_000).build();
+    mesh.run_for(secs(5));
+    mesh.register("n1", "orders", "o1");
+    mesh.converges_within(secs(1))?;
+    let report = mesh.report();
+    assert_eq!((report.writes, report.acknowledged, report.not_everywhere), (1, 1, 0));
+    assert_eq!((report.visible.count(), report.visible_through_faults.count()), (1, 0));
+    assert!(report.visible.max() < millis(5) && report.copies_per_receiver() <= 4.0, "{report}");
+    Ok(())
+}
