@@ -6,7 +6,7 @@ use starling_sim::{Mesh, Story, ask, millis, secs};
 
 fn state(mesh: &Mesh, observer: &str, subject: &str) -> MemberState {
     let view = mesh.view(observer);
-    view.member(&subject.parse().unwrap()).unwrap().state
+    view.member(&subject.parse().expect("a node id")).expect("a member").state
 }
 
 #[test]
