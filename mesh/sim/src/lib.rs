@@ -52,6 +52,7 @@ mod mesh;
 mod options;
 mod report;
 pub mod scenario;
+mod seen;
 mod spread;
 mod world;
 

@@ -3,6 +3,8 @@
 //! Events are ordered by (time, number), numbers are given in the order of cause, and every draw of chance comes from a
 //! generator forked from the seed for its one purpose: the same options and the same calls give the same run, to the byte.
 
+mod faults;
+
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::fmt;
@@ -26,9 +28,6 @@ use crate::report::Figures;
 const MAX_JOURNAL: usize = 10_000;
 /// How many answers wait to be picked up.
 const MAX_ANSWERS: usize = 100_000;
-/// How long a node that stops cleanly goes on before it is gone: its farewells are sent.
-const LINGER_US: u64 = 100_000;
-
 /// What became of a command: the heart's answer, or why there is none.
 pub(crate) type Outcome = Result<Answer, Refusal>;
 
@@ -445,118 +444,6 @@ impl World {
             let run = self.hosts[observer].run();
             self.at(at, Happening::Look { observer, run });
         }
-    }
-
-    // ---- membership
-
-    fn look(&mut self, observer: usize) {
-        if !self.hosts[observer].is_running() {
-            return; // when it goes on, it will look again
-        }
-        let Some(detector) = &mut self.detector else { return };
-        let events = detector.look(observer, &self.hosts, self.now);
-        let (mut up, mut lost) = (Vec::new(), Vec::new());
-        for (subject, event) in &events {
-            let name = self.hosts[*subject].id.as_str();
-            if matches!(event, PeerEvent::Up(..)) { up.push(name) } else { lost.push(name) }
-        }
-        let me = &self.hosts[observer].id;
-        let lines = [(lost, "loses"), (up, "sees")]
-            .map(|(names, verb)| (!names.is_empty()).then(|| format!("{me} {verb} {}", brief(&names))));
-        lines.into_iter().flatten().for_each(|line| self.journal(false, line));
-        for (_, event) in events {
-            self.give(observer, Input::Peer(event));
-        }
-    }
-
-    // ---- hosts
-
-    pub(crate) fn start(&mut self, node: usize) {
-        let settings = self.options.settings.clone();
-        self.hosts[node].start(self.now, &settings);
-        self.up += 1;
-        self.give(node, Input::Tick);
-        if let Some(detector) = &mut self.detector {
-            detector.forget_all(node);
-        }
-        if self.now > 0 {
-            self.topology_changed(Some(node));
-            self.concerned = self.figures.all_followed();
-            self.note_shown(node);
-        }
-    }
-
-    pub(crate) fn crash(&mut self, node: usize) {
-        self.end(node, State::Crashed);
-        self.topology_changed(Some(node));
-        self.others_have_it_all();
-    }
-
-    /// The last step of a clean stop.
-    fn gone(&mut self, node: usize) {
-        let incarnation = self.hosts[node].run();
-        self.end(node, State::Left);
-        if let Some(detector) = &mut self.detector {
-            for (at, observer) in detector.left(node, &self.hosts, &self.cuts, self.now) {
-                self.at(at, Happening::Farewell { observer, subject: node, incarnation });
-            }
-        }
-        self.topology_changed(Some(node));
-        self.others_have_it_all();
-        let name = self.hosts[node].id.to_string();
-        self.journal(false, format!("{name} is gone"));
-    }
-
-    fn end(&mut self, node: usize, state: State) {
-        for durable in self.hosts[node].unsynced.iter().flatten() {
-            if let Durable::Keep(record) = durable {
-                self.ledger.unsynced(node, &record.key);
-            }
-        }
-        self.hosts[node].stop(state, self.now);
-        self.ledger.unasked(node);
-        self.up -= 1;
-    }
-
-    /// A node less to wait for: some changes may now be everywhere.
-    fn others_have_it_all(&mut self) {
-        for key in self.figures.all_followed() {
-            self.figures.finish(&key, &self.hosts, self.up, &mut self.ledger, self.now);
-        }
-    }
-
-    pub(crate) fn leave_soon(&mut self, node: usize) {
-        let run = self.hosts[node].run();
-        self.at(self.now + LINGER_US, Happening::Gone { node, run });
-    }
-
-    pub(crate) fn pause(&mut self, node: usize) {
-        self.hosts[node].state = State::Paused;
-        self.topology_changed(Some(node));
-    }
-
-    pub(crate) fn resume(&mut self, node: usize) {
-        self.hosts[node].state = State::Running;
-        for input in self.hosts[node].take_backlog() {
-            self.give(node, input);
-        }
-        let host = &mut self.hosts[node];
-        host.tick_at = self.now;
-        let run = host.run();
-        self.at(self.now, Happening::Tick { node, run });
-        self.topology_changed(Some(node));
-        self.concerned = self.figures.all_followed();
-        self.note_shown(node);
-    }
-
-    fn probe(&mut self, node: usize, key: InstanceKey) {
-        let Some(&every) = self.hosts[node].probes.get(&key) else { return };
-        let run = self.hosts[node].run();
-        if self.hosts[node].is_running() {
-            let result = if self.failing_probes.contains(&key) { Err("as scripted".into()) } else { Ok(()) };
-            self.give(node, Input::Probe(key.clone(), result));
-        }
-        self.at(self.now + every, Happening::Probe { node, run, key });
     }
 
     // ---- people

@@ -76,6 +76,7 @@
 //! Expectations may say `within` (how long to wait until it holds; default: it must hold at once, `expect-converged`
 //! 5 s) and, but for `expect-converged` and `expect-nothing-lost`, `on` (which nodes; default: all that run).
 
+mod fields;
 mod parse;
 mod run;
 
