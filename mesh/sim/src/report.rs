@@ -61,6 +61,18 @@ impl fmt::Display for Spread {
     }
 }
 
+/// The records a message carries. Every kind is named, so that a new one has to be thought of here.
+pub(crate) fn records(message: &Message) -> &[Record] {
+    match message {
+        Message::Push(records) | Message::Fill { records, .. } => records,
+        Message::Ranges { .. }
+        | Message::Entries { .. }
+        | Message::Want { .. }
+        | Message::Same(_)
+        | Message::Leaving(..) => &[],
+    }
+}
+
 pub(crate) fn ms(duration: Duration) -> String {
     match duration.as_secs_f64() {
         long if long >= 10.0 => format!("{long:.2} s"),
@@ -171,9 +183,7 @@ impl Figures {
         let sent = self.sent.entry(message.kind()).or_default();
         sent.messages += 1;
         sent.bytes += bytes;
-        if let Message::Push(records) = message {
-            self.copies += records.len() as u64;
-        }
+        self.copies += records(message).len() as u64;
     }
 
     /// Begins to follow a change, unless too many are followed already.

@@ -22,7 +22,7 @@ use crate::host::{Durable, Host, State};
 use crate::ledger::Ledger;
 use crate::links::{Cuts, micros};
 use crate::options::Options;
-use crate::report::Figures;
+use crate::report::{Figures, records};
 
 /// How many notable happenings are kept to be told when something goes wrong.
 const MAX_JOURNAL: usize = 10_000;
@@ -417,9 +417,7 @@ impl World {
             self.figures.undeliverable += 1;
             return;
         }
-        if let Message::Push(records) = &message {
-            self.figures.concerned(records, &mut self.concerned);
-        }
+        self.figures.concerned(records(&message), &mut self.concerned);
         let sender = self.hosts[from].id.clone();
         // The heart may answer with a write of its own, which is noted on the way.
         let mut keys = std::mem::take(&mut self.concerned);
