@@ -1,0 +1,121 @@
+//! How fast a registration at one node is visible at all others: three real processes, and thousands of simulated hearts.
+//!
+//! `cargo bench --bench spread`. In the real part the clock starts before the HTTP request is sent and stops when a
+//! reader that waits at *each* other node (a blocking query) has its answer: what an application would see.
+
+#![allow(clippy::print_stdout)]
+
+use std::net::SocketAddr;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use starling::sim::{Links, spread};
+
+#[path = "machine.rs"]
+mod machine;
+#[path = "processes.rs"]
+mod processes;
+
+use processes::{Process, get};
+
+/// The seed of the simulated part.
+const SEED: u64 = 1;
+/// Registrations measured with real processes.
+const ROUNDS: usize = 1_000;
+/// Mean pause between them: the mesh is quiet, as most meshes are most of the time.
+const PAUSE: Duration = Duration::from_millis(5);
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    println!("bench spread: register at one node, visible at all others");
+    println!("{}\n", machine::describe());
+    real()?;
+    simulated();
+    Ok(())
+}
+
+fn real() -> Result<(), Box<dyn std::error::Error>> {
+    let dir = tempfile::tempdir()?;
+    let nodes = Process::mesh(dir.path(), 3)?;
+    let (seen, news) = mpsc::channel();
+    for (reader, node) in nodes[1..].iter().enumerate() {
+        let (api, seen) = (node.api, seen.clone());
+        std::thread::spawn(move || watch(api, |count| seen.send((reader, count, Instant::now())).is_ok()));
+    }
+    let mut acknowledged = Histogram::<u64>::new(3)?;
+    let mut each = Histogram::<u64>::new(3)?;
+    let mut all = Histogram::<u64>::new(3)?;
+    let mut rng = fastrand::Rng::with_seed(1);
+    for round in 1..=ROUNDS {
+        std::thread::sleep(PAUSE.mul_f64(rng.f64() + 0.5));
+        let begun = Instant::now();
+        nodes[0].register("spread", &format!("i{round}"), 80)?;
+        acknowledged.record(begun.elapsed().as_micros() as u64)?;
+        let mut waiting = vec![true; nodes.len() - 1];
+        let mut last = begun;
+        while waiting.contains(&true) {
+            let (reader, count, at) = news.recv_timeout(Duration::from_secs(10))?;
+            if count >= round && std::mem::take(&mut waiting[reader]) {
+                each.record(at.saturating_duration_since(begun).as_micros() as u64)?;
+                last = last.max(at);
+            }
+        }
+        all.record(last.saturating_duration_since(begun).as_micros() as u64)?;
+    }
+    println!("3 processes on loopback, {ROUNDS} registrations, synced to disk before they are acknowledged (ms):");
+    println!("{:>34} {:>8} {:>8} {:>8}", "", "p50", "p99", "max");
+    for (what, histogram) in
+        [("acknowledged", &acknowledged), ("seen by one waiting reader", &each), ("seen by all of them", &all)]
+    {
+        let millis = |quantile| histogram.value_at_quantile(quantile) as f64 / 1_000.0;
+        println!("{what:>34} {:>8.2} {:>8.2} {:>8.2}", millis(0.5), millis(0.99), millis(1.0));
+    }
+    let idle_from = nodes[0].cpu_seconds();
+    std::thread::sleep(Duration::from_secs(5));
+    let idle = (nodes[0].cpu_seconds() - idle_from) / 5.0 * 100.0;
+    println!("\nidle afterwards: {idle:.2} % of a core, {:.1} MB resident, a node\n", nodes[0].resident_megabytes());
+    Ok(())
+}
+
+/// Waits at a node for changes of the service, for as long as somebody wants to hear how many instances there are.
+fn watch(api: SocketAddr, tell: impl Fn(usize) -> bool) {
+    let mut revision = 0;
+    loop {
+        let url = format!("http://{api}/v1/services/spread/instances?newer_than={revision}&wait=10s");
+        let Ok(list) = get(&url) else { continue };
+        revision = list["revision"].as_u64().unwrap_or(0);
+        let count = list["instances"].as_array().map_or(0, Vec::len);
+        if !tell(count) {
+            return;
+        }
+    }
+}
+
+fn simulated() {
+    let (clean, lossy) = (Links::default(), Links { loss: 0.01, ..Links::default() });
+    println!(
+        "simulated hearts, links of {}, seed {SEED} (times are the protocol's own: hops and links):",
+        clean.latency
+    );
+    println!(
+        "{:>8} {:>6} {:>10} {:>10} {:>12} {:>12} {:>14} {:>8} {:>12}",
+        "hearts", "loss", "p50 ms", "p99 ms", "last p50 ms", "worst ms", "bytes/receiver", "copies", "missed"
+    );
+    for links in [clean, lossy] {
+        for hearts in [3, 30, 100, 1_000, 10_000] {
+            let report = spread(hearts, SEED, links);
+            let millis = |time: Duration| time.as_secs_f64() * 1e3;
+            println!(
+                "{hearts:>8} {:>6} {:>10.2} {:>10.2} {:>12.2} {:>12.2} {:>14.0} {:>8.2} {:>12}",
+                format!("{} %", links.loss * 100.0),
+                millis(report.visible.quantile(0.5)),
+                millis(report.visible.quantile(0.99)),
+                millis(report.last.quantile(0.5)),
+                millis(report.last.max()),
+                report.bytes_per_receiver,
+                report.copies_per_receiver,
+                report.missed
+            );
+        }
+    }
+}
