@@ -167,7 +167,7 @@ pub(crate) async fn exchange(
         let (reason, why) = Reason::read(value);
         return Err(Failure::new(reason, why));
     }
-    http1::clean_response(response.headers_mut());
+    http1::clean_response(&mut response);
     Ok((response, sender))
 }
 

@@ -3,7 +3,7 @@
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::uri::{PathAndQuery, Uri};
-use http::{Method, Version};
+use http::{Method, Response, Version};
 use starling_core::id::NodeId;
 
 use crate::reason::{Reason, Refused};
@@ -87,10 +87,12 @@ pub(crate) fn clean_request(headers: &mut HeaderMap, caller: &NodeId) {
     }
 }
 
-/// The same for a response.
-pub(crate) fn clean_response(headers: &mut HeaderMap) {
-    remove_hop_by_hop(headers);
-    remove_own(headers);
+/// The same for a response. Its version becomes the sidecar's own (RFC 9110, section 2.5): what an HTTP/1.0 application
+/// cannot do ends at the connection to it, and how the body is framed for the client is decided anew.
+pub(crate) fn clean_response<B>(response: &mut Response<B>) {
+    *response.version_mut() = Version::HTTP_11;
+    remove_hop_by_hop(response.headers_mut());
+    remove_own(response.headers_mut());
 }
 
 fn remove_hop_by_hop(headers: &mut HeaderMap) {

@@ -199,6 +199,26 @@ async fn a_head_request_has_no_body_and_the_connection_stays_good() {
 }
 
 #[tokio::test]
+async fn an_application_that_speaks_http_1_0_does_not_make_the_sidecar_speak_it() {
+    let flock = Flock::default();
+    let until_close = App::saying("HTTP/1.0 200 OK\r\ncontent-type: text/plain\r\n\r\nold but good").await;
+    let counted = App::saying("HTTP/1.0 200 OK\r\nconnection: close\r\ncontent-length: 3\r\n\r\nold").await;
+    let a = flock.node("a").await;
+    let _b = flock.node("b").await;
+    flock.register(until_close.at("near", "1", "a"));
+    flock.register(until_close.at("far", "1", "b"));
+    flock.register(counted.at("counted", "1", "b"));
+    let mut client = Client::connect(a.addr()).await;
+    for (service, body) in [("near", "old but good"), ("far", "old but good"), ("counted", "old")].repeat(3) {
+        client.send("GET", service, "/", "", b"").await;
+        let answer = client.answer().await;
+        assert_eq!((answer.version.as_str(), answer.status, answer.text().as_str()), ("HTTP/1.1", 200, body));
+        assert_eq!(answer.header("connection"), None, "{answer:?}");
+    }
+    assert_eq!(flock.tunnels(), 2, "an old application costs no tunnel");
+}
+
+#[tokio::test]
 async fn a_request_that_comes_round_and_round_is_a_loop() {
     let flock = Flock::default();
     let a = flock.node("a").await;

@@ -296,6 +296,7 @@ pub(crate) struct Client {
 /// A response as it came.
 #[derive(Debug, Clone)]
 pub(crate) struct Answer {
+    pub(crate) version: String,
     pub(crate) status: u16,
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) body: Vec<u8>,
@@ -333,9 +334,10 @@ impl Client {
         };
         let head = String::from_utf8(self.read.drain(..end + 4).collect()).unwrap();
         let mut lines = head.lines();
-        let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+        let mut words = lines.next().unwrap().split(' ');
+        let (version, status) = (words.next().unwrap().to_owned(), words.next().unwrap().parse().unwrap());
         let field = |line: &str| line.split_once(": ").map(|(n, v)| (n.to_lowercase(), v.to_owned()));
-        Answer { status, headers: lines.filter_map(field).collect(), body: Vec::new() }
+        Answer { version, status, headers: lines.filter_map(field).collect(), body: Vec::new() }
     }
 
     /// The next response with its body.
@@ -430,6 +432,12 @@ impl App {
 
     /// Reads each request's head and body as far as they come at once, then closes the connection without a word.
     pub(crate) async fn hanging_up() -> Self {
+        Self::saying("").await
+    }
+
+    /// The same, but says these bytes first, whatever they are.
+    pub(crate) async fn saying(bytes: impl Into<Vec<u8>>) -> Self {
+        let bytes = bytes.into();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let requests = Arc::new(AtomicUsize::new(0));
@@ -440,6 +448,7 @@ impl App {
                 let mut buffer = [0; 4_096];
                 let _ = stream.read(&mut buffer).await;
                 seen.fetch_add(1, SeqCst);
+                let _ = stream.write_all(&bytes).await;
             }
         });
         Self { addr, requests, connections: Arc::default(), tasks }
