@@ -10,24 +10,25 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::time::timeout;
 
-use super::part::{Order, Part, Ready, parse};
+use super::part::{Order, Part, Word, parse};
 
 /// How long a child may take until it is ready; a debug build on a busy machine needs a second.
 const READY_WITHIN: Duration = Duration::from_secs(20);
+
+/// How long a child may take to carry out an order.
+const DONE_WITHIN: Duration = Duration::from_secs(5);
 
 /// Holds a child. Letting go of it ends the child.
 pub(crate) struct Leash {
     name: String,
     child: Child,
     orders: ChildStdin,
+    words: BufReader<ChildStdout>,
     pid: u32,
 }
 
 /// A child that is still getting ready.
-pub(crate) struct Starting {
-    leash: Leash,
-    words: BufReader<ChildStdout>,
-}
+pub(crate) struct Starting(Leash);
 
 impl Starting {
     /// Starts this very program as `part`; what it logs goes to a file.
@@ -45,24 +46,15 @@ impl Starting {
         let (Some(orders), Some(words), Some(pid)) = (child.stdin.take(), child.stdout.take(), child.id()) else {
             return Err(format!("{name} ended before it began"));
         };
-        let mut leash = Leash { name: name.to_owned(), child, orders, pid };
+        let mut leash = Leash { name: name.to_owned(), child, orders, words: BufReader::new(words), pid };
         leash.tell(part).await?;
-        Ok(Self { leash, words: BufReader::new(words) })
+        Ok(Self(leash))
     }
 
-    /// Waits until it is ready.
-    pub(crate) async fn ready(mut self) -> Result<(Leash, Ready), String> {
-        let mut line = String::new();
-        let name = &self.leash.name;
-        match timeout(READY_WITHIN, self.words.read_line(&mut line)).await {
-            Err(_) => Err(format!("{name} was not ready within {} s", READY_WITHIN.as_secs())),
-            Ok(Err(error)) => Err(format!("{name} cannot be heard: {error}")),
-            Ok(Ok(0)) => Err(format!("{name} ended while it started")),
-            Ok(Ok(_)) => match parse(&line)? {
-                Ready::Failed(why) => Err(format!("{name} could not start: {why}")),
-                ready => Ok((self.leash, ready)),
-            },
-        }
+    /// Waits until it is ready; what it says of itself.
+    pub(crate) async fn ready(mut self) -> Result<(Leash, Word), String> {
+        let word = self.0.hear(READY_WITHIN).await?;
+        Ok((self.0, word))
     }
 }
 
@@ -71,9 +63,13 @@ impl Leash {
         self.pid
     }
 
-    /// Gives an order.
+    /// Gives an order and waits until it is carried out.
     pub(crate) async fn order(&mut self, order: &Order) -> Result<(), String> {
-        self.tell(order).await
+        self.tell(order).await?;
+        match self.hear(DONE_WITHIN).await? {
+            Word::Done => Ok(()),
+            other => Err(format!("{} answered an order with {other:?}", self.name)),
+        }
     }
 
     /// SIGKILL: no good-bye, no last write. Returns when the process is gone.
@@ -86,5 +82,19 @@ impl Leash {
         line.push(b'\n');
         let told = self.orders.write_all(&line).await;
         told.map_err(|error| format!("{} does not listen any more: {error}", self.name))
+    }
+
+    async fn hear(&mut self, within: Duration) -> Result<Word, String> {
+        let mut line = String::new();
+        let name = &self.name;
+        match timeout(within, self.words.read_line(&mut line)).await {
+            Err(_) => Err(format!("{name} said nothing for {} s", within.as_secs())),
+            Ok(Err(error)) => Err(format!("{name} cannot be heard: {error}")),
+            Ok(Ok(0)) => Err(format!("{name} has ended")),
+            Ok(Ok(_)) => match parse(&line)? {
+                Word::Failed(why) => Err(format!("{name} failed: {why}")),
+                word => Ok(word),
+            },
+        }
     }
 }

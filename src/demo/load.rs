@@ -208,3 +208,33 @@ impl Book {
         self.samples.push_back(sample);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use hyper::{HeaderMap, StatusCode};
+
+    use super::*;
+
+    #[test]
+    fn the_same_fault_has_the_same_code_whatever_its_details() {
+        let body = |words: &str| Answer {
+            status: StatusCode::FAILED_DEPENDENCY,
+            headers: HeaderMap::new(),
+            body: Bytes::from(words.to_owned()),
+        };
+        let one = Fault::read(&body("orders asked for stock: timed_out: after 5 s; tried stock-ber-1"));
+        let other = Fault::read(&body("orders asked for stock: timed_out: after 7 s; tried stock-ber-2"));
+        assert_eq!(one.code, "424, orders asked for stock: timed_out");
+        assert_eq!(one.code, other.code);
+        assert_ne!(one.words, other.words);
+    }
+
+    #[test]
+    fn a_sidecar_that_answers_by_itself_is_quoted() {
+        let mut headers = HeaderMap::new();
+        headers.insert(REASON_HEADER, "no_usable_instance: all are down".parse().unwrap());
+        let fault = Fault::read(&Answer { status: StatusCode::SERVICE_UNAVAILABLE, headers, body: Bytes::new() });
+        assert_eq!(fault.code, "503, customer asked for web: no_usable_instance");
+    }
+}

@@ -140,7 +140,7 @@ fn summarise(story: &mut Story, told: Result<(), String>, took: Duration) {
     let took = format!("{:.1} s", took.as_secs_f64());
     let verdict = match &told {
         Ok(()) if kept == all => format!("All {} were kept, in {took}.", counted(all as u64, "promise")),
-        Ok(()) => format!("{} of {} were broken, in {took}.", all - kept, counted(all as u64, "promise")),
+        Ok(()) => format!("Kept were {kept} of {}, in {took}.", counted(all as u64, "promise")),
         Err(_) => format!("The story broke off after {took}."),
     };
     let paint = if story.report.held { Paint::Good } else { Paint::Bad };

@@ -1,7 +1,7 @@
 //! The other processes of the demo: nodes and applications, each on a leash.
 //!
 //! A child is this same program. It reads what to be from the first line of its standard input, answers with one line
-//! on its standard output when it is ready, and then takes orders line by line. When its input ends it ends too: however
+//! on its standard output when it is ready, and then takes orders line by line and says when each is carried out. When its input ends it ends too: however
 //! the demo itself dies, nothing is left behind.
 
 use std::collections::BTreeSet;
@@ -46,11 +46,12 @@ pub(crate) struct AppPart {
     pub(crate) sidecar: SocketAddr,
 }
 
-/// What a child says when it is ready.
+/// What a child says: once that it is ready, then once per order.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) enum Ready {
+pub(crate) enum Word {
     Node(Addresses),
     App { listen: SocketAddr },
+    Done,
     Failed(String),
 }
 
@@ -102,7 +103,7 @@ pub(crate) fn live() -> ExitCode {
     match lived {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
-            report(&Ready::Failed(why));
+            report(&Word::Failed(why));
             ExitCode::FAILURE
         }
     }
@@ -127,13 +128,14 @@ async fn node(part: NodePart, mut orders: mpsc::Receiver<Order>) -> Result<(), S
     crate::logging::start(&settings.log)?;
     let node = crate::Node::start(settings).await.map_err(|error| error.to_string())?;
     let crate::Addresses { quic, api, proxy } = node.addresses();
-    report(&Ready::Node(Addresses { quic, api, sidecar: proxy }));
+    report(&Word::Node(Addresses { quic, api, sidecar: proxy }));
     loop {
         tokio::select! {
             Some(order) = orders.recv() => {
                 if let Order::Cut(to) = order {
                     node.handle().set_cut(to);
                 }
+                report(&Word::Done);
             }
             () = node.ended() => return Err("the node has ended by itself".into()),
         }
@@ -145,9 +147,9 @@ pub(crate) fn mesh() -> Result<MeshName, String> {
     "demo".parse().map_err(|error| format!("{error}"))
 }
 
-/// Tells the demo how the start went. Nobody else reads this process's standard output.
-pub(crate) fn report(ready: &Ready) {
-    let line = serde_json::to_string(ready).unwrap_or_default();
+/// Says something to the demo. Nobody else reads this process's standard output.
+pub(crate) fn report(word: &Word) {
+    let line = serde_json::to_string(word).unwrap_or_default();
     let _ = writeln!(io::stdout().lock(), "{line}");
 }
 

@@ -20,7 +20,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
 use super::http::{Answer, Client};
-use super::part::{AppPart, Order, Ready, report};
+use super::part::{AppPart, Order, Word, report};
 
 /// Response header: the instances that took part, in order.
 pub(crate) const WAY_HEADER: &str = "x-demo-way";
@@ -76,7 +76,7 @@ pub(crate) async fn serve(part: AppPart, mut orders: mpsc::Receiver<Order>) -> R
     let listen = listener.local_addr().map_err(|error| error.to_string())?;
     let sidecar = Mutex::new(Arc::new(Client::new(part.sidecar)));
     let app = Arc::new(App { name: part.name, role: part.role, sidecar });
-    report(&Ready::App { listen });
+    report(&Word::App { listen });
     loop {
         tokio::select! {
             accepted = listener.accept() => {
@@ -87,6 +87,7 @@ pub(crate) async fn serve(part: AppPart, mut orders: mpsc::Receiver<Order>) -> R
                 if let Order::Sidecar(address) = order {
                     app.moved(address);
                 }
+                report(&Word::Done);
             }
         }
     }

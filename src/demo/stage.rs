@@ -14,7 +14,7 @@ use starling_net::Authority;
 use super::api::Api;
 use super::cast::{HOSTS, PLAYERS, Player};
 use super::leash::{Leash, Starting};
-use super::part::{self, Addresses, AppPart, NodePart, Order, Part, Ready};
+use super::part::{self, Addresses, AppPart, NodePart, Order, Part, Word};
 
 /// How long the certificates are good for: longer than anybody leaves a demo running.
 const VALIDITY: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -89,7 +89,7 @@ impl Stage {
         }
         for (at, starting) in starting {
             match starting.ready().await? {
-                (leash, Ready::Node(addresses)) => {
+                (leash, Word::Node(addresses)) => {
                     let api = Arc::new(Api::new(addresses.api));
                     self.nodes[at] = Some(Node { leash, addresses, api });
                 }
@@ -119,7 +119,7 @@ impl Stage {
         for (at, starting) in starting {
             let Player { name, role, host } = PLAYERS[at];
             let (leash, listen) = match starting.ready().await? {
-                (leash, Ready::App { listen }) => (leash, listen),
+                (leash, Word::App { listen }) => (leash, listen),
                 (_, other) => return Err(format!("{name} answered {other:?}")),
             };
             self.apps[at] = Some(App { leash, listen });

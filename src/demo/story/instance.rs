@@ -74,7 +74,7 @@ pub(super) async fn first_over(story: &Story, names: &[&str], since: Instant) ->
         .map_err(|_| format!("{} got no work in {} s", names.join(", "), PATIENCE.as_secs()))
 }
 
-/// What the sidecars have counted, all nodes together.
+/// What the sidecar at the entrance has counted: all customers and most callers come through it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Counters {
     pub(super) retries: u64,
@@ -82,7 +82,7 @@ pub(super) struct Counters {
 }
 
 impl Counters {
-    /// Asks every node that runs; one that was restarted begins at zero.
+    /// Asks it.
     pub(super) async fn read(story: &Story) -> Result<Self, String> {
         let api = story.api(ENTRANCE)?;
         let (retries, opened) =

@@ -55,7 +55,10 @@ pub(super) async fn tell(story: &mut Story, dies: usize) -> Told {
     story.screen.figure("up, with what it remembers from disk", Figure::Time(up));
     story.screen.figure("seen alive by the others", Figure::Time(accepted));
     story.screen.figure("all three hold the same", Figure::Time(agreed));
-    story.screen.figure("its programs serve customers", Figure::Time(serving));
+    story.screen.figure("its programs serve customers again", Figure::Time(serving));
+    if sidecar.opened > 0 {
+        story.screen.remark("Callers' breakers, opened by what failed, have to close before it gets work again.");
+    }
     for (name, value) in [("up", up), ("seen", accepted), ("agreed", agreed), ("serving", serving)] {
         story.report.figure(&format!("node_back_{name}"), Figure::Time(value));
     }

@@ -40,7 +40,7 @@ pub(super) async fn tell(story: &mut Story, alone: usize) -> Told {
     story.screen.event("mesh", &format!("{}: both sides know, and go on with what they have", after(noticed)));
     story.report.figure("partition_seen", Figure::Time(noticed));
     sleep(story.plan.watching / 3).await;
-    let split = show_sides(story, &swifts, &documents);
+    let split = show_sides(story, alone, &swifts, &documents);
     story.promise(split, "each side serves what it knows", "on 3 of 3 nodes");
 
     let healed = Instant::now();
@@ -66,7 +66,7 @@ async fn write_on_both_sides(story: &mut Story, alone: usize) -> Result<std::tim
     let mut slowest = std::time::Duration::ZERO;
     for at in [ENTRANCE, alone] {
         let (api, node) = (story.api(at)?, HOSTS[at].node);
-        let (id, text) = (format!("swift-{node}"), edit(at));
+        let (id, text) = (swift(at), edit(at));
         let began = Instant::now();
         api.register(SERVICE, &id, &RegisterRequest::on_port(9)).await?;
         slowest = slowest.max(began.elapsed());
@@ -78,26 +78,31 @@ async fn write_on_both_sides(story: &mut Story, alone: usize) -> Result<std::tim
     Ok(slowest)
 }
 
+/// What is registered at a host.
+fn swift(at: usize) -> String {
+    format!("swift-{}", HOSTS[at].node)
+}
+
 /// What somebody writes at a host.
 fn edit(at: usize) -> String {
     format!("closed in {}", HOSTS[at].zone)
 }
 
-/// Shows what each node serves; says whether it is what was written on its side.
+/// Shows what each node serves; says whether it is what was written on its side, no more and no less.
 fn show_sides(
     story: &mut Story,
+    alone: usize,
     swifts: &[watch::Observer<InstanceList>],
     documents: &[watch::Observer<ConfigDocument>],
 ) -> bool {
-    let alone = |at: usize| swifts[at].latest(|list| list.instances.len()) == Some(1);
     let mut as_written = true;
     for at in 0..HOSTS.len() {
         let ids = swifts[at].latest(|list| list.instances.iter().map(|it| it.id.to_string()).collect::<Vec<_>>());
-        let (ids, text) =
-            (ids.unwrap_or_default().join(", "), documents[at].latest(|it| served(it).cloned()).flatten());
-        let text = text.unwrap_or_default();
+        let text = documents[at].latest(|it| served(it).cloned()).flatten();
+        let (ids, text) = (ids.unwrap_or_default().join(", "), text.unwrap_or_default());
         story.screen.event(HOSTS[at].node, &format!("serves {ids} and shop/{DOCUMENT} \"{text}\""));
-        as_written &= alone(at) && text.starts_with("closed in");
+        let writer = if at == alone { alone } else { ENTRANCE };
+        as_written &= ids == swift(writer) && text == edit(writer);
     }
     as_written
 }
