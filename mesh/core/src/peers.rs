@@ -89,9 +89,14 @@ impl Peers {
     }
 
     fn left(&mut self, node: NodeId, incarnation: Incarnation, wall: WallTime) -> Option<NodeId> {
-        let known = self.members.get(&node)?;
+        let known = self.members.get_mut(&node)?;
         if incarnation < known.facts.incarnation {
             return None;
+        }
+        if incarnation > known.facts.incarnation {
+            // A start that was over before it was heard of; whoever still believes in it shall not bring it back.
+            known.facts.incarnation = incarnation;
+            known.state = MemberState::Lost;
         }
         self.set_state(node, MemberState::Left, wall)
     }
@@ -225,6 +230,21 @@ mod tests {
                 assert_eq!(peers.neighbours(), expected);
             }
         }
+    }
+
+    #[test]
+    fn a_start_that_said_good_bye_before_it_was_heard_of_is_over_too() {
+        let mut mesh = mesh(2);
+        let other: NodeId = "n1".parse().unwrap();
+        let peers = &mut mesh[0];
+        for incarnation in [2, 3] {
+            let left = PeerEvent::Left(other.clone(), Incarnation(incarnation));
+            assert_eq!(peers.apply(left.clone(), WallTime(1)), Some(other.clone()), "news, to be passed on");
+            assert_eq!(peers.apply(left, WallTime(1)), None);
+            assert_eq!(peers.apply(PeerEvent::Up(other.clone(), facts(incarnation)), WallTime(2)), None);
+            assert_eq!(peers.state(&other), Some(MemberState::Left));
+        }
+        assert_eq!(peers.apply(PeerEvent::Up(other.clone(), facts(4)), WallTime(3)), Some(other.clone()));
     }
 
     #[test]
