@@ -132,13 +132,16 @@ pub struct FutureStamp {
 pub struct HybridClock {
     node: NodeId,
     last: HybridTime,
+    /// The latest the wall clock has ever shown. After a step back, a mesh that had followed the clock goes on with
+    /// stamps in the clock's future; they are no further ahead of this.
+    latest_wall: WallTime,
     max_skew: Duration,
 }
 
 impl HybridClock {
     /// A clock that issues only times after `last_used` and accepts stamps at most `max_skew` ahead of the wall clock.
     pub fn new(node: NodeId, last_used: HybridTime, max_skew: Duration) -> Self {
-        Self { node, last: last_used, max_skew }
+        Self { node, last: last_used, latest_wall: last_used.wall(), max_skew }
     }
 
     /// The last time issued or seen.
@@ -148,6 +151,7 @@ impl HybridClock {
 
     /// A stamp later than all that were issued or accepted before.
     pub fn issue(&mut self, wall: WallTime) -> Stamp {
+        self.latest_wall = self.latest_wall.max(wall);
         let wall = HybridTime::from_wall(wall);
         let next = wall.max(HybridTime(self.last.0 + 1));
         assert!(next > self.last, "a hybrid clock must never repeat itself");
@@ -162,11 +166,12 @@ impl HybridClock {
     /// # Errors
     /// [`FutureStamp`] when it is further ahead of the wall clock than allowed; the clock is then unchanged.
     pub fn witness(&mut self, stamp: &Stamp, wall: WallTime) -> Result<(), FutureStamp> {
+        self.latest_wall = self.latest_wall.max(wall);
         if stamp.time <= self.last {
             return Ok(());
         }
         let bound_ms = self.max_skew.as_millis() as u64;
-        let ahead_ms = stamp.time.wall().0.saturating_sub(wall.0);
+        let ahead_ms = stamp.time.wall().0.saturating_sub(self.latest_wall.0);
         if ahead_ms > bound_ms || !stamp.time.is_sane() {
             return Err(FutureStamp { stamp: stamp.clone(), ahead_ms, bound_ms });
         }
@@ -198,6 +203,17 @@ mod tests {
         let first = clock.issue(WallTime(1_000_000));
         let second = clock.issue(WallTime(10));
         assert!(second > first);
+    }
+
+    #[test]
+    fn two_nodes_whose_clocks_step_back_together_go_on_believing_each_other() {
+        let (mut mine, mut theirs) = (clock(), clock());
+        mine.issue(WallTime(1_000_000));
+        theirs.issue(WallTime(1_000_001));
+        for millis in 0..100_000 {
+            let stamp = theirs.issue(WallTime(500_000 + millis / 100));
+            mine.witness(&stamp, WallTime(500_000 + millis / 100)).unwrap();
+        }
     }
 
     #[test]
