@@ -297,6 +297,7 @@ impl Layers {
         settings.services = std::mem::take(&mut self.services);
         self.check_services(&settings);
         self.problems.extend(settings.proxy.check().err().map(|error| format!("proxy.{error}")));
+        self.problems.extend(settings.gossip.check().err().map(|error| format!("gossip.{error}")));
         self.problems.extend(settings.api.check().err().map(|error| format!("api.{error}")));
         self.problems
             .extend(crate::logging::filter(&settings.log.level).err().map(|error| format!("log.level: {error}")));

@@ -1,5 +1,6 @@
 //! What can be set about the heart.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -10,14 +11,15 @@ use crate::id::Zone;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// This node's zone; instances registered here are in it unless they say otherwise.
+    /// This node's zone, as its view shows it. (Whoever registers an instance here puts it in this zone or another.)
     pub zone: Zone,
     /// How often a repair exchange with a random peer begins. 100 to 60,000; default 1,000.
     pub repair_interval_ms: u64,
-    /// How far ahead of this node's clock a stamp may be before its record is refused. Default 5,000.
+    /// How far ahead of this node's clock a stamp may be before its record is refused. 100 to 5,000 (the disk reckons
+    /// with no more when it promises never to use a stamp twice); default 5,000.
     pub max_clock_skew_ms: u64,
     /// How long a tombstone is kept; a node cut off for longer may bring back what was deleted meanwhile.
-    /// Default 86,400,000 (one day).
+    /// 60,000 (a minute) to 31,536,000,000 (a year); default 86,400,000 (one day).
     pub tombstone_horizon_ms: u64,
     /// The most instances owned by this node. Default 100,000.
     pub max_own_instances: usize,
@@ -38,9 +40,30 @@ impl Default for Settings {
     }
 }
 
+/// Sane repair intervals: below, a mesh does little else; above, what a push lost stays lost for too long.
+const REPAIR_INTERVAL_MS: RangeInclusive<u64> = 100..=60_000;
+
 impl Settings {
-    /// The repair interval as a duration.
+    /// What is wrong with them, if anything.
+    ///
+    /// # Errors
+    /// A sentence for the person who wrote them, beginning with the key.
+    pub fn check(&self) -> Result<(), String> {
+        let year_ms = 365 * 86_400_000;
+        for (key, value, range) in [
+            ("repair_interval_ms", self.repair_interval_ms, REPAIR_INTERVAL_MS),
+            ("max_clock_skew_ms", self.max_clock_skew_ms, 100..=5_000),
+            ("tombstone_horizon_ms", self.tombstone_horizon_ms, 60_000..=year_ms),
+        ] {
+            if !range.contains(&value) {
+                return Err(format!("{key}: {value} is not within {} and {}", range.start(), range.end()));
+            }
+        }
+        Ok(())
+    }
+
+    /// The repair interval as a duration; whatever was set, the heart sleeps between two.
     pub fn repair_interval(&self) -> Duration {
-        Duration::from_millis(self.repair_interval_ms)
+        Duration::from_millis(self.repair_interval_ms.clamp(*REPAIR_INTERVAL_MS.start(), *REPAIR_INTERVAL_MS.end()))
     }
 }
