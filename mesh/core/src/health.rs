@@ -103,13 +103,13 @@ impl Monitor {
         self.deadlines.first().map(|(at, _)| *at)
     }
 
-    /// What time alone has decided by now: leases that lapsed, failures that lasted too long.
-    pub fn due(&mut self, now: Instant) -> Vec<(InstanceKey, Verdict)> {
+    /// What time alone has decided by now: leases that lapsed, failures that lasted too long. At most so many; the rest
+    /// stays due.
+    pub fn due(&mut self, now: Instant, limit: usize) -> Vec<(InstanceKey, Verdict)> {
         let mut verdicts = Vec::new();
-        while let Some((at, key)) = self.deadlines.first().cloned() {
-            if at > now {
-                break;
-            }
+        while verdicts.len() < limit
+            && let Some((_, key)) = self.deadlines.first().filter(|(at, _)| *at <= now).cloned()
+        {
             self.deadlines.pop_first();
             let Some(watched) = self.watched.get_mut(&key) else { continue };
             watched.deadline = None;
@@ -225,9 +225,9 @@ mod tests {
         let (mut monitor, key) = monitor(Check::new(CheckKind::Ttl), Health::Passing);
         assert_eq!(monitor.next_deadline(), Some(Instant(15 * SECOND)));
         monitor.renewed(&key, true, Instant(10 * SECOND));
-        assert!(monitor.due(Instant(15 * SECOND)).is_empty());
-        assert_eq!(monitor.due(Instant(25 * SECOND)), [(key, Verdict::Changed(Health::Failing))]);
-        assert!(monitor.due(Instant(60 * SECOND)).is_empty());
+        assert!(monitor.due(Instant(15 * SECOND), 9).is_empty());
+        assert_eq!(monitor.due(Instant(25 * SECOND), 9), [(key, Verdict::Changed(Health::Failing))]);
+        assert!(monitor.due(Instant(60 * SECOND), 9).is_empty());
         assert_eq!(monitor.next_deadline(), None);
     }
 
@@ -235,9 +235,9 @@ mod tests {
     fn an_instance_that_fails_for_too_long_expires() {
         let check = Check { deregister_after_ms: Some(30_000), ..Check::new(CheckKind::Ttl) };
         let (mut monitor, key) = monitor(check, Health::Passing);
-        assert_eq!(monitor.due(Instant(15 * SECOND)), [(key.clone(), Verdict::Changed(Health::Failing))]);
-        assert!(monitor.due(Instant(44 * SECOND)).is_empty());
-        assert_eq!(monitor.due(Instant(45 * SECOND)), [(key, Verdict::Expired)]);
+        assert_eq!(monitor.due(Instant(15 * SECOND), 9), [(key.clone(), Verdict::Changed(Health::Failing))]);
+        assert!(monitor.due(Instant(44 * SECOND), 9).is_empty());
+        assert_eq!(monitor.due(Instant(45 * SECOND), 9), [(key, Verdict::Expired)]);
         assert_eq!(monitor.next_deadline(), None);
     }
 }

@@ -78,10 +78,10 @@ impl Store {
         Ok(true)
     }
 
-    /// Removes all tombstones older than the horizon and returns their keys.
-    pub fn collect(&mut self, horizon: HybridTime) -> Vec<Key> {
+    /// Removes tombstones older than the horizon, oldest first and at most so many, and returns their keys.
+    pub fn collect(&mut self, horizon: HybridTime, limit: usize) -> Vec<Key> {
         let mut collected = Vec::new();
-        while self.tombstones.first().is_some_and(|(time, _)| *time < horizon) {
+        while collected.len() < limit && self.tombstones.first().is_some_and(|(time, _)| *time < horizon) {
             let Some((_, key)) = self.tombstones.pop_first() else { break };
             let hash = KeyHash::of(&key);
             self.digest.set(hash, None);
@@ -115,8 +115,8 @@ mod tests {
         let mut store = Store::default();
         store.merge(instance_record("orders", "o1", "a", 10)).unwrap();
         store.merge(tombstone_record("orders", "o1", "a", 20)).unwrap();
-        assert!(store.collect(HybridTime(20)).is_empty());
-        assert_eq!(store.collect(HybridTime(21)).len(), 1);
+        assert!(store.collect(HybridTime(20), 9).is_empty());
+        assert_eq!(store.collect(HybridTime(21), 9).len(), 1);
         assert_eq!(store.fingerprint(), Fingerprint::default());
     }
 
@@ -125,7 +125,7 @@ mod tests {
         let mut store = Store::default();
         store.merge(tombstone_record("orders", "o1", "a", 20)).unwrap();
         store.merge(instance_record("orders", "o1", "b", 30)).unwrap();
-        assert!(store.collect(HybridTime(100)).is_empty());
+        assert!(store.collect(HybridTime(100), 9).is_empty());
         assert_eq!(store.fingerprint().count, 1);
     }
 }

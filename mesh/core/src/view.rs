@@ -13,9 +13,18 @@ use crate::id::{ConfigKey, Incarnation, InstanceId, InstanceKey, NodeId, Service
 use crate::registry::{Health, Instance, Override, Status};
 use crate::time::{Stamp, WallTime};
 
-/// Counts the changes of one node's view; comparable only with revisions of the same node and start.
+/// Counts the changes of one node's view; comparable only with revisions of the same node. Those of a later start are
+/// larger (unless the wall clock was set back in between), so what a watcher holds from before is always out of date.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize, serde::Deserialize)]
 pub struct Revision(pub u64);
+
+impl Revision {
+    /// The first revision of a start at this time: later than any of an earlier start that changed less than a thousand
+    /// times a millisecond, and a number that JSON readers keep whole until the year 2248.
+    pub fn first(wall: WallTime) -> Self {
+        Self((wall.0 << 10) + 1)
+    }
+}
 
 /// Everything a node knows, at one moment.
 #[derive(Debug, Clone)]

@@ -236,18 +236,21 @@ impl Node {
         stamp
     }
 
-    /// Stores a record this node has just written, keeps it on disk and tells the neighbours.
+    /// Stores a record this node has just written, keeps it on disk and will tell the neighbours when the input is done.
     fn write(&mut self, now: Now, record: Record, out: &mut Vec<Output>) {
         let key = record.key.clone();
         let changed = self.absorb(record.clone(), now, out);
         assert!(changed == Ok(true), "a write of our own is newer than all it replaces: {changed:?}");
         self.show(&key);
-        self.tell(vec![record.clone()], None, out);
+        self.fresh.push(record.clone());
         out.push(Output::Persist(record));
     }
 
     /// Passes records on to the neighbours, but not to the one they came from.
     pub(super) fn tell(&mut self, records: Vec<Record>, from: Option<&crate::id::NodeId>, out: &mut Vec<Output>) {
+        if records.is_empty() {
+            return;
+        }
         let count = records.len() as u64;
         let messages = repair::push(records);
         for peer in self.peers.neighbours().iter().filter(|peer| Some(*peer) != from) {

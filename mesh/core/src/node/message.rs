@@ -95,9 +95,7 @@ impl Node {
             }
         }
         news.truncate(pass_on);
-        if !news.is_empty() {
-            self.tell(news, Some(from), out);
-        }
+        self.tell(news, Some(from), out);
         (self.counters.merged - merged_before) as usize
     }
 

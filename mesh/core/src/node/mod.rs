@@ -168,6 +168,10 @@ pub struct Counters {
 
 /// How long after a peer came back the repair with it begins, at most: spread, so that a heal is not a stampede.
 const RETURN_JITTER: Duration = Duration::from_millis(50);
+/// The most lapsed leases, and the most old tombstones, dealt with before other inputs have their turn: some 10 ms.
+const AT_ONCE: usize = 1_024;
+/// How soon more tombstones are collected, when there are.
+const COLLECT_PAUSE: Duration = Duration::from_millis(5);
 /// How often old tombstones are looked for.
 const COLLECT_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -184,6 +188,8 @@ pub struct Node {
     /// How many instances this node owns.
     own_instances: usize,
     publisher: Publisher,
+    /// What was written here by the input under way, to be told in one go.
+    fresh: Vec<Record>,
     counters: Counters,
     started: bool,
     leaving: bool,
@@ -208,6 +214,7 @@ impl Node {
         let remembered = stamps.map(|stamp| stamp.time).max();
         let last_used =
             remembered.into_iter().chain([memory.last_used].into_iter().filter(|time| time.is_sane())).max();
+        let revision = Revision::first(now.wall);
         let mut node = Node {
             clock: HybridClock::new(
                 me.clone(),
@@ -219,7 +226,12 @@ impl Node {
             peers: Peers::new(me.clone(), facts, now.wall),
             monitor: Monitor::default(),
             own_instances: 0,
-            publisher: Publisher::new(View::empty(me.clone(), settings.zone.clone())),
+            publisher: Publisher::new(View {
+                revision,
+                absent_revision: revision,
+                ..View::empty(me.clone(), settings.zone.clone())
+            }),
+            fresh: Vec::new(),
             counters: Counters::default(),
             started: false,
             leaving: false,
@@ -303,15 +315,18 @@ impl Node {
 
     /// Does what is due by now.
     fn pass_time(&mut self, now: Now, out: &mut Vec<Output>) {
-        for (key, verdict) in self.monitor.due(now.elapsed) {
+        for (key, verdict) in self.monitor.due(now.elapsed, AT_ONCE) {
             self.verdict(now, &key, verdict, out);
         }
+        // Before the opening of a repair, which speaks of it.
+        let fresh = std::mem::take(&mut self.fresh);
+        self.tell(fresh, None, out);
         if now.elapsed >= self.repair_due {
             self.begin_repair(now, out);
         }
         if now.elapsed >= self.collect_due {
-            self.collect_due = now.elapsed + COLLECT_INTERVAL;
-            self.collect(now, out);
+            let collected = self.collect(now, out);
+            self.collect_due = now.elapsed + if collected < AT_ONCE { COLLECT_INTERVAL } else { COLLECT_PAUSE };
         }
     }
 
@@ -344,12 +359,14 @@ impl Node {
         self.repair_due = now.elapsed + pause;
     }
 
-    /// Removes tombstones nobody needs any more.
-    fn collect(&mut self, now: Now, out: &mut Vec<Output>) {
-        for key in self.store.collect(self.horizon(now.wall)) {
-            self.show(&key);
-            out.push(Output::Forget(key));
+    /// Removes tombstones nobody needs any more and tells how many.
+    fn collect(&mut self, now: Now, out: &mut Vec<Output>) -> usize {
+        let collected = self.store.collect(self.horizon(now.wall), AT_ONCE);
+        for key in &collected {
+            self.show(key);
+            out.push(Output::Forget(key.clone()));
         }
+        collected.len()
     }
 
     /// Tombstones written before this are collected, and refused when they come back from a peer that has not yet.

@@ -376,6 +376,7 @@ fn an_unchanged_view_is_not_published_again() {
     assert!(Arc::ptr_eq(&before, mesh.nodes[&id("a")].view()));
 }
 
+mod bounds;
 mod checks;
 mod hostile;
 mod moves;

@@ -1,0 +1,98 @@
+//! What one input may cost, and what time and settings may not do.
+
+use super::*;
+use crate::testing::{instance_record, tombstone_record};
+
+#[test]
+fn a_node_with_nonsense_settings_still_sleeps() {
+    let settings =
+        Settings { repair_interval_ms: 0, tombstone_horizon_ms: 0, max_clock_skew_ms: 0, ..Settings::default() };
+    assert!(settings.check().is_err());
+    let now = Now { elapsed: Instant(5), wall: WallTime(1_000_000) };
+    let mut node = Node::new(id("a"), facts(1), settings, Memory::default(), 1, now);
+    node.handle(now, Input::Peer(PeerEvent::Up(id("b"), facts(1))), &mut Vec::new());
+    for _ in 0..10 {
+        let due = node.next_wakeup().unwrap();
+        node.handle(Now { elapsed: due, ..now }, Input::Tick, &mut Vec::new());
+        assert!(node.next_wakeup().unwrap() > due);
+    }
+}
+
+#[test]
+fn what_happens_at_once_is_told_in_one_message() {
+    let mut mesh = Mesh::of(&["a", "b"]);
+    for number in 0..100 {
+        let key = instance_key("orders", &format!("o{number}"));
+        let leased = Instance { check: Some(Check::new(CheckKind::Ttl)), ..instance() };
+        mesh.command("a", Command::Register(Registration { key, instance: leased })).unwrap();
+    }
+    let later = Now { elapsed: mesh.now.elapsed + Duration::from_secs(15), ..mesh.now };
+    let mut out = Vec::new();
+    mesh.nodes.get_mut(&id("a")).unwrap().handle(later, Input::Tick, &mut out);
+    mesh.now = later;
+    let sent: Vec<&Message> =
+        out.iter().filter_map(|o| if let Output::Send(_, m) = o { Some(m) } else { None }).collect();
+    assert!(matches!(sent[..], [Message::Push(records), Message::Ranges { .. }] if records.len() == 100), "{sent:?}");
+}
+
+#[test]
+fn a_great_many_lapses_or_tombstones_are_dealt_with_in_portions() {
+    let mut mesh = Mesh::of(&["a"]);
+    let now = mesh.now;
+    let node = mesh.nodes.get_mut(&id("a")).unwrap();
+    let leased = Instance { check: Some(Check::new(CheckKind::Ttl)), ..instance() };
+    for number in 0..3_000 {
+        let registration =
+            Registration { key: instance_key("orders", &format!("o{number}")), instance: leased.clone() };
+        node.handle(now, Input::Command(CommandId(number), Command::Register(registration)), &mut Vec::new());
+        node.absorb(tombstone_record("old", &format!("o{number}"), "b", number), now, &mut Vec::new()).unwrap();
+    }
+    let failing = |node: &Node| {
+        let service = node.view().service(&instance_key("orders", "o1").service).unwrap().clone();
+        service.instances.values().filter(|shown| shown.instance.health == Health::Failing).count()
+    };
+    let later = now.elapsed + Duration::from_secs(15);
+    let wall = WallTime(now.wall.0 + node.settings.tombstone_horizon_ms);
+    let mut most = 0;
+    for step in 0..100 {
+        let mut out = Vec::new();
+        node.handle(Now { elapsed: later + Duration::from_millis(step * 5), wall }, Input::Tick, &mut out);
+        most = most.max(out.len());
+    }
+    assert!(most <= 2_100, "{most} outputs of one tick");
+    assert_eq!(failing(node), 3_000);
+    assert_eq!(node.store.fingerprint().count, 3_000, "the tombstones are gone");
+}
+
+#[test]
+fn revisions_go_on_after_a_restart_so_that_no_watcher_waits_for_what_has_happened() {
+    let mut mesh = Mesh::of(&["a"]);
+    for number in 0..50 {
+        mesh.register("a", "orders", &format!("o{number}"));
+    }
+    let service = instance_key("orders", "o1").service;
+    let held = mesh.nodes[&id("a")].view().service_revision(&service);
+    mesh.nodes.remove(&id("a"));
+    mesh.wait(Duration::from_millis(20));
+    mesh.now.wall.0 += 1;
+    mesh.start("a", 2);
+    mesh.give(&id("a"), Input::Tick);
+    assert!(mesh.nodes[&id("a")].view().service_revision(&service) > held);
+    assert!(mesh.nodes[&id("a")].view().revision.0 < 1 << 53, "a number every JSON reader keeps whole");
+}
+
+#[test]
+fn the_heart_lives_through_a_wall_clock_that_steps_back() {
+    let mut mesh = Mesh::of(&["a", "b"]);
+    mesh.register("a", "orders", "o1");
+    mesh.now.wall.0 -= 500_000;
+    mesh.register("a", "orders", "o2");
+    mesh.command("a", Command::Deregister(instance_key("orders", "o1"))).unwrap();
+    mesh.wait(Duration::from_secs(20));
+    mesh.all_see("orders", "o1", None);
+    mesh.all_see("orders", "o2", Some(Usability::Ready));
+    mesh.all_agree();
+    let old = instance_record("orders", "o1", "a", 1);
+    mesh.give(&id("b"), Input::Message(id("a"), Message::Push(vec![old])));
+    mesh.all_see("orders", "o1", None);
+}
