@@ -9,7 +9,7 @@ use super::table::Table;
 /// Membership's traffic, counted beside the kinds of [`starling_core::wire::Message`].
 pub(super) const GOSSIP: &str = "gossip";
 /// All kinds that are counted apart; whatever else there may be one day is counted as the last.
-const KINDS: [&str; 8] = ["push", "ranges", "entries", "want", "same", "leaving", GOSSIP, "other"];
+const KINDS: [&str; 9] = ["push", "ranges", "entries", "want", "fill", "same", "leaving", GOSSIP, "other"];
 
 /// Counters of one kind of message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
