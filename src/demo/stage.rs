@@ -213,7 +213,9 @@ impl Stage {
 
 impl Directory {
     fn make() -> Result<Self, String> {
-        let path = std::env::temp_dir().join(format!("starling-demo-{}", std::process::id()));
+        // The number keeps it apart from what a killed demo with the same process id has left behind.
+        let name = format!("starling-demo-{}-{:04x}", std::process::id(), fastrand::u16(..));
+        let path = std::env::temp_dir().join(name);
         // Private: there are keys in it.
         std::fs::DirBuilder::new().mode(0o700).create(&path).map_err(|error| format!("{}: {error}", path.display()))?;
         Ok(Self { path, keep: false })

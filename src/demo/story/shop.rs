@@ -102,7 +102,7 @@ async fn compare(story: &mut Story) -> Told {
     }
     let [direct, one, two] = times.map(|times| times.p50());
     let added = |sidecars: Duration| time(sidecars.saturating_sub(direct));
-    story.promise(true, "sidecars add little at the median", &format!("one {}, two {}", added(one), added(two)));
+    story.promise(true, "what sidecars add, at the median", &format!("one {}, two {}", added(one), added(two)));
     Ok(())
 }
 
