@@ -209,7 +209,7 @@ pub fn identity(settings: &Settings) -> Result<Identity, StartError> {
                 "node.listen is {listen}, but with --dev everybody has the authority's key: only loopback addresses are allowed"
             )));
         }
-        (None, None, None) if settings.dev => Identity::dev(&dev_dir().join("ca"), mesh, name)?,
+        (None, None, None) if settings.dev => Identity::dev(&dev_dir(), mesh, name)?,
         (None, None, None) => {
             return Err(StartError::NoCertificate { node: name.to_string(), mesh: mesh.to_string() });
         }

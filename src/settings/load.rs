@@ -292,7 +292,7 @@ impl Layers {
         settings.gossip.zone = settings.node.zone.clone();
         settings.members.seeds = settings.node.seeds.iter().map(|seed| seed.as_str().to_owned()).collect();
         if dev && !self.origins.contains_key("node.data_dir") {
-            settings.node.data_dir = super::dev_dir().join("data").join(settings.node.name.as_str());
+            settings.node.data_dir = super::dev_data_dir(&settings.node);
         }
         settings.services = std::mem::take(&mut self.services);
         self.check_services(&settings);

@@ -192,7 +192,7 @@ impl Settings {
         let mut node = NodeSettings { name: host_name(), ..NodeSettings::default() };
         if dev {
             node.listen = SocketAddr::from(([127, 0, 0, 1], DEFAULT_QUIC_PORT));
-            node.data_dir = dev_dir().join("data").join(node.name.as_str());
+            node.data_dir = dev_data_dir(&node);
         }
         Self {
             dev,
@@ -228,7 +228,12 @@ impl Settings {
     }
 }
 
-/// Where `--dev` nodes of this user share their throw-away CA and keep their data.
+/// Where a `--dev` node keeps its data unless told otherwise: meshes and nodes beside each other.
+fn dev_data_dir(node: &NodeSettings) -> PathBuf {
+    dev_dir().join(node.mesh.as_str()).join("data").join(node.name.as_str())
+}
+
+/// Where `--dev` nodes of this user share their meshes' throw-away CAs and keep their data.
 pub fn dev_dir() -> PathBuf {
     let user = std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).unwrap_or_else(|_| "user".into());
     let safe: String = user.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_')).collect();

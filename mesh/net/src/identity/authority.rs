@@ -98,13 +98,13 @@ impl Authority {
         write(&dir.join(CA_FILE), &self.certificate_pem, false)
     }
 
-    /// The authority in `dir/dev-ca`, made there if there is none yet. Of several processes that come at once, all
+    /// The authority in `dir/ca`, made there if there is none yet. Of several processes that come at once, all
     /// get the same: it is made aside and moved into place as a whole, which only the first can do.
     pub(super) fn shared(dir: &Path, mesh: &MeshName) -> Result<Self, IdentityError> {
-        let place = dir.join("dev-ca");
+        let place = dir.join("ca");
         if !place.exists() {
             fs::create_dir_all(dir).map_err(|error| IdentityError::file(dir, error))?;
-            let aside = dir.join(format!("dev-ca-{}-{:08x}.tmp", std::process::id(), fastrand::u32(..)));
+            let aside = dir.join(format!("ca-{}-{:08x}.tmp", std::process::id(), fastrand::u32(..)));
             let moved = Self::create(mesh)?
                 .save(&aside)
                 .and_then(|()| fs::rename(&aside, &place).map_err(|error| IdentityError::file(&place, error)));

@@ -4,9 +4,11 @@
 //! `starling://MESH/ca`. Whoever holds a certificate of the authority is that node, on any host: addresses prove nothing.
 //! What is read here is checked here and believed everywhere else.
 //!
-//! [`authority`] makes certificates, [`refusal`] has the words for those that are turned down, [`tls`] checks peers.
+//! [`authority`] makes certificates, [`private`] keeps secrets from other users of the host, [`refusal`] has the words for
+//! certificates that are turned down, [`tls`] checks peers.
 
 mod authority;
+mod private;
 mod refusal;
 pub(crate) mod tls;
 
@@ -112,6 +114,7 @@ impl Identity {
         let pem = NodeCertificate { ca_pem: read(ca)?, certificate_pem: read(certificate)?, key_pem: read(key)? };
         let names = [ca, certificate, key].map(|path| path.display().to_string());
         let identity = Self::parse(&pem, [&names[0], &names[1], &names[2]], SystemTime::now())?;
+        private::warn_of_readers(key);
         identity.warn_when_ending(SystemTime::now());
         Ok(identity)
     }
@@ -129,13 +132,16 @@ impl Identity {
         Self::parse(certificate, ["CA certificate", "node certificate", "node key"], now)
     }
 
-    /// For `--dev`: a certificate of the throw-away authority in `dir`, which is made by the first process that asks.
-    /// Several processes may start at once.
+    /// For `--dev`: a certificate of the mesh's throw-away authority in `dir/MESH/ca`, which is made by the first process
+    /// that asks. Several processes may start at once. `dir` is made for this user alone; one that others can write to
+    /// or have made is not used: in a shared temporary directory somebody may have put it there first.
     ///
     /// # Errors
-    /// [`IdentityError`], also when the authority in `dir` is of another mesh.
+    /// [`IdentityError`] says what to remove or to change.
     pub fn dev(dir: &Path, mesh: &MeshName, node: &NodeId) -> Result<Self, IdentityError> {
-        let authority = Authority::shared(dir, mesh)?;
+        private::directory(dir)?;
+        let dir = dir.join(mesh.as_str());
+        let authority = Authority::shared(&dir, mesh)?;
         if authority.mesh() != mesh {
             let why = format!("is of mesh {}, not {mesh}; remove it or use another directory", authority.mesh());
             return Err(IdentityError::invalid(&dir.display().to_string(), why));
