@@ -16,16 +16,19 @@
 //!   compared with; its requests in flight still count, so a dead newcomer collects few.
 //!
 //! What is known of an instance lives in its [`Seat`], beside the view: seats are taken over when the view changes and
-//! vanish with their instance. A decision takes no lock and never waits.
+//! vanish with their instance. They vanish as well when there is word newer than what is held against it: its owner
+//! wrote of it, was started anew, or came back after being lost. Otherwise a penalty of seconds, forgotten at the pace
+//! above, would keep callers away for most of a minute from an instance that is long well again. A decision takes no
+//! lock and never waits.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use crate::guard::{Breaker, BreakerSettings, Permit};
-use crate::id::{InstanceId, Zone};
+use crate::id::{Incarnation, InstanceId};
 use crate::time::Instant;
-use crate::view::{InstanceView, ServiceView};
+use crate::view::{InstanceView, ServiceView, Usability, View};
 
 /// How fast latency is forgotten (Finagle's and Linkerd's decay).
 const TAU_S: f32 = 10.0;
@@ -147,6 +150,8 @@ pub struct Slot<T> {
     pub instance: Arc<InstanceView>,
     /// What is known of it here.
     pub seat: Arc<Seat<T>>,
+    /// Which start of its owner this is, if membership knows.
+    owner_start: Option<Incarnation>,
     /// Weights up to and including this slot.
     cumulative: u64,
     /// Weight relative to the tier's mean.
@@ -162,19 +167,22 @@ pub struct Group<T> {
 }
 
 impl<T: Default> Group<T> {
-    /// The candidates of `service` as seen from `zone`, with the seats of `previous` for instances that still live at
-    /// the same place.
-    pub fn new(service: &Arc<ServiceView>, zone: &Zone, breaker: BreakerSettings, previous: Option<&Group<T>>) -> Self {
-        let seat_of = |instance: &InstanceView| {
-            previous.and_then(|group| group.seat_at_same_place(instance)).cloned().unwrap_or_else(|| {
+    /// The candidates of `service` as `view` shows them, with the seats of `previous` for instances of which nothing
+    /// has been heard since that would make what is known of them outdated.
+    pub fn new(service: &Arc<ServiceView>, view: &View, breaker: BreakerSettings, previous: Option<&Group<T>>) -> Self {
+        let slot = |instance: &Arc<InstanceView>| {
+            let owner_start = view.member(instance.owner()).map(|owner| owner.facts.incarnation);
+            let kept = previous.and_then(|group| group.slots().find(|old| old.is_current(instance, owner_start)));
+            let seat = kept.map(|old| old.seat.clone()).unwrap_or_else(|| {
                 let breaker = Arc::new(Breaker::new(breaker));
                 Arc::new(Seat { load: Load::default(), breaker, extra: T::default() })
-            })
+            });
+            Slot { instance: instance.clone(), seat, owner_start, cumulative: 0, share: 1.0 }
         };
         let candidates = service.candidates();
         let tier = |of: &[Arc<InstanceView>], near: bool| {
-            let members = of.iter().filter(|i| (i.instance.zone == *zone) == near && i.weight() > 0);
-            weighted(members.map(|instance| (instance.clone(), seat_of(instance))).collect())
+            let members = of.iter().filter(|i| (i.instance.zone == view.zone) == near && i.weight() > 0);
+            weighted(members.map(slot).collect())
         };
         let tiers = [
             tier(&candidates.ready, true),
@@ -186,16 +194,28 @@ impl<T: Default> Group<T> {
     }
 }
 
-fn weighted<T>(members: Vec<(Arc<InstanceView>, Arc<Seat<T>>)>) -> Vec<Slot<T>> {
-    let total: u64 = members.iter().map(|(instance, _)| u64::from(instance.weight())).sum();
-    let mean = total as f32 / members.len().max(1) as f32;
+fn weighted<T>(mut slots: Vec<Slot<T>>) -> Vec<Slot<T>> {
+    let total: u64 = slots.iter().map(|slot| u64::from(slot.instance.weight())).sum();
+    let mean = total as f32 / slots.len().max(1) as f32;
     let mut cumulative = 0;
-    let slot = |(instance, seat): (Arc<InstanceView>, Arc<Seat<T>>)| {
-        cumulative += u64::from(instance.weight());
-        let share = instance.weight() as f32 / mean;
-        Slot { instance, seat, cumulative, share }
-    };
-    members.into_iter().map(slot).collect()
+    for slot in &mut slots {
+        cumulative += u64::from(slot.instance.weight());
+        slot.cumulative = cumulative;
+        slot.share = slot.instance.weight() as f32 / mean;
+    }
+    slots
+}
+
+impl<T> Slot<T> {
+    /// Whether what is known of it is still about the instance as the view shows it now.
+    fn is_current(&self, now: &InstanceView, owner_start: Option<Incarnation>) -> bool {
+        let before = &self.instance;
+        let came_back = before.usability == Usability::OwnerLost && now.usability == Usability::Ready;
+        before.key.instance == now.key.instance
+            && before.stamp == now.stamp
+            && self.owner_start == owner_start
+            && !came_back
+    }
 }
 
 impl<T> Group<T> {
@@ -207,17 +227,6 @@ impl<T> Group<T> {
     /// All candidates.
     pub fn slots(&self) -> impl Iterator<Item = &Slot<T>> {
         self.tiers.iter().flatten()
-    }
-
-    fn seat_at_same_place(&self, instance: &InstanceView) -> Option<&Arc<Seat<T>>> {
-        let same = |slot: &&Slot<T>| {
-            let (old, new) = (&slot.instance, instance);
-            old.key.instance == new.key.instance
-                && old.owner() == new.owner()
-                && old.instance.address == new.instance.address
-                && old.instance.reach == new.instance.reach
-        };
-        self.slots().find(same).map(|slot| &slot.seat)
     }
 
     /// The instance for the next request, with its breaker's permit; `None` when none is usable. `tried` are left out.

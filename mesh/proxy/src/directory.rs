@@ -103,7 +103,7 @@ impl Entry {
         if let Some(group) = previous.clone().filter(fits) {
             return group;
         }
-        let group = Arc::new(Group::new(service, &view.zone, settings.breaker, previous.as_deref()));
+        let group = Arc::new(Group::new(service, view, settings.breaker, previous.as_deref()));
         group.slots().for_each(|slot: &starling_core::balance::Slot<Pool>| {
             slot.seat.extra.limit(settings.max_idle_per_instance);
         });

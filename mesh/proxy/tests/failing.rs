@@ -63,6 +63,33 @@ async fn a_post_that_was_sent_is_not_repeated_but_a_get_is() {
 }
 
 #[tokio::test]
+async fn an_instance_its_owner_writes_of_again_is_chosen_again_at_once() {
+    let flock = Flock::default();
+    let well = Arc::new(AtomicBool::new(false));
+    let state = well.clone();
+    let returns = App::answering(move |_| {
+        let status = if state.load(SeqCst) { 200 } else { 503 };
+        async move { text(status, "returns") }
+    })
+    .await;
+    let lives = App::named("lives").await;
+    let a = flock.node("a").await;
+    flock.register(returns.at("orders", "1", "a"));
+    flock.register(lives.at("orders", "2", "a"));
+    for _ in 0..20 {
+        assert_eq!(a.get("orders.mesh", "/").await.text(), "lives");
+    }
+    assert!(returns.requests() > 0);
+    well.store(true, SeqCst);
+    flock.register(returns.at("orders", "1", "a"));
+    let mut texts = std::collections::BTreeSet::new();
+    for _ in 0..40 {
+        texts.insert(a.get("orders.mesh", "/").await.text());
+    }
+    assert_eq!(texts.len(), 2, "{texts:?}");
+}
+
+#[tokio::test]
 async fn an_answer_that_says_not_now_is_asked_elsewhere_if_safe() {
     let flock = Flock::default();
     let (busy, lives) = (App::answering(|_| async { text(503, "busy") }).await, App::named("lives").await);

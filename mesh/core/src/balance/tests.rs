@@ -5,14 +5,14 @@ use rpds::RedBlackTreeMapSync;
 
 use super::*;
 use crate::guard::BreakerState;
-use crate::id::{InstanceKey, ServiceKey};
+use crate::id::{InstanceKey, NodeId, ServiceKey, Zone};
 use crate::registry::{Address, Instance};
-use crate::time::{HybridTime, Stamp};
-use crate::view::{Revision, Usability};
+use crate::testing::facts;
+use crate::time::{HybridTime, Stamp, WallTime};
+use crate::view::{MemberState, MemberView, Revision, Usability};
 
 /// A service of instances called `a`, `b`, ... with these weights, zones and usabilities.
 struct Village {
-    service: Arc<ServiceView>,
     group: Group<()>,
     now: Instant,
     rng: fastrand::Rng,
@@ -32,6 +32,15 @@ fn instance(name: &str, weight: u32, zone: &str, usability: Usability) -> Arc<In
     })
 }
 
+/// The picture of a node that sees `n1`, the owner of all instances, in its `start`th life.
+fn view(start: u64) -> View {
+    let mut view = View::empty("n0".parse().unwrap(), Zone::default());
+    let node: NodeId = "n1".parse().unwrap();
+    let member = MemberView { node: node.clone(), facts: facts(start), state: MemberState::Alive, since: WallTime(0) };
+    view.members.insert_mut(node, Arc::new(member));
+    view
+}
+
 fn service(instances: &[Arc<InstanceView>]) -> Arc<ServiceView> {
     let by_id: RedBlackTreeMapSync<_, _> = instances.iter().map(|i| (i.key.instance.clone(), i.clone())).collect();
     let key = ServiceKey { namespace: Default::default(), service: "orders".parse().unwrap() };
@@ -40,9 +49,8 @@ fn service(instances: &[Arc<InstanceView>]) -> Arc<ServiceView> {
 
 impl Village {
     fn of(instances: &[Arc<InstanceView>]) -> Self {
-        let service = service(instances);
-        let group = Group::new(&service, &Zone::default(), BreakerSettings::default(), None);
-        Self { service, group, now: Instant(1_000_000_000), rng: fastrand::Rng::with_seed(7) }
+        let group = Group::new(&service(instances), &view(1), BreakerSettings::default(), None);
+        Self { group, now: Instant(1_000_000_000), rng: fastrand::Rng::with_seed(7) }
     }
 
     fn ready(weights: &[u32]) -> Self {
@@ -204,21 +212,33 @@ fn when_all_are_broken_one_caller_a_second_may_still_try() {
 }
 
 #[test]
-fn seats_outlive_a_change_of_the_service_but_not_a_move_or_absence_of_the_instance() {
-    let village = Village::ready(&[100, 100]);
-    let ready = Usability::Ready;
-    let renew = |instances: &[Arc<InstanceView>]| {
-        Group::new(&service(instances), &Zone::default(), BreakerSettings::default(), Some(&village.group))
-    };
-    let heavier = renew(&[instance("a", 300, "default", ready)]);
-    assert!(Arc::ptr_eq(&heavier.slots().next().unwrap().seat, village.seat("a")));
-    assert_eq!(heavier.slots().count(), 1);
-
-    let mut moved = (*instance("a", 100, "default", ready)).clone();
-    moved.instance = Arc::new(Instance::at(Address { host: "127.0.0.1".into(), port: 81 }));
-    let moved = renew(&[Arc::new(moved)]);
-    assert!(!Arc::ptr_eq(&moved.slots().next().unwrap().seat, village.seat("a")));
-    assert_eq!(village.group.service().instances.size(), village.service.instances.size());
+fn seats_outlive_a_change_of_the_service_but_not_newer_word_of_the_instance() {
+    let ready = instance("a", 100, "default", Usability::Ready);
+    let lost = instance("a", 100, "default", Usability::OwnerLost);
+    let heavier = instance("a", 300, "default", Usability::Ready);
+    let mut rewritten = (*ready).clone();
+    rewritten.stamp.time = HybridTime(2);
+    let mut moved = (*ready).clone();
+    moved.stamp.node = "n2".parse().unwrap();
+    for (what, before, after, start, kept) in [
+        ("an override", &ready, &heavier, 1, true),
+        ("the owner was lost", &ready, &lost, 1, true),
+        ("the owner came back", &lost, &ready, 1, false),
+        ("the owner was started anew, too quickly to be missed", &ready, &ready, 2, false),
+        ("the owner wrote of it", &ready, &Arc::new(rewritten), 1, false),
+        ("another owner took it", &ready, &Arc::new(moved), 1, false),
+    ] {
+        let village = Village::of(std::slice::from_ref(before));
+        village.break_down("a");
+        village.seat("a").load.observe(village.now, FAILURE_PENALTY);
+        let others = [after.clone(), instance("b", 100, "default", Usability::Ready)];
+        let group = Group::new(&service(&others), &view(start), BreakerSettings::default(), Some(&village.group));
+        let seat = &group.slots().find(|slot| slot.instance.key.instance.as_str() == "a").unwrap().seat;
+        assert_eq!(Arc::ptr_eq(seat, village.seat("a")), kept, "{what}");
+        let is_held_against_it =
+            seat.breaker.state() != BreakerState::Closed || seat.load.latency_us(village.now).is_some();
+        assert_eq!(is_held_against_it, kept, "{what}");
+    }
 }
 
 proptest! {

@@ -150,12 +150,18 @@ impl Node {
     }
 
     /// Brings the picture of a node, and of everything it owns, up to date.
+    ///
+    /// A restart that was too quick for anybody to miss the node changes nothing about its instances, and yet their
+    /// services are published anew: who holds something against them (the balancer does) must hear of it.
     pub(super) fn member_changed(&mut self, node: &NodeId) {
+        let start = |member: &MemberView| member.facts.incarnation;
+        let shown_start = self.publisher.draft.member(node).map(|shown| start(shown));
+        let restarted = shown_start.is_some() && shown_start != self.peers.get(node).map(start);
         self.show_member(node);
         let member = self.peers.state(node);
         for key in self.publisher.owned_by(node) {
             let changed = self.publisher.instance(&key).is_some_and(|shown| shown.judge(member) != shown.usability);
-            if changed {
+            if changed || restarted {
                 self.show_instance(&key);
             }
         }

@@ -368,6 +368,22 @@ fn collected_tombstones_are_gone_everywhere_and_do_not_come_back() {
 }
 
 #[test]
+fn a_restart_nobody_missed_still_publishes_the_services_of_the_node_anew() {
+    let mut mesh = Mesh::of(&["a", "b"]);
+    mesh.register("b", "orders", "o1");
+    mesh.register("a", "pay", "p1");
+    let revisions = |mesh: &Mesh| {
+        let view = mesh.nodes[&id("a")].view();
+        ["orders", "pay"].map(|service| view.service(&instance_key(service, "x").service).unwrap().revision)
+    };
+    let [orders, pay] = revisions(&mesh);
+    mesh.nodes.remove(&id("b"));
+    mesh.start("b", 2);
+    let after = revisions(&mesh);
+    assert!(after[0] > orders && after[1] == pay, "{after:?}");
+}
+
+#[test]
 fn an_unchanged_view_is_not_published_again() {
     let mut mesh = Mesh::of(&["a"]);
     mesh.register("a", "orders", "o1");

@@ -121,7 +121,10 @@ impl Flock {
         let mut view = InstanceView {
             key: key.clone(),
             instance: Arc::new(Instance::at(address)),
-            stamp: Stamp { time: HybridTime(1), node: place.owner.parse().unwrap() },
+            stamp: Stamp {
+                time: HybridTime(self.0.revision.load(SeqCst) as u64 + 1),
+                node: place.owner.parse().unwrap(),
+            },
             override_: None,
             usability: Usability::Ready,
         };
