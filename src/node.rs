@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use starling_api::Api;
 use starling_core::id::InstanceKey;
+use starling_core::observe::MetricSource;
 use starling_core::registry::Registration;
 use starling_core::{Command, Refusal};
 use starling_net::identity::IdentityError;
@@ -190,7 +191,7 @@ async fn listeners(
 ) -> Result<(Proxy, Api), StartError> {
     let tunnels = running.tunnels.take().expect("nobody has taken the tunnels of a node that was just started");
     let proxy = Proxy::start(settings.proxy.clone(), running.handle.clone(), tunnels).await?;
-    let metrics = vec![proxy.metrics()];
+    let metrics: Vec<Arc<dyn MetricSource>> = vec![Arc::new(running.handle.clone()), proxy.metrics()];
     let api = Api::bind(settings.api.clone(), running.handle.clone(), metrics, ready.clone()).await?;
     Ok((proxy, api))
 }

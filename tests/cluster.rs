@@ -91,3 +91,15 @@ fn a_declared_service_comes_and_goes_with_the_settings_file() {
         mesh.node("a").all_instances("orders").is_empty() && mesh.node("b").all_instances("orders").is_empty()
     });
 }
+
+#[test]
+fn one_metrics_page_shows_the_heart_the_links_the_sidecar_and_the_api() {
+    let mesh = Mesh::start(["a", "b"]);
+    let page = mesh.node("a").page("/metrics");
+    for name in ["starling_members", "starling_link_peers", "starling_requests_total", "starling_api_connections"] {
+        assert!(page.contains(&format!("# TYPE {name} ")), "{name} is missing:\n{page}");
+    }
+    let families: Vec<&str> = page.lines().filter(|line| line.starts_with("# TYPE ")).collect();
+    let distinct: std::collections::BTreeSet<&str> = families.iter().copied().collect();
+    assert_eq!(families.len(), distinct.len(), "a family must be declared once:\n{page}");
+}

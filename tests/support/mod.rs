@@ -167,14 +167,12 @@ impl NodeProcess {
 
     /// Calls a service through this node's sidecar, as an application would: the body, or what went wrong.
     pub(crate) fn call(&self, service: &str) -> Result<String, String> {
-        let mut stream = TcpStream::connect(self.proxy).map_err(|error| error.to_string())?;
-        stream.set_read_timeout(Some(DEADLINE)).unwrap();
-        let request = format!("GET / HTTP/1.1\r\nhost: {service}.mesh\r\nconnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).map_err(|error| error.to_string())?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).map_err(|error| error.to_string())?;
-        let (head, body) = answer.split_once("\r\n\r\n").ok_or("no answer")?;
-        if head.starts_with("HTTP/1.1 200") { Ok(body.to_owned()) } else { Err(answer) }
+        exchange(self.proxy, &format!("{service}.mesh"), "/")
+    }
+
+    /// A page of this node's API, as it came.
+    pub(crate) fn page(&self, path: &str) -> String {
+        exchange(self.api, "localhost", path).unwrap_or_else(|error| panic!("GET {path} at {}: {error}", self.name))
     }
 
     /// Ends the process as a power cut would (SIGKILL).
@@ -204,6 +202,18 @@ impl Drop for NodeProcess {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// One GET: the body, or what went wrong.
+fn exchange(to: SocketAddr, host: &str, path: &str) -> Result<String, String> {
+    let mut stream = TcpStream::connect(to).map_err(|error| error.to_string())?;
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).map_err(|error| error.to_string())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).map_err(|error| error.to_string())?;
+    let (head, body) = answer.split_once("\r\n\r\n").ok_or("no answer")?;
+    if head.starts_with("HTTP/1.1 200") { Ok(body.to_owned()) } else { Err(answer) }
 }
 
 /// The binary, with everything it keeps under one directory and nothing from the caller's environment.

@@ -196,7 +196,7 @@ fn collect_view(view: &View, out: &mut Exposition) {
     out.family("starling_instances", "gauge", "Instances known, by whether they may take traffic.");
     out.sample("starling_instances", &[("usable", "true")], ready as f64);
     out.sample("starling_instances", &[("usable", "false")], (total - ready) as f64);
-    let conflicts = view.configs.values().filter(|config| config.in_conflict()).count();
+    let conflicts = view.configs.values().filter(|config| config.in_conflict() && config.served().is_some()).count();
     let served = view.configs.values().filter(|config| config.served().is_some()).count();
     out.single("starling_configs", "gauge", "Configuration documents served.", served as f64);
     out.single("starling_config_conflicts", "gauge", "Documents with concurrent versions.", conflicts as f64);
