@@ -6,6 +6,8 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,6 +18,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
+use tokio::sync::watch;
 
 /// How long anything may take before a test gives up. Generous: the machine may be busy with other tests.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -175,6 +178,30 @@ impl NodeProcess {
         exchange(self.api, "localhost", path).unwrap_or_else(|error| panic!("GET {path} at {}: {error}", self.name))
     }
 
+    /// A connection to this node's sidecar that has carried a request and is kept open.
+    pub(crate) fn idle_connection(&self, service: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(self.proxy).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        stream.write_all(format!("HEAD / HTTP/1.1\r\nhost: {service}.mesh\r\n\r\n").as_bytes()).unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).unwrap();
+            answer.extend(byte);
+        }
+        stream
+    }
+
+    /// A connection to this node's sidecar, if it takes any.
+    pub(crate) fn connection(&self) -> std::io::Result<TcpStream> {
+        TcpStream::connect(self.proxy)
+    }
+
+    /// What it has said so far.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(log_file(&self.dir, &self.name)).unwrap()
+    }
+
     /// Ends the process as a power cut would (SIGKILL).
     pub(crate) fn kill(&mut self) {
         let _ = self.child.kill();
@@ -183,8 +210,18 @@ impl NodeProcess {
 
     /// Asks the process to stop (SIGTERM); its exit code.
     pub(crate) fn terminate(&mut self) -> Option<i32> {
+        self.ask_to_stop();
+        self.stopped()
+    }
+
+    /// Sends SIGTERM and does not wait.
+    pub(crate) fn ask_to_stop(&self) {
         let pid = self.child.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    }
+
+    /// Waits until the process has ended; its exit code.
+    pub(crate) fn stopped(&mut self) -> Option<i32> {
         let mut code = None;
         eventually("the node has stopped", || {
             code = self.child.try_wait().unwrap();
@@ -234,6 +271,8 @@ fn log_file(dir: &Path, name: &str) -> PathBuf {
 /// A small application: answers every request with its own name.
 pub(crate) struct App {
     address: SocketAddr,
+    answering: Arc<watch::Sender<bool>>,
+    waiting: Arc<AtomicUsize>,
     _runtime: Runtime,
 }
 
@@ -243,17 +282,36 @@ impl App {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap();
+        let (answering, waiting) = (Arc::new(watch::Sender::new(true)), Arc::new(AtomicUsize::new(0)));
+        let (gate, counter) = (answering.clone(), waiting.clone());
         runtime.spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let service = hyper::service::service_fn(move |_| async move {
-                    Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(name.as_bytes()))))
+                let (gate, counter) = (gate.clone(), counter.clone());
+                let service = hyper::service::service_fn(move |_| {
+                    let (mut gate, counter) = (gate.subscribe(), counter.clone());
+                    async move {
+                        counter.fetch_add(1, SeqCst);
+                        let _ = gate.wait_for(|open| *open).await;
+                        counter.fetch_sub(1, SeqCst);
+                        Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(name.as_bytes()))))
+                    }
                 });
                 tokio::spawn(
                     hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service),
                 );
             }
         });
-        App { address, _runtime: runtime }
+        App { address, answering, waiting, _runtime: runtime }
+    }
+
+    /// Lets requests wait for their answers, or go on.
+    pub(crate) fn answers(&self, answers: bool) {
+        self.answering.send_replace(answers);
+    }
+
+    /// How many requests wait for their answers.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.load(SeqCst)
     }
 
     /// Its port, as the command line wants it.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{Method, Request, Response};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 use starling_core::id::{InstanceKey, NodeId};
@@ -85,7 +85,7 @@ impl Outgoing {
             Some(length) if length <= max_held as u64 => match timeout_at(deadline, body.collect()).await {
                 Ok(Ok(whole)) => RequestBody::Held(whole.to_bytes()),
                 Ok(Err(error)) => {
-                    return Err(Refused::new(Reason::BadRequest, format!("the request's body broke off: {error}")));
+                    return Err(Refused::new(Reason::BadRequest, broken_body(&error)));
                 }
                 Err(_) => return Err(Refused::new(Reason::SlowRequest, "the request's body did not come in time")),
             },
@@ -167,6 +167,11 @@ pub(crate) async fn exchange(
         let (reason, why) = Reason::read(value);
         return Err(Failure::new(reason, why));
     }
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        // Nobody asked for it: `Upgrade` is not passed on.
+        return Err(Failure::new(Reason::Reset, "the application switched protocols unasked"));
+    }
+    http1::check_framing(response.headers_mut()).map_err(|why| Failure::new(Reason::Reset, why))?;
     http1::clean_response(&mut response);
     Ok((response, sender))
 }
@@ -225,7 +230,7 @@ async fn send_over_some_connection(
                 return Err(Failure::new(Reason::Connect, refusal.to_string()));
             }
             None if error.is_user() => {
-                return Err(Failure::new(Reason::BadRequest, format!("the request's body broke off: {error}")));
+                return Err(Failure::new(Reason::BadRequest, broken_body(&error)));
             }
             None if reused && !error.is_parse() && outgoing.is_repeatable() => {}
             None => return Err(Failure::new(Reason::Reset, describe(&error))),
@@ -244,6 +249,15 @@ fn refusal_in(error: &hyper::Error) -> Option<TunnelRefusal> {
         source = error.source();
     }
     None
+}
+
+/// Why a request's body did not come whole: the innermost reason, which is the client's.
+fn broken_body(error: &hyper::Error) -> String {
+    let mut innermost: &dyn std::error::Error = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    format!("the request's body broke off: {innermost}")
 }
 
 fn describe(error: &hyper::Error) -> String {

@@ -87,8 +87,23 @@ pub(crate) fn clean_request(headers: &mut HeaderMap, caller: &NodeId) {
     }
 }
 
-/// The same for a response. Its version becomes the sidecar's own (RFC 9110, section 2.5): what an HTTP/1.0 application
-/// cannot do ends at the connection to it, and how the body is framed for the client is decided anew.
+/// Refuses framing this proxy cannot pass on as it is meant, and removes a length that does not count: beside a
+/// `Transfer-Encoding`, `Content-Length` means nothing (RFC 9112, section 6.3) and would cut off the body once the
+/// coding is removed.
+///
+/// # Errors
+/// A transfer coding other than `chunked`, which would have to be undone here.
+pub(crate) fn check_framing(headers: &mut HeaderMap) -> Result<(), String> {
+    let Some(coding) = headers.get(header::TRANSFER_ENCODING) else { return Ok(()) };
+    if !coding.as_bytes().eq_ignore_ascii_case(b"chunked") {
+        return Err(format!("transfer coding {coding:?} is not carried, only \"chunked\" is"));
+    }
+    headers.remove(header::CONTENT_LENGTH);
+    Ok(())
+}
+
+/// The same as [`clean_request`] for a response. Its version becomes the sidecar's own (RFC 9110, section 2.5): what an
+/// HTTP/1.0 application cannot do ends at the connection to it, and how the body is framed is decided anew.
 pub(crate) fn clean_response<B>(response: &mut Response<B>) {
     *response.version_mut() = Version::HTTP_11;
     remove_hop_by_hop(response.headers_mut());

@@ -93,6 +93,7 @@ async fn steps(
     let instance = owned_instance(carrier, &tunnel.to)?;
     let (mut head, body) = request.into_parts();
     let context = Context::receive(&mut head.headers);
+    http1::check_framing(&mut head.headers).map_err(|why| Refused::new(Reason::Unsupported, why))?;
     http1::clean_request(&mut head.headers, &tunnel.from);
     let mut span = OpenSpan::begin(&context, SpanKind::Server, carrier.mesh.me(), carrier.mesh.spans());
     let mut outgoing = Outgoing::hold(head, body, settings.max_replay_bytes, deadline).await?;

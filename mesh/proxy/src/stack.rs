@@ -90,6 +90,7 @@ async fn steps(
     let settings = &carrier.settings;
     let deadline = arrived + settings.request_timeout();
     http1::count_hop(&mut head.headers, settings.max_hops)?;
+    http1::check_framing(&mut head.headers).map_err(|why| Refused::new(Reason::Unsupported, why))?;
     let host = http1::to_origin_form(&mut head)?;
     let view = carrier.mesh.view();
     let key = route(&host, &settings.suffix, &view).map_err(not_routed)?;

@@ -219,6 +219,43 @@ async fn an_application_that_speaks_http_1_0_does_not_make_the_sidecar_speak_it(
 }
 
 #[tokio::test]
+async fn a_length_beside_a_transfer_coding_counts_for_nothing() {
+    let flock = Flock::default();
+    let chunked = "transfer-encoding: chunked\r\n";
+    let app =
+        App::saying(format!("HTTP/1.1 200 OK\r\ncontent-length: 3\r\n{chunked}\r\n5\r\nabcde\r\n0\r\n\r\n")).await;
+    let a = flock.node("a").await;
+    let _b = flock.node("b").await;
+    flock.register(app.at("near", "1", "a"));
+    flock.register(app.at("far", "1", "b"));
+    for service in ["near", "far"] {
+        let answer = a.get(service, "/").await;
+        assert_eq!((answer.text().as_str(), answer.header("content-length")), ("abcde", None));
+    }
+}
+
+#[tokio::test]
+async fn transfer_codings_and_switches_of_protocol_that_nobody_here_understands_are_refused() {
+    let flock = Flock::default();
+    let zipped = "transfer-encoding: gzip, chunked\r\n";
+    let coded = App::saying(format!("HTTP/1.1 200 OK\r\n{zipped}\r\n3\r\n???\r\n0\r\n\r\n")).await;
+    let switching = App::saying("HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n").await;
+    let a = flock.node("a").await;
+    flock.register(coded.at("coded", "1", "a"));
+    flock.register(switching.at("switching", "1", "a"));
+    for (service, why) in [("coded", "gzip, chunked"), ("switching", "switched protocols unasked")] {
+        let answer = a.get(service, "/").await;
+        assert!(answer.status == 502 && answer.text().contains(why), "{answer:?}");
+    }
+    let mut client = Client::connect(a.addr()).await;
+    let request = format!("POST / HTTP/1.1\r\nhost: coded\r\n{zipped}\r\n3\r\n???\r\n0\r\n\r\n");
+    client.stream.write_all(request.as_bytes()).await.unwrap();
+    let answer = client.answer().await;
+    assert!(answer.status == 501 && answer.text().contains("gzip, chunked"), "{answer:?}");
+    assert_eq!(coded.requests(), 1, "a request in an unknown coding is not sent on");
+}
+
+#[tokio::test]
 async fn a_request_that_comes_round_and_round_is_a_loop() {
     let flock = Flock::default();
     let a = flock.node("a").await;
