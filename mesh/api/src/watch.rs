@@ -86,11 +86,12 @@ impl ListRevisions {
 
     fn computed(&self, view: &View, pick: impl Fn(&Computed) -> Revision) -> Revision {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        // A reader that comes late with an older view is given the newer numbers: it then answers once too often.
         if view.revision > last.at {
             last.advance(view);
         }
-        pick(&last)
+        // A reader that comes late with an older view must not say that it has shown what is newer than that, or its
+        // client would never ask for it. Its own revision is never too large, at most the client asks once too often.
+        pick(&last).min(view.revision)
     }
 }
 
@@ -104,5 +105,27 @@ impl Computed {
             self.seen = view.members.values().cloned().collect();
         }
         self.at = view.revision;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use starling_core::id::Zone;
+
+    use super::*;
+
+    #[test]
+    fn a_reader_with_an_older_view_does_not_claim_to_have_shown_a_newer_one() {
+        let view_at = |revision| View {
+            revision: Revision(revision),
+            absent_revision: Revision(revision),
+            ..View::empty("a".parse().unwrap(), Zone::default())
+        };
+        let (old, new) = (view_at(4), view_at(5));
+        let revisions = ListRevisions::default();
+        assert_eq!(revisions.services(&new), Revision(5));
+        for late in [revisions.services(&old), revisions.configs(&old), revisions.members(&old)] {
+            assert!(late <= Revision(4), "the client would wait for something newer than {late:?} and miss 5");
+        }
     }
 }
