@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::response::Response;
 use serde::Deserialize;
 use starling_core::id::NodeId;
@@ -10,7 +10,7 @@ use starling_core::observe::{Span, SpanId, TraceId};
 use starling_core::wire::Question;
 
 use crate::context::Shared;
-use crate::extract::Params;
+use crate::extract::{Names, Params};
 use crate::failure::Failure;
 use crate::gather;
 use crate::lists::encode;
@@ -28,7 +28,7 @@ const MAX_RECENT: u32 = 1_000;
 /// `GET /v1/traces/{id}`.
 pub(crate) async fn trace(
     State(context): State<Shared>,
-    Path(id): Path<String>,
+    Names(id): Names<String>,
     Params(NoQuery {}): Params<NoQuery>,
 ) -> Result<Response, Failure> {
     let trace: TraceId = id.parse().map_err(Failure::bad)?;

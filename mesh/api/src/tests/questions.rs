@@ -107,6 +107,14 @@ async fn a_trace_nobody_knows_is_not_found() {
 }
 
 #[tokio::test]
+async fn what_is_no_trace_id_is_refused_as_everything_else_is() {
+    let server = World::of(&["a"]).server("a");
+    for path in ["/v1/traces/zz", "/v1/traces/%ff"] {
+        assert!(!server.get(path).await.expect(400).error().error.is_empty(), "{path}");
+    }
+}
+
+#[tokio::test]
 async fn the_newest_traces_of_all_nodes_come_first() {
     let world = World::of(&["a", "b"]);
     for (node, trace, start) in [("a", 1, 100), ("b", 2, 300), ("a", 3, 200)] {
