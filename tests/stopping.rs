@@ -1,7 +1,6 @@
 //! A node that is asked to stop lets what runs through it finish, whichever side of a request it is on, and then ends.
 
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "what a test relies on may panic, and says why")]
-#![allow(dead_code, reason = "each test file uses its part of the vocabulary")]
 
 mod support;
 

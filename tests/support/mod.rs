@@ -1,5 +1,7 @@
 //! Real node processes and small applications for tests; all of them end with the test, even when it panics.
 
+#![allow(dead_code, reason = "each test file uses its part of the vocabulary")]
+
 use std::convert::Infallible;
 use std::fs;
 use std::io::{Read, Write};
