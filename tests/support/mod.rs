@@ -40,6 +40,16 @@ pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 pub(crate) struct Mesh {
     dir: TempDir,
     nodes: Vec<NodeProcess>,
+    identity: Certificates,
+}
+
+/// Where the nodes' certificates come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Certificates {
+    /// The throw-away authority of `--dev`.
+    ThrownAway,
+    /// The files named in each node's settings.
+    InSettings,
 }
 
 /// One process of the binary.
@@ -55,16 +65,49 @@ pub(crate) struct NodeProcess {
 impl Mesh {
     /// Starts nodes of these names; the first is the seed of the others. Each knows all others when this returns.
     pub(crate) fn start<const N: usize>(names: [&str; N]) -> Mesh {
-        let dir = TempDir::new().unwrap();
-        let mut mesh = Mesh { dir, nodes: Vec::new() };
+        let mut mesh = Mesh::empty(Certificates::ThrownAway);
         for name in names {
             let seed = mesh.nodes.first().map(|node| node.quic);
-            mesh.nodes.push(NodeProcess::start(mesh.dir.path(), name, seed));
+            mesh.add(name, seed);
         }
-        for node in &mesh.nodes {
+        mesh.all_know_each_other();
+        mesh
+    }
+
+    /// A directory, and no nodes yet.
+    pub(crate) fn empty(identity: Certificates) -> Mesh {
+        Mesh { dir: TempDir::new().unwrap(), nodes: Vec::new(), identity }
+    }
+
+    /// Starts one node more.
+    pub(crate) fn add(&mut self, name: &str, seed: Option<SocketAddr>) -> &NodeProcess {
+        self.try_add(name, seed).unwrap_or_else(|log| panic!("node {name} ended instead of starting:\n{log}"))
+    }
+
+    /// The same; its log when it does not start.
+    pub(crate) fn try_add(&mut self, name: &str, seed: Option<SocketAddr>) -> Result<&NodeProcess, String> {
+        let node = NodeProcess::try_start(self.dir.path(), name, seed, self.identity)?;
+        self.nodes.push(node);
+        Ok(self.node(name))
+    }
+
+    /// Waits until every node sees all nodes alive.
+    pub(crate) fn all_know_each_other(&self) {
+        let mut names: Vec<&str> = self.nodes.iter().map(|node| node.name.as_str()).collect();
+        names.sort_unstable();
+        for node in &self.nodes {
             eventually(&format!("{} knows all others", node.name), || node.alive_members() == names);
         }
-        mesh
+    }
+
+    /// Where everything of this mesh is kept.
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Runs a command of the binary in this mesh's directory: what it prints, or its complaint.
+    pub(crate) fn run(&self, arguments: &[&str]) -> Result<String, String> {
+        outcome(starling(self.dir.path()).args(arguments))
     }
 
     /// A node by name.
@@ -81,8 +124,8 @@ impl Mesh {
     pub(crate) fn restart(&mut self, name: &str) {
         let others = self.nodes.iter_mut().filter(|node| node.name != name);
         let seed = others.filter_map(|node| node.is_running().then_some(node.quic)).next();
-        let again = NodeProcess::start(self.dir.path(), name, seed);
-        *self.node_mut(name) = again;
+        let again = NodeProcess::try_start(self.dir.path(), name, seed, self.identity);
+        *self.node_mut(name) = again.unwrap_or_else(|log| panic!("node {name} did not start again:\n{log}"));
     }
 
     /// What stands in a node's settings file from its next start on.
@@ -95,15 +138,19 @@ impl Drop for Mesh {
     fn drop(&mut self) {
         if thread::panicking() {
             for node in &self.nodes {
-                let log = fs::read_to_string(log_file(&node.dir, &node.name)).unwrap_or_default();
-                eprintln!("--- log of {}\n{log}", node.name);
+                eprintln!("--- log of {}\n{}", node.name, node.log());
             }
         }
     }
 }
 
 impl NodeProcess {
-    fn start(dir: &Path, name: &str, seed: Option<SocketAddr>) -> NodeProcess {
+    fn try_start(
+        dir: &Path,
+        name: &str,
+        seed: Option<SocketAddr>,
+        identity: Certificates,
+    ) -> Result<NodeProcess, String> {
         let ready_file = dir.join(format!("{name}.ready"));
         let _ = fs::remove_file(&ready_file);
         let settings = settings_file(dir, name);
@@ -112,9 +159,13 @@ impl NodeProcess {
         }
         let log = fs::File::options().create(true).append(true).open(log_file(dir, name)).unwrap();
         let mut command = starling(dir);
-        command.args(["node", "--dev", "--name", name, "--zone", name, "--config"]).arg(&settings);
+        command.args(["node", "--name", name, "--zone", name, "--config"]).arg(&settings);
         command.args(["--listen", "127.0.0.1:0", "--api", "127.0.0.1:0", "--proxy", "127.0.0.1:0", "--ready-file"]);
         command.arg(&ready_file).stdout(Stdio::null()).stderr(log);
+        match identity {
+            Certificates::ThrownAway => command.arg("--dev"),
+            Certificates::InSettings => command.arg("--data-dir").arg(dir.join(format!("{name}.data"))),
+        };
         if let Some(seed) = seed {
             command.args(["--seed", &seed.to_string()]);
         }
@@ -122,24 +173,41 @@ impl NodeProcess {
         let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
         let mut node =
             NodeProcess { name: name.into(), dir: dir.into(), child, api: nowhere, proxy: nowhere, quic: nowhere };
-        eventually(&format!("{name} is ready"), || {
-            let log = || fs::read_to_string(log_file(dir, name)).unwrap_or_default();
-            assert!(node.is_running(), "node {name} ended instead of starting:\n{}", log());
-            ready_file.exists()
-        });
+        eventually(&format!("{name} is ready, or has given up"), || ready_file.exists() || !node.is_running());
+        if !ready_file.exists() {
+            return Err(node.log());
+        }
         let ready: Value = serde_json::from_str(&fs::read_to_string(&ready_file).unwrap()).unwrap();
         let address = |what: &str| ready["addresses"][what].as_str().unwrap().parse().unwrap();
         (node.api, node.proxy, node.quic) = (address("api"), address("proxy"), address("quic"));
-        node
+        Ok(node)
+    }
+
+    /// Where its peers reach it.
+    pub(crate) fn quic(&self) -> SocketAddr {
+        self.quic
+    }
+
+    /// Everything it has said so far, over all its starts.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(log_file(&self.dir, &self.name)).unwrap_or_default()
+    }
+
+    /// The lines of its log that contain a text.
+    pub(crate) fn lines(&self, text: &str) -> Vec<String> {
+        self.log().lines().filter(|line| line.contains(text)).map(str::to_owned).collect()
+    }
+
+    /// One of its metrics, without labels.
+    pub(crate) fn metric(&self, name: &str) -> f64 {
+        let page = self.page("/metrics");
+        let value = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
+        value.unwrap_or_else(|| panic!("no metric {name} in {page}"))
     }
 
     /// Runs a command of the binary against this node.
     pub(crate) fn try_starling(&self, arguments: &[&str]) -> Result<String, String> {
-        let output = starling(&self.dir).arg("--peer").arg(self.api.to_string()).args(arguments).output().unwrap();
-        match output.status.success() {
-            true => Ok(String::from_utf8(output.stdout).unwrap()),
-            false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
-        }
+        outcome(starling(&self.dir).arg("--peer").arg(self.api.to_string()).args(arguments))
     }
 
     /// The same, and it must succeed.
@@ -164,7 +232,8 @@ impl NodeProcess {
         ids.collect()
     }
 
-    fn alive_members(&self) -> Vec<String> {
+    /// The names of the members it sees alive.
+    pub(crate) fn alive_members(&self) -> Vec<String> {
         let list: Value = serde_json::from_str(&self.starling(&["members", "--json"])).unwrap();
         let alive = list["members"].as_array().unwrap().iter().filter(|member| member["state"] == "alive");
         alive.map(|member| member["node"].as_str().unwrap().to_owned()).collect()
@@ -197,11 +266,6 @@ impl NodeProcess {
     /// A connection to this node's sidecar, if it takes any.
     pub(crate) fn connection(&self) -> std::io::Result<TcpStream> {
         TcpStream::connect(self.proxy)
-    }
-
-    /// What it has said so far.
-    pub(crate) fn log(&self) -> String {
-        fs::read_to_string(log_file(&self.dir, &self.name)).unwrap()
     }
 
     /// Ends the process as a power cut would (SIGKILL).
@@ -253,6 +317,15 @@ fn exchange(to: SocketAddr, host: &str, path: &str) -> Result<String, String> {
     stream.read_to_string(&mut answer).map_err(|error| error.to_string())?;
     let (head, body) = answer.split_once("\r\n\r\n").ok_or("no answer")?;
     if head.starts_with("HTTP/1.1 200") { Ok(body.to_owned()) } else { Err(answer) }
+}
+
+/// What a command prints, or its complaint.
+fn outcome(command: &mut Command) -> Result<String, String> {
+    let output = command.output().unwrap();
+    match output.status.success() {
+        true => Ok(String::from_utf8(output.stdout).unwrap()),
+        false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+    }
 }
 
 /// The binary, with everything it keeps under one directory and nothing from the caller's environment.

@@ -89,7 +89,8 @@ fn check(_: &Path) -> Result<(), IdentityError> {
 #[cfg(not(unix))]
 pub(super) fn warn_of_readers(_: &Path) {}
 
-#[cfg(all(test, unix))]
+#[cfg(test)]
+#[cfg(unix)]
 mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
 

@@ -57,7 +57,9 @@ impl Refusal {
 fn advice(code: &str) -> &'static str {
     match code {
         "other-ca" => "issue the certificates of both nodes from the same authority (starling ca issue)",
-        "other-mesh" => "if they belong together give both the same mesh name; if not, correct the seed addresses",
+        "other-mesh" => {
+            "if they belong together issue both certificates from one authority; if not, correct the seed addresses"
+        }
         "expired" => "issue a new certificate for that node (starling ca issue) and restart it; check both clocks",
         "not-yet-valid" => "check the clocks of both hosts",
         "no-name" | "malformed" => "issue the certificate with `starling ca issue`",
@@ -103,7 +105,7 @@ impl From<Refusal> for Error {
 pub(crate) fn refused_by_peer(reason: &str, alert: Option<u8>) -> (String, &'static str) {
     let told = reason.split_once("starling[").and_then(|(_, rest)| rest.split_once(']'));
     if let Some((code, text)) = told {
-        let text: String = text.trim_end_matches(')').chars().filter(|c| !c.is_control()).take(200).collect();
+        let text: String = within_brackets(text).chars().filter(|c| !c.is_control()).take(200).collect();
         return (text, advice(code));
     }
     let (sentence, code) = match alert {
@@ -119,4 +121,22 @@ pub(crate) fn refused_by_peer(reason: &str, alert: Option<u8>) -> (String, &'sta
         }
     };
     (sentence.to_owned(), advice(code))
+}
+
+/// A text up to the bracket that closes what was opened before it: rustls prints an objection within brackets of its own.
+fn within_brackets(text: &str) -> &str {
+    let mut open = 0_u32;
+    let end = text.char_indices().find(|(_, c)| match c {
+        '(' => {
+            open = open.saturating_add(1);
+            false
+        }
+        ')' if open == 0 => true,
+        ')' => {
+            open -= 1;
+            false
+        }
+        _ => false,
+    });
+    end.map_or(text, |(at, _)| &text[..at])
 }

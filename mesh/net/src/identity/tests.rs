@@ -97,10 +97,12 @@ fn processes_that_start_at_once_share_one_throw_away_authority() {
 
 #[test]
 fn the_refused_side_reads_the_objection_of_the_refusing_side() {
-    let refusal = Refusal::OtherMesh { theirs: mesh("a"), ours: mesh("b") };
-    let (text, advice) = refused_by_peer(&rustls::Error::from(refusal.clone()).to_string(), Some(46));
-    assert_eq!(text, refusal.to_string());
-    assert_eq!(advice, refusal.advice());
+    for refusal in [Refusal::OtherMesh { theirs: mesh("a"), ours: mesh("b") }, Refusal::OtherAuthority, Refusal::NoName]
+    {
+        let (text, advice) = refused_by_peer(&rustls::Error::from(refusal.clone()).to_string(), Some(46));
+        assert_eq!(text, refusal.to_string());
+        assert_eq!(advice, refusal.advice());
+    }
     assert!(refused_by_peer("", Some(116)).0.contains("no certificate"));
     assert!(refused_by_peer("boo\u{7}", None).0.ends_with("boo"));
 }
