@@ -127,7 +127,8 @@ impl Driver {
                 Some(taken) => {
                     // Under load the loop never has to wait; others on this thread shall run all the same.
                     tokio::task::yield_now().await;
-                    if stop.try_recv().is_ok() {
+                    // The word, or the end of whoever could say it, as below.
+                    if stop.try_recv() != Err(oneshot::error::TryRecvError::Empty) {
                         break;
                     }
                     Some(taken)

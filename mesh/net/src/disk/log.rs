@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -282,6 +282,7 @@ impl Log {
 
     fn begin(&mut self) -> std::io::Result<()> {
         self.file.set_len(0)?;
+        self.file.rewind()?; // half a header may have been read
         self.file.write_all(&HEADER)?;
         self.file.sync_all()?;
         sync_dir(&self.dir)
@@ -290,8 +291,15 @@ impl Log {
     /// Writes what the log still says to a new file and puts it in the place of the old one.
     pub(super) fn rewrite(&mut self) -> Result<(), String> {
         let path = self.dir.join(NEW_LOG);
+        self.rewrite_at(&path).inspect_err(|_| {
+            // Half a new log must not take the room the old one needs: a full disk is why most rewrites fail.
+            let _ = fs::remove_file(&path);
+        })
+    }
+
+    fn rewrite_at(&mut self, path: &Path) -> Result<(), String> {
         let doing = |what: &'static str| move |error| format!("{what} {NEW_LOG}: {}", io_reason(&error));
-        let open = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path);
+        let open = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path);
         let mut file = open.map_err(doing("create"))?;
         file.write_all(&HEADER).map_err(doing("write"))?;
         let mut live = BTreeMap::new();
@@ -314,7 +322,7 @@ impl Log {
         }
         let end = writer.finish()?;
         file.sync_all().map_err(doing("sync"))?;
-        fs::rename(&path, self.dir.join(LOG)).map_err(doing("put into place"))?;
+        fs::rename(path, self.dir.join(LOG)).map_err(doing("put into place"))?;
         // From here on the old file is gone by name; whatever happens, the new one is ours.
         self.file = file;
         self.sound_bytes = end;

@@ -134,6 +134,47 @@ fn a_damaged_file_header_does_not_cost_a_record() {
 }
 
 #[test]
+fn a_log_cut_while_it_was_begun_is_begun_again() {
+    let dir = tempfile::tempdir().unwrap();
+    for cut in 0..=frame::HEADER.len() {
+        fs::write(log_file(dir.path()), &frame::HEADER[..cut]).unwrap();
+        let (mut log, found) = open(dir.path(), 1_000);
+        assert!(found.problems.is_empty(), "cut at {cut}: {:?}", found.problems);
+        log.commit(&keep("one", "kept", 1), None).unwrap();
+        drop(log);
+        let (_log, found) = open(dir.path(), 2_000);
+        assert_eq!((names(&found.memory.records), found.problems), (vec!["one".to_owned()], vec![]), "cut at {cut}");
+    }
+}
+
+#[test]
+fn a_byte_changed_anywhere_costs_one_record_at_most_and_never_the_start() {
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let dir = tempfile::tempdir().unwrap();
+    let (mut log, first) = open(dir.path(), 1_000);
+    log.commit(&keep("one", "kept", 1), None).unwrap();
+    log.commit(&keep("two", "kept", 2), Some(WallTime(1_001))).unwrap();
+    drop(log);
+    let sound = fs::read(log_file(dir.path())).unwrap();
+    let version = frame::HEADER.len() - 1; // another version is refused, whoever wrote it
+    for at in (0..sound.len()).filter(|at| *at != version) {
+        let mut bytes = sound.clone();
+        bytes[at] ^= random.u8(1..);
+        fs::write(log_file(dir.path()), &bytes).unwrap();
+        let (log, found) = open(dir.path(), 500);
+        assert_eq!(found.problems.len(), 1, "at {at}: {:?}", found.problems);
+        assert!(found.memory.records.len() >= 1, "at {at}");
+        assert!(found.incarnation > first.incarnation, "at {at}: {found:?}");
+        drop(log);
+        let (_log, again) = open(dir.path(), 500);
+        assert!(again.problems.is_empty(), "at {at}: {:?}", again.problems);
+        assert_eq!(again.memory.records, found.memory.records, "at {at}");
+    }
+}
+
+#[test]
 fn a_log_of_another_version_or_node_is_refused_with_what_to_do() {
     let dir = tempfile::tempdir().unwrap();
     drop(open(dir.path(), 1_000));
@@ -227,7 +268,7 @@ fn what_could_not_be_written_is_written_when_the_disk_works_again() {
     fs::create_dir(&squatter).unwrap();
     assert!(log.commit(&keep("two", "late", 2), None).unwrap_err().to_string().contains("write the log"));
     assert!(log.commit(&keep("two", "late", 2), None).unwrap_err().to_string().contains("starling.log.new"));
-    fs::remove_dir(squatter).unwrap();
+    fs::remove_dir(&squatter).unwrap();
     log.commit(&keep("two", "late", 2), None).unwrap();
     drop(log);
     let (_log, found) = open(dir.path(), 2_000);
