@@ -146,7 +146,10 @@ impl Table {
             rows.at.remove(&address);
         }
         drop(rows);
-        if !still_up {
+        if superseded(error) {
+            warn!(%node, %address, me = %shared.me, "another process says it is this node, and the peer took its link: \
+                stop one of the two, or give it a name and a certificate of its own");
+        } else if !still_up {
             info!(%node, %address, reason = %error, "the link to a peer is gone");
         }
     }
@@ -196,4 +199,9 @@ impl Table {
         });
         peer
     }
+}
+
+/// Whether the peer took a connection of this process for one of an older process of this node: two run at once.
+fn superseded(error: &ConnectionError) -> bool {
+    matches!(error, ConnectionError::ApplicationClosed(theirs) if theirs.error_code == Close::Superseded.code())
 }
