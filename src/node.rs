@@ -12,7 +12,8 @@ use starling_core::observe::MetricSource;
 use starling_core::registry::Registration;
 use starling_core::{Command, Refusal};
 use starling_net::identity::IdentityError;
-use starling_net::{CommandError, Handle, Identity, NetSettings, Running};
+use starling_net::quic::BindError;
+use starling_net::{CommandError, DiskError, Handle, Identity, NetSettings, Running};
 use starling_proxy::Proxy;
 
 use tokio::sync::watch;
@@ -84,6 +85,20 @@ pub enum StartError {
         /// Why.
         error: CommandError,
     },
+}
+
+impl StartError {
+    /// Whether another process of this host holds what this node needs: an address, or the data directory.
+    pub fn is_taken(&self) -> bool {
+        let taken = |error: &std::io::Error| error.kind() == std::io::ErrorKind::AddrInUse;
+        match self {
+            Self::Net(starling_net::StartError::Disk(DiskError::InUse { .. })) => true,
+            Self::Net(starling_net::StartError::Bind(BindError::Socket { error, .. })) => taken(error),
+            Self::Api(starling_api::BindError::Listen { source, .. }) => taken(source),
+            Self::Proxy(starling_proxy::StartError::Listen { error, .. }) => taken(error),
+            _ => false,
+        }
+    }
 }
 
 impl Node {

@@ -115,3 +115,40 @@ fn a_scenario_is_played_and_a_disappointed_expectation_is_exit_code_1() {
     assert_eq!(code, Some(1), "{stdout}{stderr}");
     assert!(stdout.contains("FAILED") && stderr.contains("--seed"), "{stdout}{stderr}");
 }
+
+#[test]
+fn a_second_dev_node_whose_port_is_taken_is_told_how_to_start() {
+    let dir = TempDir::new().unwrap();
+    let taken = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let (code, _, stderr) = run(dir.path(), &["node", "--dev", "--listen", &address, "--api", "127.0.0.1:0"]);
+    assert_eq!(code, Some(1), "{stderr}");
+    for part in [&address[..], "node.listen", "starling node --dev --name b --listen 127.0.0.1:0", "--seed"] {
+        assert!(stderr.contains(part), "{part} is missing: {stderr}");
+    }
+}
+
+#[test]
+fn a_watch_of_something_that_is_no_node_ends_and_says_so() {
+    let dir = TempDir::new().unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let other = std::thread::spawn(move || {
+        use std::io::{Read, Write};
+        let (mut stream, _) = listener.accept().unwrap();
+        let _ = stream.read(&mut [0; 4096]).unwrap();
+        stream.write_all(b"HTTP/1.1 404 Not Found\r\ncontent-length: 4\r\nconnection: close\r\n\r\nnope").unwrap();
+    });
+    let (code, _, stderr) = run(dir.path(), &["--peer", &address, "config", "watch", "limits"]);
+    other.join().unwrap();
+    assert_eq!(code, Some(1), "{stderr}");
+    assert!(stderr.contains("is it the API of a Starling node?"), "{stderr}");
+}
+
+#[test]
+fn an_override_of_nothing_names_both_things_that_can_be_overruled() {
+    let dir = TempDir::new().unwrap();
+    let (code, _, stderr) = run(dir.path(), &["override", "set", "orders", "a:1"]);
+    assert_eq!(code, Some(2), "{stderr}");
+    assert!(stderr.contains("--status") && stderr.contains("--weight"), "{stderr}");
+}

@@ -185,9 +185,13 @@ fn flatten(key: &str, value: &serde_json::Value, rows: &mut Vec<(String, String)
 
 async fn serve(loaded: Loaded, ready_file: Option<&Path>) -> Result<(), Failure> {
     let mut stop = Stop::listen()?;
+    let second_dev = if loaded.settings.dev { SECOND_DEV } else { "" };
     let starting = Node::start(loaded.settings);
     let node = tokio::select! {
-        started = starting => started.map_err(|error| Failure::Refused(format!("the node cannot start: {error}")))?,
+        started = starting => started.map_err(|error| {
+            let hint = if error.is_taken() { second_dev } else { "" };
+            Failure::Refused(format!("the node cannot start: {error}{hint}"))
+        })?,
         name = stop.asked() => return Err(Failure::Refused(format!("{name} before the node was up"))),
     };
     if let Some(path) = ready_file {
@@ -203,6 +207,10 @@ async fn serve(loaded: Loaded, ready_file: Option<&Path>) -> Result<(), Failure>
     }
     Ok(())
 }
+
+/// What most often is meant when a `--dev` node finds its name or ports taken.
+const SECOND_DEV: &str = "\nA second --dev node on this host takes a name and ports of its own, and the first for its seed:\n  \
+    starling node --dev --name b --listen 127.0.0.1:0 --api 127.0.0.1:0 --proxy 127.0.0.1:0 --seed 127.0.0.1:15100";
 
 /// Whole or not at all: whoever waits for the file must not read half of it.
 fn write_ready_file(path: &Path, node: &Node) -> std::io::Result<()> {

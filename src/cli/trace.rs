@@ -15,14 +15,13 @@ use super::output::{Cell, Out, Style, Table, ago, count, micros};
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 The node that is asked gathers the parts from all nodes. Each node keeps a limited number of spans; old ones go.
-A trace's id is in the answer's `traceparent` header, and `--recent` lists the newest.
+A trace's id is in the answer's `x-starling-trace` header, and `--recent` lists the newest.
 
 Examples:
   starling trace --recent
   starling trace 4bf92f3577b34da6a3ce929d0e0e4736")]
 pub(crate) struct TraceArgs {
-    /// The trace's id, 32 hex digits
-    #[arg(required_unless_present = "recent")]
+    /// The trace's id, 32 hex digits; without one, the newest traces are listed
     id: Option<TraceId>,
     /// List the newest traces, so many
     #[arg(long, conflicts_with = "id", num_args = 0..=1, default_missing_value = "20", value_name = "COUNT")]

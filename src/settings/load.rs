@@ -164,7 +164,7 @@ impl Layers {
             let span = error.span().unwrap_or(value.span());
             let key = table.iter().find(|(_, value)| contains(&value.span(), &span)).map(|(key, _)| key.get_ref());
             let what = key.map_or(section.name.to_owned(), |key| format!("{}.{key}", section.name));
-            self.problems.push(file.problem(&span, &what, error.message()));
+            self.problems.push(file.problem(&span, &what, &helpful(error.message())));
             return;
         }
         for (key, line) in lines {
@@ -273,7 +273,7 @@ impl Layers {
         // A list is meant where a string is the wrong type; otherwise the string's own error says more.
         let wants_list = first_error.as_ref().is_some_and(|error| error.contains("expected a sequence"));
         let error = if wants_list { last_error } else { first_error }.unwrap_or_default();
-        self.problems.push(format!("{whence}: {}.{key}: {error}", section.name));
+        self.problems.push(format!("{whence}: {}.{key}: {}", section.name, helpful(&error)));
     }
 
     fn finish(mut self, dev: bool) -> Result<Loaded, SettingsError> {
@@ -336,6 +336,17 @@ fn contains(outer: &Range<usize>, inner: &Range<usize>) -> bool {
     outer.start <= inner.start && inner.end <= outer.end
 }
 
+/// What the parser of addresses says does not tell what an address looks like.
+fn helpful(error: &str) -> String {
+    match error {
+        "invalid socket address syntax" => {
+            "not an address to listen on: write IP:PORT, like 127.0.0.1:15000 or [::1]:15000; names are not looked up"
+                .into()
+        }
+        other => other.to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -395,7 +406,9 @@ mod tests {
     #[test]
     fn a_bad_value_names_its_line_key_or_variable() {
         let error = refused(&file("[node]\nlisten = \"nowhere\"\n"));
-        assert!(error.contains("line 2: node.listen"), "{error}");
+        assert!(error.contains("line 2: node.listen") && error.contains("IP:PORT"), "{error}");
+        let error = refused(&Sources { flags: flag("api.listen", "localhost:15000"), ..Sources::default() });
+        assert!(error.contains("api.listen") && error.contains("IP:PORT"), "{error}");
         let error = refused(&file("[node]\ndrain_timeout = \"5\"\n"));
         assert!(error.contains("line 2: node.drain_timeout") && error.contains("no unit"), "{error}");
         let error = refused(&file("[node\n"));

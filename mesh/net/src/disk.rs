@@ -75,7 +75,7 @@ pub enum DiskError {
         theirs: u8,
     },
     /// The operating system refused.
-    #[error("data directory {}: cannot {doing}: {reason}", .dir.display())]
+    #[error("data directory {} (node.data_dir): cannot {doing}: {reason}", .dir.display())]
     Open {
         /// The directory.
         dir: PathBuf,

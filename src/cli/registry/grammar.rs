@@ -1,6 +1,6 @@
 //! What can be said about services and instances on the command line.
 
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 use starling_api::model::{CheckBody, CheckWord};
 use starling_core::id::{InstanceId, Namespace, ServiceName, Zone};
 use starling_core::registry::{DEFAULT_WEIGHT, Protocol, Status};
@@ -176,11 +176,12 @@ Example:
 /// `starling override set`
 #[derive(Debug, Args)]
 #[group(skip)]
+#[command(group(ArgGroup::new("what").args(["status", "weight"]).required(true).multiple(true)))]
 pub(crate) struct OverrideSetArgs {
     #[command(flatten)]
     pub(crate) which: Which,
     /// UP, DOWN, STARTING or OUT_OF_SERVICE
-    #[arg(long, required_unless_present = "weight")]
+    #[arg(long)]
     pub(crate) status: Option<Status>,
     /// Its share of traffic; 0 takes no new traffic
     #[arg(long)]

@@ -144,7 +144,10 @@ pub struct GossipInbox {
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     /// The UDP socket cannot be had.
-    #[error("cannot listen on UDP {address}: {error}")]
+    #[error(
+        "cannot listen for other nodes on UDP {address}: {error}; is another node running here? Choose another address \
+         with node.listen"
+    )]
     Socket {
         /// Where.
         address: SocketAddr,
