@@ -4,11 +4,14 @@
 //! clone (shared text) and ordered, so that whatever is keyed by them is iterated in the same order on every machine.
 
 use std::borrow::Borrow;
+use std::cmp::Ordering;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+
+use crate::names::Name;
 
 /// A name that was refused, and why.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -45,9 +48,26 @@ fn check(
 macro_rules! name {
     ($(#[$doc:meta])* $type:ident, $what:literal, max $max:literal, $rule:literal, $allowed:expr, $normal:expr) => {
         $(#[$doc])*
-        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
         pub struct $type(Arc<str>);
+
+        impl Ord for $type {
+            fn cmp(&self, other: &Self) -> Ordering {
+                // Names in a store share their text: see `names`.
+                if Arc::ptr_eq(&self.0, &other.0) { Ordering::Equal } else { self.0.cmp(&other.0) }
+            }
+        }
+        impl PartialOrd for $type {
+            fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+                Some(self.cmp(other))
+            }
+        }
+        impl Name for $type {
+            fn is_shared(&self) -> bool {
+                Arc::strong_count(&self.0) > 1
+            }
+        }
 
         impl $type {
             /// The name as text.

@@ -22,6 +22,7 @@ pub mod digest;
 pub mod guard;
 pub mod health;
 pub mod id;
+mod names;
 pub mod node;
 pub mod observe;
 pub mod peers;

@@ -77,6 +77,9 @@ pub enum MergeError {
     /// A register without any value.
     #[error("the register holds no version")]
     Empty,
+    /// Another key has the same hash.
+    #[error("the key's hash is taken by another key")]
+    HashTaken,
     /// A write under a claim that was made after it.
     #[error("stamp {0} is older than the claim it is made under")]
     Unclaimed(Stamp),

@@ -4,32 +4,40 @@
 //! store does not know what the records mean.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use crate::digest::{Digest, Fingerprint, ItemHash, KeyHash};
+use crate::names::Names;
 use crate::record::{Cell, Key, MergeError, Record};
 use crate::time::HybridTime;
 
 /// All records of a node.
 #[derive(Debug, Default)]
 pub struct Store {
-    cells: BTreeMap<Key, Cell>,
-    keys: BTreeMap<KeyHash, Key>,
+    /// By the hash of their keys: eight bytes are compared faster than names, and repair asks by them.
+    records: BTreeMap<KeyHash, Record>,
     digest: Digest,
     /// Tombstones by age, so that collecting them does not look at anything else.
-    tombstones: BTreeSet<(HybridTime, Key)>,
+    tombstones: BTreeSet<(HybridTime, KeyHash)>,
     configs: usize,
+    names: Names,
 }
 
 impl Store {
     /// What is known of a key.
     pub fn get(&self, key: &Key) -> Option<&Cell> {
-        self.cells.get(key)
+        self.records.get(&KeyHash::of(key)).filter(|record| record.key == *key).map(|record| &record.cell)
     }
 
-    /// The record under a key hash, as repair asks for it.
-    pub fn by_hash(&self, hash: KeyHash) -> Option<Record> {
-        let key = self.keys.get(&hash)?;
-        Some(Record { key: key.clone(), cell: self.cells.get(key)?.clone() })
+    /// The record under a key hash.
+    pub fn by_hash(&self, hash: KeyHash) -> Option<&Record> {
+        self.records.get(&hash)
+    }
+
+    /// Whether another key has the hash of this one. Two of 64 bits meet by chance in no mesh there will ever be, but
+    /// somebody may search for two that do.
+    pub fn is_taken(&self, key: &Key) -> bool {
+        self.by_hash(KeyHash::of(key)).is_some_and(|record| record.key != *key)
     }
 
     /// The fingerprints of all ranges.
@@ -47,34 +55,38 @@ impl Store {
         self.configs
     }
 
-    /// All records, in order of their keys.
-    pub fn iter(&self) -> impl Iterator<Item = (&Key, &Cell)> {
-        self.cells.iter()
+    /// All records, in order of their key hashes.
+    pub fn iter(&self) -> impl Iterator<Item = &Record> {
+        self.records.values()
     }
 
     /// Merges a record and tells whether anything changed.
     ///
     /// # Errors
     /// [`MergeError`]; the store is then unchanged.
-    pub fn merge(&mut self, record: Record) -> Result<bool, MergeError> {
+    pub fn merge(&mut self, mut record: Record) -> Result<bool, MergeError> {
         record.validate()?;
-        let Record { key, cell } = record;
-        match self.cells.get_mut(&key) {
+        let hash = KeyHash::of(&record.key);
+        match self.records.get_mut(&hash) {
+            Some(mine) if mine.key != record.key => return Err(MergeError::HashTaken),
             Some(mine) => {
-                let tombstone = mine.is_tombstone().then(|| mine.latest()).flatten();
-                if !mine.merge(cell)? {
+                let tombstone = mine.cell.is_tombstone().then(|| mine.cell.latest()).flatten();
+                share_cell(&mut self.names, &mut record.cell);
+                if !mine.cell.merge(record.cell)? {
                     return Ok(false);
                 }
                 if let Some(stamp) = tombstone {
-                    self.tombstones.remove(&(stamp.time, key.clone()));
+                    self.tombstones.remove(&(stamp.time, hash));
                 }
             }
             None => {
-                self.configs += usize::from(matches!(key, Key::Config(_)));
-                self.cells.insert(key.clone(), cell);
+                self.configs += usize::from(matches!(record.key, Key::Config(_)));
+                share_key(&mut self.names, &mut record.key);
+                share_cell(&mut self.names, &mut record.cell);
+                self.records.insert(hash, record);
             }
         }
-        self.index(key);
+        self.index(hash);
         Ok(true)
     }
 
@@ -82,26 +94,45 @@ impl Store {
     pub fn collect(&mut self, horizon: HybridTime, limit: usize) -> Vec<Key> {
         let mut collected = Vec::new();
         while collected.len() < limit && self.tombstones.first().is_some_and(|(time, _)| *time < horizon) {
-            let Some((_, key)) = self.tombstones.pop_first() else { break };
-            let hash = KeyHash::of(&key);
+            let Some((_, hash)) = self.tombstones.pop_first() else { break };
             self.digest.set(hash, None);
-            self.keys.remove(&hash);
-            self.cells.remove(&key);
-            self.configs -= usize::from(matches!(key, Key::Config(_)));
-            collected.push(key);
+            let Some(record) = self.records.remove(&hash) else { continue };
+            self.configs -= usize::from(matches!(record.key, Key::Config(_)));
+            collected.push(record.key);
         }
         collected
     }
 
-    /// Brings fingerprints and the tombstone index up to date with a cell that has just changed.
-    fn index(&mut self, key: Key) {
-        let cell = &self.cells[&key];
-        let hash = KeyHash::of(&key);
+    /// Brings fingerprints and the tombstone index up to date with a record that has just changed.
+    fn index(&mut self, hash: KeyHash) {
+        let cell = &self.records[&hash].cell;
         self.digest.set(hash, Some(ItemHash::of(hash, cell)));
         if let Some(stamp) = cell.is_tombstone().then(|| cell.latest()).flatten() {
-            self.tombstones.insert((stamp.time, key.clone()));
+            self.tombstones.insert((stamp.time, hash));
         }
-        self.keys.insert(hash, key);
+    }
+}
+
+fn share_key(names: &mut Names, key: &mut Key) {
+    match key {
+        Key::Instance(key) | Key::Override(key) => {
+            names.namespaces.share(&mut key.service.namespace);
+            names.services.share(&mut key.service.service);
+        }
+        Key::Config(key) => names.namespaces.share(&mut key.namespace),
+    }
+}
+
+fn share_cell(names: &mut Names, cell: &mut Cell) {
+    match cell {
+        Cell::Instance(register) => {
+            names.nodes.share(&mut register.marker.stamp.node);
+            if let Some(instance) = register.val.as_mut().and_then(Arc::get_mut) {
+                names.zones.share(&mut instance.zone);
+            }
+        }
+        Cell::Override(register) => names.nodes.share(&mut register.marker.node),
+        Cell::Config(_) => {}
     }
 }
 
@@ -127,5 +158,16 @@ mod tests {
         store.merge(instance_record("orders", "o1", "b", 30)).unwrap();
         assert!(store.collect(HybridTime(100), 9).is_empty());
         assert_eq!(store.fingerprint().count, 1);
+    }
+
+    #[test]
+    fn a_key_whose_hash_is_taken_is_refused_and_harms_nobody() {
+        let mut store = Store::default();
+        let taken = instance_record("orders", "o1", "a", 10);
+        let other = instance_record("orders", "o2", "a", 20);
+        store.records.insert(KeyHash::of(&other.key), taken);
+        assert!(store.is_taken(&other.key));
+        assert_eq!(store.get(&other.key), None);
+        assert_eq!(store.merge(other), Err(MergeError::HashTaken));
     }
 }

@@ -113,7 +113,7 @@ fn replicas(history: &[(usize, Write)]) -> Vec<Store> {
 }
 
 fn records(store: &Store) -> Vec<Record> {
-    store.iter().map(|(key, cell)| Record { key: key.clone(), cell: cell.clone() }).collect()
+    store.iter().cloned().collect()
 }
 
 fn merge_all(store: &mut Store, records: &[Record]) {
@@ -126,7 +126,7 @@ fn merge_all(store: &mut Store, records: &[Record]) {
 fn content(store: &Store) -> Vec<String> {
     store
         .iter()
-        .map(|(key, cell)| match cell {
+        .map(|Record { key, cell }| match cell {
             Cell::Config(register) => format!("{key:?} {:?}", starling_core::record::versions(register)),
             other => format!("{key:?} {other:?}"),
         })

@@ -37,6 +37,7 @@ impl Node {
     fn register(&mut self, now: Now, wanted: Registration, out: &mut Vec<Output>) -> Result<Option<Stamp>, Refusal> {
         let Registration { key, mut instance } = wanted;
         instance.check_limits().map_err(Refusal::Invalid)?;
+        self.free(Key::Instance(key.clone()))?;
         let known = self.own(&key).map(|shown| (shown.instance.clone(), shown.stamp.clone()));
         if known.is_none() {
             self.room_to_own()?;
@@ -62,6 +63,14 @@ impl Node {
         let stamp = self.claim_instance(now, key.clone(), Some(instance), out);
         self.monitor.renewed(&key, true, now.elapsed);
         Ok(Some(stamp))
+    }
+
+    /// Refuses a name that the store cannot tell from another.
+    fn free(&self, key: Key) -> Result<(), Refusal> {
+        if self.store.is_taken(&key) {
+            return Err(Refusal::Invalid("this name has the hash of another that is in use; choose another".into()));
+        }
+        Ok(())
     }
 
     /// Refuses what would make this node own one more instance than it may.
@@ -135,6 +144,7 @@ impl Node {
             Some(value) => {
                 value.check_limits().map_err(Refusal::Invalid)?;
                 self.shown(&key)?;
+                self.free(Key::Override(key.clone()))?;
             }
         }
         let stamp = self.clock.issue(now.wall);
@@ -145,6 +155,7 @@ impl Node {
 
     fn write_config(&mut self, now: Now, write: ConfigWrite, out: &mut Vec<Output>) -> Result<Option<Stamp>, Refusal> {
         write.check_limits().map_err(Refusal::Invalid)?;
+        self.free(Key::Config(write.key.clone()))?;
         let shown = self.publisher.config(&write.key);
         let served = shown.and_then(|shown| shown.served()).map(|version| version.stamp.clone());
         if let Some(expected) = &write.expect

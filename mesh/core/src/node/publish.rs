@@ -6,9 +6,9 @@ use std::sync::Arc;
 use rpds::RedBlackTreeMapSync;
 
 use super::Node;
-use crate::digest::Fingerprint;
+use crate::digest::{Fingerprint, KeyHash};
 use crate::id::{ConfigKey, InstanceKey, NodeId, ServiceKey};
-use crate::record::{Cell, Key, versions};
+use crate::record::{Cell, Key, Record, versions};
 use crate::view::{ConfigView, InstanceView, MemberView, Revision, ServiceView, Usability, View};
 
 /// The picture in the making and the last one published.
@@ -17,8 +17,8 @@ pub(super) struct Publisher {
     draft: View,
     published: Arc<View>,
     dirty: bool,
-    /// Which instances a node owns: what must be judged anew when it comes or goes.
-    owned: BTreeMap<NodeId, BTreeSet<InstanceKey>>,
+    /// Which instances a node owns, by the hashes of their keys: what must be judged anew when it comes or goes.
+    owned: BTreeMap<NodeId, BTreeSet<KeyHash>>,
 }
 
 impl Publisher {
@@ -43,8 +43,8 @@ impl Publisher {
         self.draft.config(key)
     }
 
-    pub(super) fn owned_by(&self, node: &NodeId) -> Vec<InstanceKey> {
-        self.owned.get(node).into_iter().flatten().cloned().collect()
+    fn owned_by(&self, node: &NodeId) -> Vec<KeyHash> {
+        self.owned.get(node).into_iter().flatten().copied().collect()
     }
 
     /// The new picture, if anything changed since the last one.
@@ -68,16 +68,16 @@ impl Publisher {
         self.draft.revision
     }
 
-    fn put_instance(&mut self, shown: InstanceView) {
+    fn put_instance(&mut self, hash: KeyHash, shown: InstanceView) {
         let revision = self.touch();
         let key = shown.key.clone();
         if let Some(before) = self.draft.instance(&key)
             && before.owner() != shown.owner()
         {
             let owner = before.owner().clone();
-            self.disown(&owner, &key);
+            self.disown(&owner, hash);
         }
-        self.owned.entry(shown.owner().clone()).or_default().insert(key.clone());
+        self.owned.entry(shown.owner().clone()).or_default().insert(hash);
         let mut instances = match self.draft.services.get(&key.service) {
             Some(service) => service.instances.clone(),
             None => RedBlackTreeMapSync::new_sync(),
@@ -86,10 +86,10 @@ impl Publisher {
         self.put_service(key.service, revision, instances);
     }
 
-    fn remove_instance(&mut self, key: &InstanceKey) {
+    fn remove_instance(&mut self, hash: KeyHash, key: &InstanceKey) {
         let Some(shown) = self.draft.instance(key).cloned() else { return };
         let revision = self.touch();
-        self.disown(shown.owner(), key);
+        self.disown(shown.owner(), hash);
         let Some(service) = self.draft.services.get(&key.service) else { return };
         let mut instances = service.instances.clone();
         instances.remove_mut(&key.instance);
@@ -111,9 +111,9 @@ impl Publisher {
         }
     }
 
-    fn disown(&mut self, owner: &NodeId, key: &InstanceKey) {
+    fn disown(&mut self, owner: &NodeId, hash: KeyHash) {
         if let Some(owned) = self.owned.get_mut(owner) {
-            owned.remove(key);
+            owned.remove(&hash);
             if owned.is_empty() {
                 self.owned.remove(owner);
             }
@@ -159,9 +159,11 @@ impl Node {
         let restarted = shown_start.is_some() && shown_start != self.peers.get(node).map(start);
         self.show_member(node);
         let member = self.peers.state(node);
-        for key in self.publisher.owned_by(node) {
-            let changed = self.publisher.instance(&key).is_some_and(|shown| shown.judge(member) != shown.usability);
+        for hash in self.publisher.owned_by(node) {
+            let Some(Record { key: Key::Instance(key), .. }) = self.store.by_hash(hash) else { continue };
+            let changed = self.publisher.instance(key).is_some_and(|shown| shown.judge(member) != shown.usability);
             if changed || restarted {
+                let key = key.clone();
                 self.show_instance(&key);
             }
         }
@@ -174,10 +176,12 @@ impl Node {
     }
 
     fn show_instance(&mut self, key: &InstanceKey) {
-        let Some(Cell::Instance(register)) = self.store.get(&Key::Instance(key.clone())) else {
-            return self.publisher.remove_instance(key);
+        let hash = KeyHash::of(&Key::Instance(key.clone()));
+        // The store's own key: its names are shared.
+        let Some(Record { key: Key::Instance(key), cell: Cell::Instance(register) }) = self.store.by_hash(hash) else {
+            return self.publisher.remove_instance(hash, key);
         };
-        let Some(instance) = &register.val else { return self.publisher.remove_instance(key) };
+        let Some(instance) = &register.val else { return self.publisher.remove_instance(hash, key) };
         let override_ = match self.store.get(&Key::Override(key.clone())) {
             Some(Cell::Override(register)) => register.val.clone(),
             _ => None,
@@ -190,6 +194,6 @@ impl Node {
             usability: Usability::Ready,
         };
         shown.usability = shown.judge(self.peers.state(shown.owner()));
-        self.publisher.put_instance(shown);
+        self.publisher.put_instance(hash, shown);
     }
 }
