@@ -2,11 +2,14 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use starling_core::balance::InFlight;
+use tokio::time::Instant;
 
 use crate::pool::{Pool, Sender};
 use crate::trace::OpenSpan;
@@ -17,7 +20,28 @@ pub(crate) enum RequestBody {
     /// Held in memory (nothing when empty): can be sent again.
     Held(Bytes),
     /// Comes from the client as it is sent on: can be sent once.
-    Stream(Incoming),
+    Stream(Incoming, Arc<Progress>),
+}
+
+/// When a body last moved.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    since: Instant,
+    moved_ms: AtomicU64,
+}
+
+impl Progress {
+    pub(crate) fn begin() -> Arc<Self> {
+        Arc::new(Self { since: Instant::now(), moved_ms: AtomicU64::new(0) })
+    }
+
+    pub(crate) fn moved(&self) {
+        self.moved_ms.store(self.since.elapsed().as_millis() as u64, Relaxed);
+    }
+
+    pub(crate) fn last_moved(&self) -> Instant {
+        self.since + Duration::from_millis(self.moved_ms.load(Relaxed))
+    }
 }
 
 impl Body for RequestBody {
@@ -28,21 +52,27 @@ impl Body for RequestBody {
         match self.get_mut() {
             Self::Held(bytes) if bytes.is_empty() => Poll::Ready(None),
             Self::Held(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
-            Self::Stream(body) => Pin::new(body).poll_frame(cx),
+            Self::Stream(body, progress) => {
+                let polled = Pin::new(body).poll_frame(cx);
+                if polled.is_ready() {
+                    progress.moved();
+                }
+                polled
+            }
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Held(bytes) => bytes.is_empty(),
-            Self::Stream(body) => body.is_end_stream(),
+            Self::Stream(body, _) => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Held(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Self::Stream(body) => body.size_hint(),
+            Self::Stream(body, _) => body.size_hint(),
         }
     }
 }

@@ -1,5 +1,7 @@
 //! One attempt: a connection, a request, the head of its response. Knows nothing of services or retries.
 
+use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +18,7 @@ use starling_net::TunnelRefusal;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::body::RequestBody;
+use crate::body::{Progress, RequestBody};
 use crate::http1;
 use crate::mesh::Stream;
 use crate::pool::{Pool, Sender, handshake};
@@ -75,6 +77,8 @@ pub(crate) fn check_protocol(instance: &InstanceView) -> Result<(), Failure> {
 pub(crate) struct Outgoing {
     pub(crate) head: Parts,
     body: Option<RequestBody>,
+    /// How far a body that is streamed has come.
+    progress: Option<Arc<Progress>>,
 }
 
 impl Outgoing {
@@ -89,9 +93,13 @@ impl Outgoing {
                 }
                 Err(_) => return Err(Refused::new(Reason::SlowRequest, "the request's body did not come in time")),
             },
-            _ => RequestBody::Stream(body),
+            _ => RequestBody::Stream(body, Progress::begin()),
         };
-        Ok(Self { head, body: Some(body) })
+        let progress = match &body {
+            RequestBody::Held(_) => None,
+            RequestBody::Stream(_, progress) => Some(progress.clone()),
+        };
+        Ok(Self { head, body: Some(body), progress })
     }
 
     /// Whether it is still whole here: its body held in memory, or not touched yet.
@@ -146,7 +154,9 @@ pub(crate) async fn exchange(
     deadline: Instant,
 ) -> Result<(Response<Incoming>, Sender), Failure> {
     let may_give_up = outgoing.is_held() && outgoing.is_repeatable();
-    let sending = timeout_at(deadline, send_over_some_connection(carrier, pool, way, outgoing, context, span));
+    let (progress, patience) = (outgoing.progress.clone(), carrier.settings.request_timeout());
+    let sending = send_over_some_connection(carrier, pool, way, outgoing, context, span);
+    let sending = within(deadline, progress.as_deref(), patience, sending);
     let exchanged = match way {
         Way::Tunnel(node, _) if may_give_up => tokio::select! {
             biased;
@@ -157,11 +167,12 @@ pub(crate) async fn exchange(
         },
         _ => sending.await,
     };
-    let late = || {
-        let ms = carrier.settings.request_timeout_ms;
-        Failure::new(Reason::TimedOut, format!("no response within {ms} ms of the request's arrival"))
+    let Some(exchanged) = exchanged else {
+        let since = if progress.is_some() { "any of its body passed" } else { "the request's arrival" };
+        let why = format!("no response within {} ms after {since}", patience.as_millis());
+        return Err(Failure::new(Reason::TimedOut, why));
     };
-    let (mut response, sender) = exchanged.map_err(|_| late())??;
+    let (mut response, sender) = exchanged?;
     if let (Way::Tunnel(..), Some(value)) = (way, response.headers().get(REASON)) {
         // The other sidecar answered, not the application; its connection stays good for the next request.
         let (reason, why) = Reason::read(value);
@@ -174,6 +185,23 @@ pub(crate) async fn exchange(
     http1::check_framing(response.headers_mut()).map_err(|why| Failure::new(Reason::Reset, why))?;
     http1::clean_response(&mut response);
     Ok((response, sender))
+}
+
+/// Waits until the deadline, and as long beyond it as a streamed body moves: a large upload takes the time it takes, one
+/// that stalls ends after the patience with anything that stalls.
+async fn within<F: Future>(
+    mut deadline: Instant,
+    progress: Option<&Progress>,
+    patience: Duration,
+    waiting: F,
+) -> Option<F::Output> {
+    let mut waiting = pin!(waiting);
+    loop {
+        if let Ok(done) = timeout_at(deadline, waiting.as_mut()).await {
+            return Some(done);
+        }
+        deadline = progress.map(|body| body.last_moved() + patience).filter(|later| *later > deadline)?;
+    }
 }
 
 /// Returns when the view, having shown the node alive, shows it alive no more. A node that dies without a word leaves
@@ -289,4 +317,28 @@ async fn connect(carrier: &Carrier, way: Way<'_>) -> Result<Sender, Failure> {
     };
     let open: &Arc<_> = &carrier.connections.upstream;
     handshake(stream, &carrier.settings, open).await.map_err(|error| failed(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_moves_is_waited_for_and_one_that_stalls_is_not() {
+        let (began, patience) = (Instant::now(), Duration::from_secs(30));
+        let progress = Progress::begin();
+        let upload = |pause| {
+            let progress = progress.clone();
+            async move {
+                for _ in 0..5 {
+                    tokio::time::sleep(Duration::from_secs(pause)).await;
+                    progress.moved();
+                }
+            }
+        };
+        assert!(within(began + patience, Some(&progress), patience, upload(29)).await.is_some());
+        assert_eq!(began.elapsed(), Duration::from_secs(5 * 29));
+        assert!(within(Instant::now() + patience, Some(&progress), patience, upload(31)).await.is_none());
+        assert!(within(Instant::now() + patience, None, patience, upload(7)).await.is_none(), "no body, no more time");
+    }
 }

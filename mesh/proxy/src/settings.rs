@@ -17,7 +17,8 @@ pub struct ProxySettings {
     pub suffix: String,
     /// How long connecting to an instance may take. 1 to 60,000; default 1,000.
     pub connect_timeout_ms: u64,
-    /// How long a request may take, retries included, until its response begins; the body may take longer.
+    /// How long a request may take, retries included, until its response begins; the response's body may take longer. A
+    /// request's body too large to be held may take longer too, as long as some of it passes within every such time.
     /// 1 to 3,600,000; default 30,000.
     pub request_timeout_ms: u64,
     /// How long a client may take to send a request's headers, also how long it may be idle between requests.
