@@ -57,15 +57,21 @@ pub(super) fn decode<'a>(pairs: impl Iterator<Item = (&'a str, &'a str)>) -> Opt
         match key {
             INCARNATION => incarnation = Some(Incarnation(value.parse().ok()?)),
             ZONE => zone = Some(value.parse().ok()?),
-            CELL => cell = Some(value.to_owned()),
-            VERSION => version = Some(value.to_owned()),
-            ADDRESS => address = Some(value.to_owned()),
+            CELL => cell = Some(printable(value)?),
+            VERSION => version = Some(printable(value)?),
+            // Written as we write it, so that a fact that is compared or shown has one form.
+            ADDRESS => address = Some(value.parse::<SocketAddr>().ok()?.to_string()),
             LEAVING => leaving = true,
             _ => {} // of a newer version of Starling
         }
     }
     let facts = NodeFacts { incarnation: incarnation?, zone: zone?, cell: cell?, version: version?, address: address? };
     Some(Told { facts, leaving })
+}
+
+/// Facts are shown to people and printed on terminals: letters, digits and signs only.
+fn printable(value: &str) -> Option<String> {
+    value.bytes().all(|byte| byte.is_ascii_graphic()).then(|| value.to_owned())
 }
 
 pub(super) fn say_goodbye(state: &mut NodeState) {
@@ -99,6 +105,8 @@ mod tests {
         let some = || pairs.iter().map(|(key, value)| (key.as_str(), value.as_str()));
         assert_eq!(decode(some().skip(1)), None);
         assert_eq!(decode(some().chain([("zone", "no spaces please")])), None);
+        assert_eq!(decode(some().chain([("address", "nowhere")])), None);
+        assert_eq!(decode(some().chain([("version", "\u{1b}[2J")])), None, "terminals obey such versions");
     }
 
     #[test]

@@ -103,7 +103,7 @@ impl Socket for LinkSocket {
             if self.crowd.is_refused() {
                 continue;
             }
-            let Some(message) = decode(&frame) else { continue };
+            let Some(message) = decode(&self.links, &frame) else { continue };
             let answers = matches!(message, ChitchatMessage::Syn { .. } | ChitchatMessage::SynAck { .. });
             if self.crowd.is_full() && answers {
                 continue; // answering would need a list longer than chitchat can write
@@ -116,16 +116,20 @@ impl Socket for LinkSocket {
 }
 
 /// Reads a message. The reader is not ours and may panic on what a broken peer sends.
-fn decode(frame: &GossipFrame) -> Option<ChitchatMessage> {
+fn decode(links: &Links, frame: &GossipFrame) -> Option<ChitchatMessage> {
     let read = catch_unwind(AssertUnwindSafe(|| ChitchatMessage::deserialize(&mut &*frame.bytes)));
     match read {
         Ok(Ok(message)) => Some(message),
         Ok(Err(error)) => {
-            warn!(node = %frame.from, address = %frame.address, %error, "a peer sent a malformed membership message");
+            if links.may_say(frame.address, "membership") {
+                warn!(node = %frame.from, address = %frame.address, %error, "a peer sent a malformed membership message");
+            }
             None
         }
         Err(_) => {
-            error!(node = %frame.from, address = %frame.address, "a peer sent a membership message that cannot be read");
+            if links.may_say(frame.address, "membership") {
+                error!(node = %frame.from, address = %frame.address, "a peer sent a membership message that cannot be read");
+            }
             None
         }
     }

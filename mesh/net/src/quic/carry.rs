@@ -3,17 +3,19 @@
 //! A stream begins with one byte for its kind and one frame (the instance asked for, or the question); what follows in
 //! a tunnel is the applications' own bytes, sent along without waiting for an answer. A refusal is a reset with a code.
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use quinn::{Connection, ReadError, RecvStream, SendStream, WriteError};
 use starling_core::id::{InstanceKey, NodeId};
 use starling_core::wire::{MAX_MESSAGE_BYTES, Question, Reply, decode, encode};
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tracing::{debug, warn};
 
 use super::frame::{FrameError, framed, read_one};
-use super::meet::{self, Kind, Met, remote};
+use super::meet::{self, Close, Kind, Met, remote};
 use super::peer::Peer;
 use super::tunnel::{IncomingTunnel, Tunnel, TunnelRefusal, cut};
 use super::{LinkError, Shared};
@@ -27,6 +29,12 @@ const MAX_OPENING_BYTES: usize = 4 * 1024;
 const OPENING_PATIENCE: Duration = Duration::from_secs(5);
 /// How long an answer may take here; askers give up earlier.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
+/// How many carry connections a peer may have to this node. It needs one, and another while the first is not yet known
+/// to be lost.
+const MAX_CARRIERS: usize = 4;
+/// How many questions of one connection are answered at a time; more wait. An answer can have megabytes, and whoever
+/// asks may not read it.
+const MAX_ANSWERING: usize = 16;
 /// After a failed attempt, callers are told at once for this long: a thousand requests a second must not become as
 /// many attempts.
 const FAILURE_MEMORY: Duration = Duration::from_millis(200);
@@ -131,17 +139,55 @@ pub(super) async fn ask(shared: &Arc<Shared>, node: &NodeId, question: &Question
     decode(&answer).map_err(|error| unreachable(error.to_string()))
 }
 
+/// The carry connections peers have to this node: what one peer may take of memory is bounded per connection, so the
+/// connections are bounded, too.
+#[derive(Default)]
+pub(super) struct Carriers(Mutex<BTreeMap<NodeId, Vec<Connection>>>);
+
+impl Carriers {
+    /// Takes a connection in; of too many, the oldest gives way.
+    fn begun(&self, node: &NodeId, connection: &Connection) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_node = all.entry(node.clone()).or_default();
+        of_node.retain(|held| held.close_reason().is_none());
+        if of_node.len() >= MAX_CARRIERS {
+            of_node.remove(0).close(Close::TooMany.code(), b"too many connections of one node");
+        }
+        of_node.push(connection.clone());
+    }
+
+    fn ended(&self, node: &NodeId) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(of_node) = all.get_mut(node) {
+            of_node.retain(|held| held.close_reason().is_none());
+            if of_node.is_empty() {
+                all.remove(node);
+            }
+        }
+    }
+}
+
 /// Serves the streams a peer opens on its carry connection, until that ends.
 pub(super) async fn serve(shared: Arc<Shared>, met: Met) {
-    let node = met.node;
+    let (node, address) = (met.node, remote(&met.connection));
+    shared.carriers.begun(&node, &met.connection);
+    let answering = Arc::new(Semaphore::new(MAX_ANSWERING));
     while let Ok((send, receive)) = met.connection.accept_bi().await {
-        let (shared, node) = (shared.clone(), node.clone());
-        tokio::spawn(serve_stream(shared, node, send, receive));
+        let (shared, node, answering) = (shared.clone(), node.clone(), answering.clone());
+        tokio::spawn(serve_stream(shared, node, address, answering, send, receive));
     }
+    shared.carriers.ended(&node);
     debug!(%node, "a peer's carry connection has ended");
 }
 
-async fn serve_stream(shared: Arc<Shared>, node: NodeId, mut send: SendStream, mut receive: RecvStream) {
+async fn serve_stream(
+    shared: Arc<Shared>,
+    node: NodeId,
+    address: SocketAddr,
+    answering: Arc<Semaphore>,
+    mut send: SendStream,
+    mut receive: RecvStream,
+) {
     let opening = async {
         let mut kind = [0];
         receive.read_exact(&mut kind).await.ok()?;
@@ -152,23 +198,36 @@ async fn serve_stream(shared: Arc<Shared>, node: NodeId, mut send: SendStream, m
     match opening {
         Some((TUNNEL, opening)) => match decode::<InstanceKey>(&opening) {
             Ok(to) => serve_tunnel(&shared, node, to, send, receive),
-            Err(error) => malformed(&shared, &node, &error.to_string(), &mut send, &mut receive),
+            Err(error) => malformed(&shared, &node, address, &error.to_string(), &mut send, &mut receive),
         },
         Some((QUESTION, opening)) => match decode::<Question>(&opening) {
-            Ok(question) => serve_question(&shared, node, question, send, receive).await,
-            Err(error) => malformed(&shared, &node, &error.to_string(), &mut send, &mut receive),
+            Ok(question) => {
+                // The semaphore is never closed.
+                let Ok(_place) = answering.acquire().await else { return };
+                serve_question(&shared, node, question, send, receive).await;
+            }
+            Err(error) => malformed(&shared, &node, address, &error.to_string(), &mut send, &mut receive),
         },
         Some((other, _)) => {
-            malformed(&shared, &node, &format!("a stream of unknown kind {other}"), &mut send, &mut receive);
+            malformed(&shared, &node, address, &format!("a stream of unknown kind {other}"), &mut send, &mut receive);
         }
         // Abandoned before it began, too slow, or too long: there is nobody to answer.
         None => cut(&mut send, &mut receive, TunnelRefusal::Malformed.code()),
     }
 }
 
-fn malformed(shared: &Shared, node: &NodeId, what: &str, send: &mut SendStream, receive: &mut RecvStream) {
+fn malformed(
+    shared: &Shared,
+    node: &NodeId,
+    address: SocketAddr,
+    what: &str,
+    send: &mut SendStream,
+    receive: &mut RecvStream,
+) {
     shared.stats.malformed();
-    warn!(%node, "refused a stream of a peer that began with something malformed: {what}");
+    if shared.may_say(address, "stream") {
+        warn!(%node, %address, "refused a stream of a peer that began with something malformed: {what}");
+    }
     cut(send, receive, TunnelRefusal::Malformed.code());
 }
 
@@ -204,8 +263,9 @@ async fn serve_question(
         warn!(bytes = bytes.len(), "an answer over the size limit was not sent: it should have been limited");
         return cut(&mut send, &mut receive, TunnelRefusal::Busy.code());
     }
-    // If the asker has gone, so has the need for an answer.
-    if send.write_all(&framed(&bytes)).await.is_ok() {
-        let _ = send.finish();
+    match tokio::time::timeout(ANSWER_PATIENCE, send.write_all(&framed(&bytes))).await {
+        Ok(Ok(())) => _ = send.finish(),
+        Ok(Err(_)) => {} // if the asker has gone, so has the need for an answer
+        Err(_) => cut(&mut send, &mut receive, TunnelRefusal::Busy.code()), // it asked, and does not read
     }
 }

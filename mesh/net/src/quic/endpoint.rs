@@ -38,6 +38,13 @@ const CARRY_WINDOW: u32 = 64 * 1024 * 1024;
 /// How much unacknowledged data a carry connection keeps: enough for 1 Gbit/s at 100 ms.
 const CARRY_SEND_WINDOW: u64 = 16 * 1024 * 1024;
 
+/// How many strangers wait for their handshakes to begin; more are turned away, and try again.
+const MAX_INCOMING: usize = 1_024;
+/// How many bytes one of them may send meanwhile: a hello with some room.
+const INCOMING_BYTES: u64 = 16 * 1024;
+/// And all of them together.
+const ALL_INCOMING_BYTES: u64 = 8 * 1024 * 1024;
+
 /// How this node dials, per kind of connection.
 pub(super) struct ClientConfigs {
     pub(super) talk: ClientConfig,
@@ -56,6 +63,11 @@ pub(super) fn open(
     let mut server = ServerConfig::with_crypto(Arc::new(tls));
     // An accepted connection may turn out to be of either kind, so it is tuned for the larger one.
     server.transport_config(Arc::new(transport(limits.streams_per_peer)));
+    // What waits for its handshake is kept by QUIC meanwhile; its own defaults would let strangers fill 100 MiB.
+    server
+        .max_incoming(MAX_INCOMING)
+        .incoming_buffer_size(INCOMING_BYTES)
+        .incoming_buffer_size_total(ALL_INCOMING_BYTES);
     server.migration(false); // a peer is addressed by where it dialled from; it must stay there
     let dialling = ClientConfigs { talk: client(identity, TALK, 0)?, carry: client(identity, CARRY, 0)? };
     let socket_error = |error| BindError::Socket { address: listen, error };

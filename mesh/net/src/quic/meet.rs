@@ -66,6 +66,12 @@ pub(super) struct Met {
 pub(super) async fn accept(shared: Arc<Shared>) {
     let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
     while let Some(incoming) = shared.endpoint.accept().await {
+        // When it gets crowded, strangers have to show first that they are where they say: whoever only writes sender
+        // addresses into datagrams must not take the places of peers.
+        if handshakes.available_permits() < MAX_HANDSHAKES / 2 && incoming.may_retry() {
+            let _ = incoming.retry(); // it may retry: that was asked
+            continue;
+        }
         if shared.endpoint.open_connections() > shared.limits.peers.saturating_mul(4) {
             shared.complain(
                 canonical(incoming.remote_address()),
@@ -168,6 +174,11 @@ fn peer_name(connection: &Connection) -> Option<NodeId> {
     Some(node_name(identity.first()?).ok()?.node)
 }
 
+/// A text that a peer may have written, for a log: no control characters, and not too long.
+pub(super) fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(200).collect()
+}
+
 /// Where a peer is. On a socket for both versions of IP, an IPv4 peer appears in IPv6's clothes, under which nobody
 /// else knows it.
 pub(super) fn remote(connection: &Connection) -> SocketAddr {
@@ -215,7 +226,7 @@ impl Shared {
                     let (text, advice) = refused_by_peer(&ours.reason, Some(number));
                     self.complain_of_refusal(address, &format!("this node refused {who} at {address}: {text}"), advice)
                 }
-                None => error.to_string(),
+                None => printable(&error.to_string()),
             },
             ConnectionError::ConnectionClosed(theirs) => match alert(u64::from(theirs.error_code)) {
                 Some(number) => {
@@ -223,11 +234,10 @@ impl Shared {
                     let (text, advice) = refused_by_peer(&reason, Some(number));
                     self.complain_of_refusal(address, &format!("{who} at {address} refused this node: {text}"), advice)
                 }
-                None => error.to_string(),
+                None => printable(&error.to_string()),
             },
             ConnectionError::ApplicationClosed(theirs) => {
-                let reason: String =
-                    String::from_utf8_lossy(&theirs.reason).chars().filter(|c| !c.is_control()).take(200).collect();
+                let reason = printable(&String::from_utf8_lossy(&theirs.reason));
                 if [Close::WrongNode, Close::SameName, Close::Version].iter().any(|c| c.code() == theirs.error_code) {
                     self.complain_of_refusal(address, &format!("{who} at {address} refused this node: {reason}"), "")
                 } else {
@@ -248,6 +258,11 @@ impl Shared {
             }
         }
         text.to_owned()
+    }
+
+    /// Whether to log this about a peer, or whether the same was said a moment ago.
+    pub(super) fn may_say(&self, address: SocketAddr, what: &'static str) -> bool {
+        self.complaints.is_new(address, what)
     }
 
     fn complain(&self, address: SocketAddr, code: &'static str, text: &str) -> String {
@@ -285,8 +300,8 @@ pub(super) struct Complaints {
 impl Complaints {
     /// How long the same complaint is kept back.
     const SILENCE: Duration = Duration::from_secs(60);
-    /// How many different ones there may be within that time; then there is silence.
-    const MAX: usize = 1_024;
+    /// How many different ones there may be within that time; then there is silence, and only the figures tell.
+    const MAX: usize = 256;
 
     fn is_new(&self, address: SocketAddr, what: &'static str) -> bool {
         let now = Instant::now();

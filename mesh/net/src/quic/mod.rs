@@ -68,6 +68,7 @@ pub(crate) struct Shared {
     endpoint: quinn::Endpoint,
     dialling: endpoint::ClientConfigs,
     table: Table,
+    carriers: carry::Carriers,
     into: Senders,
     stats: Stats,
     complaints: Complaints,
@@ -210,6 +211,7 @@ impl Links {
             endpoint,
             dialling,
             table: Table::default(),
+            carriers: carry::Carriers::default(),
             into: Senders { messages, tunnels, questions, gossip },
             stats: Stats::default(),
             complaints: Complaints::default(),
@@ -289,7 +291,8 @@ impl Links {
     /// Puts a peer into the address book: from now on a link to it is kept up.
     pub fn learn(&self, node: &NodeId, address: SocketAddr) {
         let shared = self.shared();
-        if *node != shared.me && !shared.table.learn(shared, node, address) {
+        let full = *node != shared.me && !shared.table.learn(shared, node, address);
+        if full && shared.may_say(address, "full") {
             warn!(%node, %address, limit = shared.limits.peers, "the address book is full, this peer is left out");
         }
     }
@@ -341,6 +344,11 @@ impl Links {
             warn!(?to, "fault injection: everything to these addresses is lost from now on");
         }
         self.shared().cut.set(to);
+    }
+
+    /// Whether to log this about a peer, or whether the same was said a moment ago.
+    pub(crate) fn may_say(&self, address: SocketAddr, what: &'static str) -> bool {
+        self.shared().may_say(address, what)
     }
 
     /// What has been counted so far.

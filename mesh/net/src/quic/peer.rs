@@ -36,6 +36,9 @@ const AFTER_YOU: Duration = Duration::from_millis(100);
 const STEADY: Duration = Duration::from_secs(2);
 /// How long a connection that is not used any more is kept, so that what is on its way in it arrives.
 const SPARE_GRACE: Duration = Duration::from_secs(3);
+/// How many talk connections there may be with one process: both may dial at once, and again before the first are known
+/// to be lost. The oldest give way.
+const MAX_CONNECTIONS: usize = 4;
 /// How long a closing node waits for a peer to acknowledge what it was sent.
 const LAST_WORDS: Duration = Duration::from_millis(700);
 
@@ -99,6 +102,9 @@ impl Peer {
             }
             same
         });
+        if state.connections.len() >= MAX_CONNECTIONS {
+            state.connections.remove(0).connection.close(Close::TooMany.code(), b"too many connections of one node");
+        }
         state.connections.push(Held { connection: met.connection, process: met.process, dialled: met.dialled });
         state.down_since = None;
         self.choose(me, &state);
@@ -325,7 +331,9 @@ async fn read_stream(shared: &Shared, node: &NodeId, connection: &Connection, mu
     if let Err(what) = read {
         shared.stats.malformed();
         let address = remote(connection);
-        warn!(%node, %address, "closed the connection to a peer that sent something malformed: {what}");
+        if shared.may_say(address, "malformed") {
+            warn!(%node, %address, "closed the connection to a peer that sent something malformed: {what}");
+        }
         connection.close(Close::Malformed.code(), what.as_bytes());
     }
 }

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::Shared;
-use super::meet::{Close, Met, remote};
+use super::meet::{Close, Met, printable, remote};
 use super::peer::{self, Peer};
 
 /// How many addresses without a known node are dialled at a time: a seed list, not a network scan.
@@ -121,7 +121,9 @@ impl Table {
         // Twice the address book: peers that dial us may be about to be learned.
         if !rows.peers.contains_key(&met.node) && rows.peers.len() >= shared.limits.peers.saturating_mul(2) {
             met.connection.close(Close::TooMany.code(), b"this node has too many peers");
-            warn!(node = %met.node, "turned a peer away: the address book is full");
+            if shared.may_say(remote(&met.connection), "full") {
+                warn!(node = %met.node, "turned a peer away: the address book is full");
+            }
             return;
         }
         let (node, connection) = (met.node.clone(), met.connection.clone());
@@ -147,10 +149,12 @@ impl Table {
         }
         drop(rows);
         if superseded(error) {
-            warn!(%node, %address, me = %shared.me, "another process says it is this node, and the peer took its link: \
-                stop one of the two, or give it a name and a certificate of its own");
+            if shared.may_say(address, "superseded") {
+                warn!(%node, %address, me = %shared.me, "another process says it is this node, and the peer took its \
+                    link: stop one of the two, or give it a name and a certificate of its own");
+            }
         } else if !still_up {
-            info!(%node, %address, reason = %error, "the link to a peer is gone");
+            info!(%node, %address, reason = printable(&error.to_string()), "the link to a peer is gone");
         }
     }
 

@@ -463,3 +463,42 @@ async fn a_cut_network_is_noticed_without_a_word_and_heals_by_itself() {
     a.send(&name("b"), message(1));
     assert_eq!(within("a message", at_b.messages.recv()).await.unwrap().1, message(1));
 }
+
+#[tokio::test]
+async fn one_peer_cannot_take_the_connections_of_all() {
+    let ca = authority("m");
+    let ((a, _a), (b, _b)) = (bind(&identity(&ca, "a")), bind(&identity(&ca, "b")));
+    link(&a, &b).await;
+    for kind in [meet::Kind::Carry, meet::Kind::Talk] {
+        let mut dialled = Vec::new();
+        for _ in 0..12 {
+            let met = meet::dial(a.shared(), b.local_address(), Some(b.me()), kind).await;
+            dialled.push(met.unwrap_or_else(|error| panic!("{kind:?}: {error}")).connection);
+        }
+        let open = || dialled.iter().filter(|connection| connection.close_reason().is_none()).count();
+        until("the oldest are closed", || open() <= 4).await;
+        assert!(dialled[11].close_reason().is_none(), "{kind:?}: the newest is served");
+    }
+    until("they are linked", || a.is_up(b.me()) && b.is_up(a.me())).await;
+}
+
+#[tokio::test]
+async fn whoever_asks_and_does_not_read_holds_up_nobody() {
+    let ca = authority("m");
+    let ((a, _a), (b, at_b)) = (bind(&identity(&ca, "a")), bind(&identity(&ca, "b")));
+    link(&a, &b).await;
+    let mut questions = at_b.questions;
+    let answering = tokio::spawn(async move {
+        while let Some((_, _, reply)) = questions.recv().await {
+            let _ = reply.send(Reply::Spans(Vec::new()));
+        }
+    });
+    // Askers that go away at once, far more than are answered at a time.
+    let gone = (0..200).map(|_| a.ask(b.me(), Question::Status, Duration::from_millis(1)));
+    for asking in gone {
+        let _ = asking.await;
+    }
+    let answer = within("the answer", a.ask(b.me(), Question::Status, DEADLINE)).await.unwrap();
+    assert_eq!(answer, Reply::Spans(Vec::new()));
+    answering.abort();
+}
