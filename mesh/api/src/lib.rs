@@ -54,8 +54,9 @@
 //! when the revision asked for is larger than the node's own (it was restarted): always compare, never count.
 //!
 //! Everything that is not a success is a [`model::ErrorBody`]: 400 (which field), 403 (a browser's cross-origin write
-//! or a foreign Host), 404 (with near names), 405, 409 (somebody wrote first; or the instance has another owner), 413,
-//! 429 (too many waiters), 503 (busy, stopping), 507 (a limit of the registry or the disk is reached).
+//! or a foreign Host), 404 (with near names), 405, 408 (a body that came too slowly), 409 (somebody wrote first; or the
+//! instance has another owner), 413, 429 (too many waiters), 503 (busy, stopping), 507 (a limit of the registry or the
+//! disk is reached).
 //!
 //! A write is answered when it is on disk and in the view: a read at the same node that follows it shows it. It is then
 //! already on its way to the other nodes; `GET /v1/status` tells whether they have it.
