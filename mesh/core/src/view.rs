@@ -162,6 +162,13 @@ impl ServiceView {
         Self { key, revision, instances, candidates: OnceLock::new() }
     }
 
+    /// Its instances, to be changed at this revision, while nobody reads it yet.
+    pub(crate) fn change(&mut self, revision: Revision) -> &mut RedBlackTreeMapSync<InstanceId, Arc<InstanceView>> {
+        self.revision = revision;
+        self.candidates = OnceLock::new();
+        &mut self.instances
+    }
+
     /// The instances that may take traffic. Computed once per published change, by the first reader.
     pub fn candidates(&self) -> &Candidates {
         self.candidates.get_or_init(|| {

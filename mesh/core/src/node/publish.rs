@@ -7,7 +7,7 @@ use rpds::RedBlackTreeMapSync;
 
 use super::Node;
 use crate::digest::{Fingerprint, KeyHash};
-use crate::id::{ConfigKey, InstanceKey, NodeId, ServiceKey};
+use crate::id::{ConfigKey, InstanceId, InstanceKey, NodeId, ServiceKey};
 use crate::record::{Cell, Key, Record, versions};
 use crate::view::{ConfigView, InstanceView, MemberView, Revision, ServiceView, Usability, View};
 
@@ -78,37 +78,38 @@ impl Publisher {
             self.disown(&owner, hash);
         }
         self.owned.entry(shown.owner().clone()).or_default().insert(hash);
-        let mut instances = match self.draft.services.get(&key.service) {
-            Some(service) => service.instances.clone(),
-            None => RedBlackTreeMapSync::new_sync(),
-        };
+        let instances = self.instances(&key.service, revision);
         instances.insert_mut(key.instance, Arc::new(shown));
-        self.put_service(key.service, revision, instances);
     }
 
     fn remove_instance(&mut self, hash: KeyHash, key: &InstanceKey) {
         let Some(shown) = self.draft.instance(key).cloned() else { return };
         let revision = self.touch();
         self.disown(shown.owner(), hash);
-        let Some(service) = self.draft.services.get(&key.service) else { return };
-        let mut instances = service.instances.clone();
+        let instances = self.instances(&key.service, revision);
         instances.remove_mut(&key.instance);
-        self.put_service(key.service.clone(), revision, instances);
+        if instances.is_empty() {
+            self.draft.services.remove_mut(&key.service);
+            self.draft.absent_revision = revision;
+        }
     }
 
-    fn put_service(
+    /// The instances of a service, to be changed. What is published stays as it is; what is not yet is changed in
+    /// place, so that a thousand changes by one input do not cost a thousand copies.
+    fn instances(
         &mut self,
-        key: ServiceKey,
+        key: &ServiceKey,
         revision: Revision,
-        instances: RedBlackTreeMapSync<crate::id::InstanceId, Arc<InstanceView>>,
-    ) {
-        if instances.is_empty() {
-            self.draft.services.remove_mut(&key);
-            self.draft.absent_revision = revision;
-        } else {
-            let service = ServiceView::new(key.clone(), revision, instances);
-            self.draft.services.insert_mut(key, Arc::new(service));
+    ) -> &mut RedBlackTreeMapSync<InstanceId, Arc<InstanceView>> {
+        if !self.draft.services.contains_key(key) {
+            let service = ServiceView::new(key.clone(), revision, RedBlackTreeMapSync::new_sync());
+            self.draft.services.insert_mut(key.clone(), Arc::new(service));
         }
+        let service = self.draft.services.get_mut(key).expect("it was there or has just been put there");
+        if Arc::get_mut(service).is_none() {
+            *service = Arc::new(ServiceView::new(key.clone(), revision, service.instances.clone()));
+        }
+        Arc::get_mut(service).expect("nobody else holds what has just been made").change(revision)
     }
 
     fn disown(&mut self, owner: &NodeId, hash: KeyHash) {

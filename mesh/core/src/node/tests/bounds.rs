@@ -96,3 +96,28 @@ fn the_heart_lives_through_a_wall_clock_that_steps_back() {
     mesh.give(&id("b"), Input::Message(id("a"), Message::Push(vec![old])));
     mesh.all_see("orders", "o1", None);
 }
+
+#[test]
+fn what_is_published_never_changes_however_much_one_input_does() {
+    let mut mesh = Mesh::of(&["a"]);
+    let records =
+        |time: u64| (0..50).map(|number| instance_record("orders", &format!("o{number}"), "b", time)).collect();
+    mesh.give(&id("a"), Input::Message(id("b"), Message::Push(records(1))));
+    let before = mesh.nodes[&id("a")].view().clone();
+    let service = instance_key("orders", "o0").service;
+    let shown = before.service(&service).unwrap().clone();
+    assert_eq!(shown.candidates().doubtful.len(), 50);
+    mesh.give(&id("a"), Input::Message(id("b"), Message::Push(records(2))));
+    mesh.give(&id("a"), Input::Peer(PeerEvent::Up(id("b"), facts(1))));
+    let after = mesh.nodes[&id("a")].view().service(&service).unwrap().clone();
+    assert_eq!((after.candidates().ready.len(), after.candidates().doubtful.len()), (50, 0));
+    assert_eq!((shown.candidates().ready.len(), shown.candidates().doubtful.len()), (0, 50));
+    assert!(shown.instances.values().all(|instance| instance.stamp.time == HybridTime(1)));
+    assert!(after.revision > shown.revision && before.revision >= shown.revision);
+    let gone: Vec<Record> = (0..50).map(|number| tombstone_record("orders", &format!("o{number}"), "b", 3)).collect();
+    mesh.give(&id("a"), Input::Message(id("b"), Message::Push(gone)));
+    let last = mesh.nodes[&id("a")].view();
+    assert!(last.service(&service).is_none());
+    assert!(last.service_revision(&service) > after.revision);
+    assert_eq!(after.instances.size(), 50);
+}
