@@ -136,6 +136,13 @@ impl Cell {
         }
     }
 
+    /// How many bytes of documents it holds, in all versions.
+    pub fn body_bytes(&self) -> usize {
+        let Cell::Config(register) = self else { return 0 };
+        let bytes = |version: &Arc<Version>| version.body.as_ref().map_or(0, |body| body.as_bytes().len());
+        versions(register).iter().map(bytes).sum()
+    }
+
     /// The latest stamp it holds.
     pub fn latest(&self) -> Option<Stamp> {
         self.stamps().pop()

@@ -20,6 +20,7 @@ pub struct Store {
     /// Tombstones by age, so that collecting them does not look at anything else.
     tombstones: BTreeSet<(HybridTime, KeyHash)>,
     configs: usize,
+    config_bytes: usize,
     names: Names,
 }
 
@@ -55,6 +56,11 @@ impl Store {
         self.configs
     }
 
+    /// How many bytes all versions of all configuration documents have.
+    pub fn config_bytes(&self) -> usize {
+        self.config_bytes
+    }
+
     /// All records, in order of their key hashes.
     pub fn iter(&self) -> impl Iterator<Item = &Record> {
         self.records.values()
@@ -71,16 +77,19 @@ impl Store {
             Some(mine) if mine.key != record.key => return Err(MergeError::HashTaken),
             Some(mine) => {
                 let tombstone = mine.cell.is_tombstone().then(|| mine.cell.latest()).flatten();
+                let bytes = mine.cell.body_bytes();
                 share_cell(&mut self.names, &mut record.cell);
                 if !mine.cell.merge(record.cell)? {
                     return Ok(false);
                 }
+                self.config_bytes = self.config_bytes - bytes + mine.cell.body_bytes();
                 if let Some(stamp) = tombstone {
                     self.tombstones.remove(&(stamp.time, hash));
                 }
             }
             None => {
                 self.configs += usize::from(matches!(record.key, Key::Config(_)));
+                self.config_bytes += record.cell.body_bytes();
                 share_key(&mut self.names, &mut record.key);
                 share_cell(&mut self.names, &mut record.cell);
                 self.records.insert(hash, record);

@@ -169,6 +169,13 @@ impl Node {
         if shown.is_none() && self.store.configs() >= self.settings.max_configs {
             return Err(Refusal::Full { what: "configuration documents", limit: self.settings.max_configs });
         }
+        if let Some(body) = &write.body {
+            let replaced = self.store.get(&Key::Config(write.key.clone())).map_or(0, Cell::body_bytes);
+            let limit = self.settings.max_config_bytes;
+            if self.store.config_bytes() - replaced + body.as_bytes().len() > limit {
+                return Err(Refusal::Full { what: "bytes of configuration documents", limit });
+            }
+        }
         let stamp = self.clock.issue(now.wall);
         let ConfigWrite { key, body, format, author, comment, .. } = write;
         let version = Version { stamp: stamp.clone(), body, format, author, comment };

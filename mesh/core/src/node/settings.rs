@@ -25,6 +25,9 @@ pub struct Settings {
     pub max_own_instances: usize,
     /// The most configuration documents in the mesh, counting recently deleted ones. Default 100,000.
     pub max_configs: usize,
+    /// The most bytes all configuration documents have together: every node keeps all of them in memory and on disk.
+    /// Default 268,435,456 (256 MiB).
+    pub max_config_bytes: usize,
 }
 
 impl Default for Settings {
@@ -36,6 +39,7 @@ impl Default for Settings {
             tombstone_horizon_ms: 86_400_000,
             max_own_instances: 100_000,
             max_configs: 100_000,
+            max_config_bytes: 256 * 1024 * 1024,
         }
     }
 }

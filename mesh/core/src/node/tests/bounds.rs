@@ -121,3 +121,30 @@ fn what_is_published_never_changes_however_much_one_input_does() {
     assert!(last.service_revision(&service) > after.revision);
     assert_eq!(after.instances.size(), 50);
 }
+
+#[test]
+fn documents_take_no_more_memory_than_they_may_and_deleting_makes_room() {
+    let mut mesh = Mesh::of(&["a", "b"]);
+    for node in mesh.nodes.values_mut() {
+        node.settings.max_config_bytes = 1_000;
+    }
+    let put = |mesh: &mut Mesh, at: &str, name: &str, bytes: Option<usize>| {
+        let write = ConfigWrite {
+            key: ConfigKey { key: name.parse().unwrap(), ..config_key() },
+            body: bytes.map(|bytes| vec![b'x'; bytes].into()),
+            format: String::new(),
+            author: String::new(),
+            comment: String::new(),
+            expect: None,
+        };
+        mesh.command(at, Command::WriteConfig(write)).map(|_| ())
+    };
+    let full = Err(Refusal::Full { what: "bytes of configuration documents", limit: 1_000 });
+    put(&mut mesh, "a", "one", Some(600)).unwrap();
+    assert_eq!(put(&mut mesh, "b", "two", Some(401)), full);
+    put(&mut mesh, "b", "two", Some(400)).unwrap();
+    put(&mut mesh, "a", "one", Some(600)).unwrap();
+    assert_eq!(put(&mut mesh, "a", "one", Some(601)), full);
+    put(&mut mesh, "b", "one", None).unwrap();
+    put(&mut mesh, "a", "three", Some(600)).unwrap();
+}
