@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
@@ -31,6 +31,9 @@ const COMMAND_QUEUE: usize = 1_024;
 const PROBE_QUEUE: usize = 1_024;
 /// How long a stopping node waits for its disk beyond the grace it was given: what is acknowledged is there already.
 const DISK_GRACE: Duration = Duration::from_secs(5);
+
+/// How often a running node looks at the end of its own certificate: it may run for longer than that is valid.
+const CERTIFICATE_LOOK: Duration = Duration::from_secs(12 * 3600);
 
 /// A log can be damaged in thousands of places; whoever reads the messages needs only the first.
 const MAX_PROBLEMS_LOGGED: usize = 100;
@@ -105,6 +108,7 @@ pub struct Running {
     driver: JoinHandle<Disk>,
     stop: oneshot::Sender<()>,
     _answering: AbortOnDrop,
+    _certificate: AbortOnDrop,
 }
 
 /// A task that ends with its owner.
@@ -177,9 +181,10 @@ pub async fn start(identity: &Identity, settings: NetSettings) -> Result<Running
     let (stop, stopped) = oneshot::channel();
     let driver = tokio::spawn(Driver::new(node, clocks, world).run(queues, stopped));
     let _answering = AbortOnDrop(tokio::spawn(answer(handle.clone(), inbox.questions)).abort_handle());
+    let _certificate = AbortOnDrop(tokio::spawn(watch_certificate(identity.clone())).abort_handle());
     let problems = opened.problems;
     let tunnels = Some(inbox.tunnels);
-    Ok(Running { handle, tunnels, local_addr, problems, links, membership, driver, stop, _answering })
+    Ok(Running { handle, tunnels, local_addr, problems, links, membership, driver, stop, _answering, _certificate })
 }
 
 impl Running {
@@ -231,6 +236,14 @@ fn log_problems(dir: &Path, problems: &[Problem]) {
     }
     if problems.len() > MAX_PROBLEMS_LOGGED {
         tracing::warn!("{}: {} more problems of this kind", dir.display(), problems.len() - MAX_PROBLEMS_LOGGED);
+    }
+}
+
+/// Warns in good time, again and again. What it was at the start was said when it was read.
+async fn watch_certificate(identity: Identity) {
+    loop {
+        tokio::time::sleep(CERTIFICATE_LOOK).await;
+        identity.warn_when_ending(SystemTime::now());
     }
 }
 

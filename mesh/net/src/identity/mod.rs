@@ -185,7 +185,8 @@ impl Identity {
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    fn warn_when_ending(&self, now: SystemTime) {
+    /// Says so when the certificate's end is near or past.
+    pub(crate) fn warn_when_ending(&self, now: SystemTime) {
         let Validity { from, until } = self.inner.valid;
         let whole = until.duration_since(from).unwrap_or_default();
         let left = until.duration_since(now).unwrap_or_default();
