@@ -210,6 +210,13 @@ impl NodeProcess {
         outcome(starling(&self.dir).arg("--peer").arg(self.api.to_string()).args(arguments))
     }
 
+    /// Begins a command and does not wait for its end; it is ended when this is dropped.
+    pub(crate) fn begin_starling(&self, arguments: &[&str]) -> Begun {
+        let mut command = starling(&self.dir);
+        command.arg("--peer").arg(self.api.to_string()).args(arguments).stdout(Stdio::null()).stderr(Stdio::null());
+        Begun(command.spawn().unwrap())
+    }
+
     /// The same, and it must succeed.
     pub(crate) fn starling(&self, arguments: &[&str]) -> String {
         self.try_starling(arguments).unwrap_or_else(|error| panic!("starling {arguments:?} at {}: {error}", self.name))
@@ -317,6 +324,16 @@ fn exchange(to: SocketAddr, host: &str, path: &str) -> Result<String, String> {
     stream.read_to_string(&mut answer).map_err(|error| error.to_string())?;
     let (head, body) = answer.split_once("\r\n\r\n").ok_or("no answer")?;
     if head.starts_with("HTTP/1.1 200") { Ok(body.to_owned()) } else { Err(answer) }
+}
+
+/// A command on its way.
+pub(crate) struct Begun(Child);
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        let _ = self.0.kill(); // it may have ended
+        let _ = self.0.wait();
+    }
 }
 
 /// What a command prints, or its complaint.
