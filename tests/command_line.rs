@@ -129,20 +129,22 @@ fn a_second_dev_node_whose_port_is_taken_is_told_how_to_start() {
 }
 
 #[test]
-fn a_watch_of_something_that_is_no_node_ends_and_says_so() {
+fn something_that_is_no_node_is_not_believed_that_nothing_is_there() {
     let dir = TempDir::new().unwrap();
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    let other = std::thread::spawn(move || {
-        use std::io::{Read, Write};
-        let (mut stream, _) = listener.accept().unwrap();
-        let _ = stream.read(&mut [0; 4096]).unwrap();
-        stream.write_all(b"HTTP/1.1 404 Not Found\r\ncontent-length: 4\r\nconnection: close\r\n\r\nnope").unwrap();
-    });
-    let (code, _, stderr) = run(dir.path(), &["--peer", &address, "config", "watch", "limits"]);
-    other.join().unwrap();
-    assert_eq!(code, Some(1), "{stderr}");
-    assert!(stderr.contains("is it the API of a Starling node?"), "{stderr}");
+    for question in [&["config", "watch", "limits"][..], &["--json", "instances", "orders"]] {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let other = std::thread::spawn(move || {
+            use std::io::{Read, Write};
+            let (mut stream, _) = listener.accept().unwrap();
+            let _ = stream.read(&mut [0; 4096]).unwrap();
+            stream.write_all(b"HTTP/1.1 404 Not Found\r\ncontent-length: 4\r\nconnection: close\r\n\r\nnope").unwrap();
+        });
+        let (code, stdout, stderr) = run(dir.path(), &[&["--peer", &address], question].concat());
+        other.join().unwrap();
+        assert_eq!((code, &stdout[..]), (Some(1), ""), "{question:?}: {stderr}");
+        assert!(stderr.contains("is it the API of a Starling node?"), "{question:?}: {stderr}");
+    }
 }
 
 #[test]

@@ -134,6 +134,11 @@ impl Client {
     /// Asks for something that may not be there: see [`Answer::is_missing`].
     pub(crate) fn look(&self, ask: Ask) -> Result<Answer, Failure> {
         let answer = self.exchange(ask)?;
+        // A node tells from which revision on something is missing. Another program's 404 says nothing about the mesh,
+        // and a watch that took it for an answer would ask without a pause for ever.
+        if answer.revision.is_none() {
+            return Err(answer.refusal());
+        }
         if answer.is_missing() || (200..300).contains(&answer.status) { Ok(answer) } else { Err(answer.refusal()) }
     }
 

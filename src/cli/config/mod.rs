@@ -224,8 +224,6 @@ fn watch(args: &WatchArgs, client: &Client, out: &mut Out) -> Result<(), Failure
     loop {
         let ask = args.which.ask("GET").newer_than(revision, WATCH_WAIT);
         match client.look(ask) {
-            // Without a revision it is no answer of a node: going on from nothing would ask without a pause for ever.
-            Ok(answer) if answer.revision.is_none() => return Err(answer.refusal()),
             Ok(answer) => {
                 if pause > RETRY_FIRST {
                     notice("starling: a node answers again");
