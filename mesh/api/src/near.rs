@@ -5,19 +5,26 @@ pub(crate) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) 
     let word: String = word.chars().take(MAX_CHARS).collect();
     // A third of the letters may be wrong: "ordres" is orders, "cart" is not card service.
     let allowed = (word.chars().count() / 3).max(1);
+    // A 404 is answered often (whoever waits for a service asks for one that is not there), so most of the known words
+    // are passed over by their length alone: the distance is at least the difference in length.
     known
         .into_iter()
         .take(MAX_KNOWN)
+        .filter(|candidate| begins(&word, candidate) || candidate.len().abs_diff(word.len()) <= allowed)
         .map(|candidate| (rank(&word, candidate), candidate))
         .filter(|(rank, _)| *rank <= allowed)
         .min()
         .map(|(_, candidate)| candidate)
 }
 
-/// 0 when one word begins with the other (at least three letters), else the edit distance.
+/// 0 when one word begins with the other, else the edit distance.
 fn rank(word: &str, candidate: &str) -> usize {
-    let begins = word.len().min(candidate.len()) >= 3 && (word.starts_with(candidate) || candidate.starts_with(word));
-    if begins { 0 } else { distance(word, candidate) }
+    if begins(word, candidate) { 0 } else { distance(word, candidate) }
+}
+
+/// Whether one word begins with the other; two letters in common say nothing.
+fn begins(word: &str, candidate: &str) -> bool {
+    word.len().min(candidate.len()) >= 3 && (word.starts_with(candidate) || candidate.starts_with(word))
 }
 
 /// How many letters must be put in, taken out, changed, or swapped with their neighbour to make one word of the other
