@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::NodeId;
+use crate::id::{Incarnation, NodeId};
 
 /// A point on the monotonic clock of one process: microseconds since an origin its driver chose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -131,6 +131,9 @@ pub struct FutureStamp {
 #[derive(Debug, Clone)]
 pub struct HybridClock {
     node: NodeId,
+    /// The last bits of every time it issues: what a start wrote that reached peers but not the disk before a crash
+    /// cannot be written again, as something else, by the next start.
+    tag: u8,
     last: HybridTime,
     /// The latest the wall clock has ever shown. After a step back, a mesh that had followed the clock goes on with
     /// stamps in the clock's future; they are no further ahead of this.
@@ -139,9 +142,10 @@ pub struct HybridClock {
 }
 
 impl HybridClock {
-    /// A clock that issues only times after `last_used` and accepts stamps at most `max_skew` ahead of the wall clock.
-    pub fn new(node: NodeId, last_used: HybridTime, max_skew: Duration) -> Self {
-        Self { node, last: last_used, latest_wall: last_used.wall(), max_skew }
+    /// The clock of one start of a node. It issues only times after `last_used` and accepts stamps at most `max_skew`
+    /// ahead of the wall clock.
+    pub fn new(node: NodeId, start: Incarnation, last_used: HybridTime, max_skew: Duration) -> Self {
+        Self { node, tag: start.0 as u8, last: last_used, latest_wall: last_used.wall(), max_skew }
     }
 
     /// The last time issued or seen.
@@ -153,7 +157,9 @@ impl HybridClock {
     pub fn issue(&mut self, wall: WallTime) -> Stamp {
         self.latest_wall = self.latest_wall.max(wall);
         let wall = HybridTime::from_wall(wall);
-        let next = wall.max(HybridTime(self.last.0 + 1));
+        let earliest = wall.max(HybridTime(self.last.0 + 1)).0;
+        let tagged = earliest & !0xff | u64::from(self.tag);
+        let next = HybridTime(if tagged < earliest { tagged + 0x100 } else { tagged });
         assert!(next > self.last, "a hybrid clock must never repeat itself");
         self.last = next;
         Stamp { time: next, node: self.node.clone() }
@@ -194,7 +200,7 @@ mod tests {
     }
 
     fn clock() -> HybridClock {
-        HybridClock::new("a".parse().unwrap(), HybridTime::default(), Duration::from_secs(5))
+        HybridClock::new("a".parse().unwrap(), Incarnation(7), HybridTime::default(), Duration::from_secs(5))
     }
 
     #[test]

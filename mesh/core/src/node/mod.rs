@@ -218,6 +218,7 @@ impl Node {
         let mut node = Node {
             clock: HybridClock::new(
                 me.clone(),
+                facts.incarnation,
                 last_used.unwrap_or_default(),
                 Duration::from_millis(settings.max_clock_skew_ms),
             ),

@@ -155,3 +155,22 @@ fn what_peers_say_is_held_to_the_limits_of_what_people_may_write() {
     mesh.all_see("orders", "o1", Some(Usability::Ready));
     assert_eq!(mesh.versions("a"), 0);
 }
+
+#[test]
+fn a_node_that_crashed_before_its_write_was_on_disk_does_not_use_the_stamp_again() {
+    let mut mesh = Mesh::of(&["a", "b"]);
+    let stamps: Vec<Stamp> = (1..=20)
+        .map(|start| {
+            mesh.nodes.remove(&id("a"));
+            mesh.disks.remove(&id("a"));
+            mesh.start("a", start);
+            let ahead = instance_record("orders", "other", "b", in_wall_ms(1_004_000));
+            push(&mut mesh, "a", "b", vec![ahead]);
+            mesh.register("a", "orders", &format!("o{start}"));
+            let key = instance_key("orders", &format!("o{start}"));
+            mesh.nodes[&id("a")].view().instance(&key).unwrap().stamp.clone()
+        })
+        .collect();
+    let distinct: BTreeSet<&Stamp> = stamps.iter().collect();
+    assert_eq!(distinct.len(), stamps.len());
+}
