@@ -1,5 +1,6 @@
 //! A small backend and a small load generator, cheap enough that the sidecars are what is measured.
 
+use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -52,7 +53,7 @@ async fn serve(mut stream: TcpStream, answer: Arc<[u8]>) {
 
 /// What a run of load found.
 pub(crate) struct Outcome {
-    /// Latency in nanoseconds; in an open loop counted from the moment a request was due.
+    /// Latency in nanoseconds; when paced, counted from the moment a request was due.
     pub(crate) latency: Histogram<u64>,
     /// Answers that were not 200, and requests without an answer.
     pub(crate) failed: u64,
@@ -72,31 +73,15 @@ impl Outcome {
     }
 }
 
-/// How requests are paced.
-#[derive(Clone, Copy)]
-pub(crate) enum Pace {
-    /// Each connection sends the next request when it has its answer.
-    Closed,
-    /// This many requests a second over all connections, whether or not earlier ones are answered in time.
-    Open(u32),
-}
-
-/// Loads `target` with `GET /` for `host` over keep-alive connections.
-pub(crate) async fn run(target: SocketAddr, host: &str, connections: u32, pace: Pace, time: Duration) -> Outcome {
-    let request: Arc<[u8]> = format!("GET / HTTP/1.1\r\nhost: {host}\r\n\r\n").into_bytes().into();
+/// Loads `target` with `GET /` for `host` over keep-alive connections, each of which sends its next request when it has
+/// its answer: how much fits.
+pub(crate) async fn saturate(target: SocketAddr, host: &str, connections: u32, time: Duration) -> Outcome {
+    let request: Arc<[u8]> = request(host).into();
     let failed = Arc::new(AtomicU64::new(0));
     let begun = Instant::now();
     let mut tasks = JoinSet::new();
-    for number in 0..connections {
-        let (request, failed) = (request.clone(), failed.clone());
-        tasks.spawn(async move {
-            let gap = match pace {
-                Pace::Closed => None,
-                Pace::Open(rate) => Some(Duration::from_secs_f64(f64::from(connections) / f64::from(rate))),
-            };
-            let first = begun + gap.unwrap_or_default().mul_f64(f64::from(number) / f64::from(connections));
-            connection(target, &request, &failed, first, gap, begun + time).await
-        });
+    for _ in 0..connections {
+        tasks.spawn(closed_loop(target, request.clone(), failed.clone(), begun + time));
     }
     let mut latency = new_histogram();
     while let Some(done) = tasks.join_next().await {
@@ -105,31 +90,16 @@ pub(crate) async fn run(target: SocketAddr, host: &str, connections: u32, pace: 
     Outcome { latency, failed: failed.load(Ordering::Relaxed), elapsed: begun.elapsed() }
 }
 
-fn new_histogram() -> Histogram<u64> {
-    Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("3 digits up to a minute are valid bounds")
-}
-
-async fn connection(
-    target: SocketAddr,
-    request: &[u8],
-    failed: &AtomicU64,
-    first: Instant,
-    gap: Option<Duration>,
-    end: Instant,
-) -> Histogram<u64> {
+async fn closed_loop(target: SocketAddr, request: Arc<[u8]>, failed: Arc<AtomicU64>, end: Instant) -> Histogram<u64> {
     let mut latency = new_histogram();
     let mut stream: Option<TcpStream> = None;
-    let mut due = first;
-    while Instant::now() < end && due < end {
-        if gap.is_some() {
-            tokio::time::sleep_until(due.into()).await;
-        }
-        let begun = if gap.is_some() { due } else { Instant::now() };
+    while Instant::now() < end {
         if stream.is_none() {
             stream = TcpStream::connect(target).await.inspect(|s| drop(s.set_nodelay(true))).ok();
         }
+        let begun = Instant::now();
         let good = match &mut stream {
-            Some(open) => exchange(open, request).await.unwrap_or(false),
+            Some(open) => exchange(open, &request).await.unwrap_or(false),
             None => false,
         };
         if good {
@@ -138,26 +108,120 @@ async fn connection(
             failed.fetch_add(1, Ordering::Relaxed);
             stream = None;
         }
-        due += gap.unwrap_or_default();
     }
     latency
 }
 
-/// One request and its answer; false when the answer is not a 200 of the backend's.
 async fn exchange(stream: &mut TcpStream, request: &[u8]) -> std::io::Result<bool> {
     stream.write_all(request).await?;
-    let (mut buffer, mut filled) = ([0u8; 4096], 0);
+    let mut answer = Answer::default();
     loop {
-        let read = stream.read(&mut buffer[filled..]).await?;
-        if read == 0 {
-            return Ok(false);
+        let read = stream.read(answer.space()).await?;
+        if let Some(good) = answer.filled(read) {
+            return Ok(good);
         }
-        filled += read;
-        if let Some(head) = buffer[..filled].windows(4).position(|window| window == b"\r\n\r\n") {
-            let good = buffer.starts_with(b"HTTP/1.1 200");
-            if !good || filled >= head + 4 + BODY_BYTES {
-                return Ok(good);
-            }
+    }
+}
+
+/// Loads `target` with so many requests a second over keep-alive connections, whether or not earlier ones are answered
+/// in time. One thread a connection: an asynchronous runtime's timers tick in milliseconds, more than a sidecar adds.
+pub(crate) fn pace(target: SocketAddr, host: &str, connections: u32, rate: u32, time: Duration) -> Outcome {
+    let request = request(host);
+    let failed = AtomicU64::new(0);
+    let gap = Duration::from_secs_f64(f64::from(connections) / f64::from(rate));
+    let begun = Instant::now();
+    let mut latency = new_histogram();
+    std::thread::scope(|scope| {
+        let (request, failed) = (&request[..], &failed);
+        let connect = |number: u32| {
+            let first = begun + gap.mul_f64(f64::from(number) / f64::from(connections));
+            scope.spawn(move || open_loop(target, request, failed, first, gap, begun + time))
+        };
+        let threads: Vec<_> = (0..connections).map(connect).collect();
+        for thread in threads {
+            latency.add(thread.join().expect("a load thread does not panic")).expect("equal histograms add up");
+        }
+    });
+    Outcome { latency, failed: failed.load(Ordering::Relaxed), elapsed: begun.elapsed() }
+}
+
+fn open_loop(
+    target: SocketAddr,
+    request: &[u8],
+    failed: &AtomicU64,
+    first: Instant,
+    gap: Duration,
+    end: Instant,
+) -> Histogram<u64> {
+    let mut latency = new_histogram();
+    let mut stream: Option<std::net::TcpStream> = None;
+    let mut due = first;
+    while due < end {
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        if stream.is_none() {
+            stream = std::net::TcpStream::connect(target).inspect(|s| drop(s.set_nodelay(true))).ok();
+        }
+        let good = match &mut stream {
+            Some(open) => blocking_exchange(open, request).unwrap_or(false),
+            None => false,
+        };
+        if good {
+            latency.saturating_record(due.elapsed().as_nanos() as u64);
+        } else {
+            failed.fetch_add(1, Ordering::Relaxed);
+            stream = None;
+        }
+        due += gap;
+    }
+    latency
+}
+
+fn blocking_exchange(stream: &mut std::net::TcpStream, request: &[u8]) -> std::io::Result<bool> {
+    stream.write_all(request)?;
+    let mut answer = Answer::default();
+    loop {
+        let read = stream.read(answer.space())?;
+        if let Some(good) = answer.filled(read) {
+            return Ok(good);
+        }
+    }
+}
+
+fn request(host: &str) -> Vec<u8> {
+    format!("GET / HTTP/1.1\r\nhost: {host}\r\n\r\n").into_bytes()
+}
+
+fn new_histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("3 digits up to a minute are valid bounds")
+}
+
+/// One answer as it comes in.
+struct Answer {
+    buffer: [u8; 4096],
+    filled: usize,
+}
+
+impl Default for Answer {
+    fn default() -> Self {
+        Self { buffer: [0; 4096], filled: 0 }
+    }
+}
+
+impl Answer {
+    fn space(&mut self) -> &mut [u8] {
+        &mut self.buffer[self.filled..]
+    }
+
+    /// Takes note of so many more bytes. Done when the whole answer is there: true when it is the backend's 200.
+    fn filled(&mut self, read: usize) -> Option<bool> {
+        self.filled += read;
+        let text = &self.buffer[..self.filled];
+        let head = text.windows(4).position(|window| window == b"\r\n\r\n");
+        match head {
+            _ if read == 0 => Some(false),
+            Some(_) if !text.starts_with(b"HTTP/1.1 200") => Some(false),
+            Some(head) if text.len() >= head + 4 + BODY_BYTES => Some(true),
+            _ => None,
         }
     }
 }

@@ -94,6 +94,13 @@ impl Process {
         answer.map(drop).map_err(|error| io::Error::other(format!("{url}: {error}")))
     }
 
+    /// Takes an instance out again.
+    #[allow(dead_code)] // not every benchmark takes out what it put in
+    pub(crate) fn deregister(&self, service: &str, id: &str) -> io::Result<()> {
+        let url = format!("http://{}/v1/services/{service}/instances/{id}", self.api);
+        ureq::delete(&url).call().map(drop).map_err(|error| io::Error::other(format!("{url}: {error}")))
+    }
+
     /// CPU time used so far, user and kernel, in seconds.
     pub(crate) fn cpu_seconds(&self) -> f64 {
         let threads = std::fs::read_dir(format!("/proc/{}/task", self.child.id()));
@@ -119,4 +126,24 @@ impl Process {
 pub(crate) fn get(url: &str) -> io::Result<serde_json::Value> {
     let mut answer = ureq::get(url).call().map_err(|error| io::Error::other(format!("{url}: {error}")))?;
     answer.body_mut().read_json().map_err(|error| io::Error::other(format!("{url}: {error}")))
+}
+
+/// What a waiting reader is told of a service.
+#[allow(dead_code)] // only one benchmark reads while it waits
+pub(crate) struct Told {
+    pub(crate) revision: u64,
+    /// Its first instance; none when it has none (any more).
+    pub(crate) instance: Option<String>,
+}
+
+/// A blocking query for a service, which may not exist.
+#[allow(dead_code)] // only one benchmark reads while it waits
+pub(crate) fn wait_for(url: &str) -> io::Result<Told> {
+    let call = ureq::get(url).config().http_status_as_error(false).build().call();
+    let mut answer = call.map_err(|error| io::Error::other(format!("{url}: {error}")))?;
+    let revision = answer.headers().get("x-starling-revision").and_then(|value| value.to_str().ok()?.parse().ok());
+    let list: serde_json::Value =
+        answer.body_mut().read_json().map_err(|error| io::Error::other(format!("{url}: {error}")))?;
+    let instance = list["instances"][0]["id"].as_str().map(str::to_owned);
+    Ok(Told { revision: revision.unwrap_or(0), instance })
 }

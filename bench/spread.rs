@@ -17,7 +17,7 @@ mod machine;
 #[path = "processes.rs"]
 mod processes;
 
-use processes::{Process, get};
+use processes::{Process, wait_for};
 
 /// The seed of the simulated part.
 const SEED: u64 = 1;
@@ -40,7 +40,7 @@ fn real() -> Result<(), Box<dyn std::error::Error>> {
     let (seen, news) = mpsc::channel();
     for (reader, node) in nodes[1..].iter().enumerate() {
         let (api, seen) = (node.api, seen.clone());
-        std::thread::spawn(move || watch(api, |count| seen.send((reader, count, Instant::now())).is_ok()));
+        std::thread::spawn(move || watch(api, |id| seen.send((reader, id, Instant::now())).is_ok()));
     }
     let mut acknowledged = Histogram::<u64>::new(3)?;
     let mut each = Histogram::<u64>::new(3)?;
@@ -49,18 +49,21 @@ fn real() -> Result<(), Box<dyn std::error::Error>> {
     for round in 1..=ROUNDS {
         std::thread::sleep(PAUSE.mul_f64(rng.f64() + 0.5));
         let begun = Instant::now();
-        nodes[0].register("spread", &format!("i{round}"), 80)?;
+        let id = format!("i{round}");
+        nodes[0].register("spread", &id, 80)?;
         acknowledged.record(begun.elapsed().as_micros() as u64)?;
         let mut waiting = vec![true; nodes.len() - 1];
         let mut last = begun;
         while waiting.contains(&true) {
-            let (reader, count, at) = news.recv_timeout(Duration::from_secs(10))?;
-            if count >= round && std::mem::take(&mut waiting[reader]) {
+            let (reader, newest, at) = news.recv_timeout(Duration::from_secs(10))?;
+            if newest == id && std::mem::take(&mut waiting[reader]) {
                 each.record(at.saturating_duration_since(begun).as_micros() as u64)?;
                 last = last.max(at);
             }
         }
         all.record(last.saturating_duration_since(begun).as_micros() as u64)?;
+        // Out again, so that the answer a reader waits for stays small.
+        nodes[0].deregister("spread", &id)?;
     }
     println!("3 processes on loopback, {ROUNDS} registrations, synced to disk before they are acknowledged (ms):");
     println!("{:>34} {:>8} {:>8} {:>8}", "", "p50", "p99", "max");
@@ -77,15 +80,14 @@ fn real() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// Waits at a node for changes of the service, for as long as somebody wants to hear how many instances there are.
-fn watch(api: SocketAddr, tell: impl Fn(usize) -> bool) {
+/// Waits at a node for changes of the service, for as long as somebody wants to hear which instance it has.
+fn watch(api: SocketAddr, tell: impl Fn(String) -> bool) {
     let mut revision = 0;
     loop {
         let url = format!("http://{api}/v1/services/spread/instances?newer_than={revision}&wait=10s");
-        let Ok(list) = get(&url) else { continue };
-        revision = list["revision"].as_u64().unwrap_or(0);
-        let count = list["instances"].as_array().map_or(0, Vec::len);
-        if !tell(count) {
+        let Ok(list) = wait_for(&url) else { continue };
+        revision = list.revision;
+        if list.instance.is_some_and(|id| !tell(id)) {
             return;
         }
     }
