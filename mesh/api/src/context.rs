@@ -104,7 +104,7 @@ impl Context {
 pub(crate) struct Counters {
     /// By route, as many as there are in the router.
     requests: Mutex<BTreeMap<Box<str>, Answers>>,
-    /// Connections now, accepted, and refused for being too many.
+    /// Connections now, accepted, refused for being too many, and ended because the client did not read.
     pub(crate) connections: Mutex<Connections>,
 }
 
@@ -117,6 +117,7 @@ pub(crate) struct Connections {
     pub(crate) open: usize,
     pub(crate) accepted: u64,
     pub(crate) refused: u64,
+    pub(crate) stalled: u64,
 }
 
 impl Counters {
@@ -173,6 +174,12 @@ impl MetricSource for Context {
             "counter",
             "Connections refused because there were too many.",
             connections.refused as f64,
+        );
+        single(
+            "starling_api_connections_stalled_total",
+            "counter",
+            "Connections ended because the client did not read its answers.",
+            connections.stalled as f64,
         );
     }
 }

@@ -68,6 +68,7 @@ mod failure;
 mod formats;
 mod gather;
 mod guard;
+mod impatient;
 mod instances;
 mod lists;
 mod mesh;

@@ -1,5 +1,6 @@
 //! The listener: accepts connections up to a limit, serves HTTP/1.1 on each, and ends without cutting answers short.
 
+use std::error::Error;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -20,6 +21,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::context::{Context, Shared};
+use crate::impatient::ImpatientStream;
 use crate::port::MeshPort;
 use crate::routes::router;
 use crate::settings::ApiSettings;
@@ -126,6 +128,7 @@ async fn connection(stream: TcpStream, router: Router, context: Shared, _place: 
     let _open = Open(&context);
     // Small answers, asked for one at a time: waiting to fill a packet only costs.
     let _ = stream.set_nodelay(true);
+    let stream = ImpatientStream::new(stream, context.settings.write_timeout());
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(context.settings.idle_timeout())
@@ -145,8 +148,17 @@ async fn connection(stream: TcpStream, router: Router, context: Shared, _place: 
         }
     };
     if let Err(error) = ended {
+        if is_stalled(&error) {
+            context.counters.connections(|counts| counts.stalled += 1);
+        }
         tracing::debug!(%error, "an API connection ended early");
     }
+}
+
+/// Whether a connection ended because a write made no progress. A head that does not come is another kind of error.
+fn is_stalled(error: &hyper::Error) -> bool {
+    let cause = error.source().and_then(|cause| cause.downcast_ref::<io::Error>());
+    cause.is_some_and(|cause| cause.kind() == io::ErrorKind::TimedOut)
 }
 
 /// One connection too many: says so, in time bounded.

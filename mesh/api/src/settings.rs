@@ -27,6 +27,9 @@ pub struct ApiSettings {
     pub idle_timeout_ms: u64,
     /// How long a request's body may take to arrive, and a write to be carried out. Default 10,000.
     pub request_timeout_ms: u64,
+    /// How long a client may take no byte of an answer that is ready for it before its connection is closed. A query that
+    /// waits for a change is not concerned. Default 30,000.
+    pub write_timeout_ms: u64,
     /// How long other nodes may take to answer a question about status or traces. Default 1,000.
     pub ask_timeout_ms: u64,
     /// How long requests in flight may take to end when the node stops. Default 2,000.
@@ -42,6 +45,7 @@ impl Default for ApiSettings {
             max_waiters: 512,
             idle_timeout_ms: 60_000,
             request_timeout_ms: 10_000,
+            write_timeout_ms: 30_000,
             ask_timeout_ms: 1_000,
             drain_timeout_ms: 2_000,
         }
@@ -66,6 +70,7 @@ impl ApiSettings {
         for (name, ms) in [
             ("idle_timeout_ms", self.idle_timeout_ms),
             ("request_timeout_ms", self.request_timeout_ms),
+            ("write_timeout_ms", self.write_timeout_ms),
             ("ask_timeout_ms", self.ask_timeout_ms),
         ] {
             if !(10..=MAX_TIMEOUT_MS).contains(&ms) {
@@ -86,6 +91,10 @@ impl ApiSettings {
 
     pub(crate) fn request_timeout(&self) -> Duration {
         Duration::from_millis(self.request_timeout_ms)
+    }
+
+    pub(crate) fn write_timeout(&self) -> Duration {
+        Duration::from_millis(self.write_timeout_ms)
     }
 
     pub(crate) fn ask_timeout(&self) -> Duration {
@@ -121,6 +130,7 @@ mod tests {
         assert!(problem(|s| s.max_connections = 0).contains("max_connections"));
         assert!(problem(|s| s.max_waiters = 2_000).contains("max_waiters 2000"));
         assert!(problem(|s| s.idle_timeout_ms = 1).contains("idle_timeout_ms 1 "));
+        assert!(problem(|s| s.write_timeout_ms = 0).contains("write_timeout_ms 0 "));
         assert!(problem(|s| s.allowed_hosts = vec!["http://x".into()]).contains("without scheme"));
     }
 }

@@ -97,6 +97,31 @@ async fn a_waiting_query_is_not_idle() {
 }
 
 #[tokio::test]
+async fn a_client_that_does_not_read_its_answers_is_let_go() {
+    let world = World::of(&["a"]);
+    let running = start(&world, ApiSettings { write_timeout_ms: 20, ..settings() }).await;
+    let mut deaf = TcpStream::connect(running.address).await.unwrap();
+    let ask = "GET /v1/openapi.json HTTP/1.1\r\nhost: localhost\r\n\r\n";
+    // It asks until nothing fits into the sockets' buffers any more, and then fails to ask on.
+    while deaf.write_all(ask.as_bytes()).await.is_ok() {}
+    eventually(|| running.context.counters.connections.lock().unwrap().open == 0).await;
+    assert_eq!(running.context.counters.connections.lock().unwrap().stalled, 1);
+    assert!(answer(running.send(GET, b"").await).await.starts_with("HTTP/1.1 200"));
+}
+
+#[tokio::test]
+async fn a_waiting_query_is_not_a_stalled_one() {
+    let world = World::of(&["a"]);
+    let running = start(&world, ApiSettings { write_timeout_ms: 10, ..settings() }).await;
+    let revision = world.view("a").revision.0;
+    let head = format!(
+        "GET /v1/services?newer_than={revision}&wait=100ms HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+    );
+    assert!(answer(running.send(&head, b"").await).await.starts_with("HTTP/1.1 200"));
+    assert_eq!(running.context.counters.connections.lock().unwrap().stalled, 0);
+}
+
+#[tokio::test]
 async fn a_body_that_does_not_come_is_not_waited_for() {
     let world = World::of(&["a"]);
     let running = start(&world, ApiSettings { request_timeout_ms: 20, ..settings() }).await;
