@@ -8,7 +8,7 @@
 //! | 4 | clean headers | once, before any attempt copies them |
 //! | 5 | hold a small body | decides whether the request can be repeated at all |
 //! | 6 | deadline | over everything below, so that retries never add to what the caller waits |
-//! | 7 | retry: at most n, within the budget, not where it was | outside the choice: each attempt chooses anew |
+//! | 7 | retry: at most n, within the budget, not where it was | outside the choice: each attempt chooses anew, from the newest view |
 //! | 8 | balance, with the breakers in its draw | a broken instance is not drawn, rather than drawn and refused |
 //! | 9 | exchange | idle or new connection, send, wait for the head |
 //! | 10 | learn | latency, breaker and counters hear of every attempt, also of those that were repeated |
@@ -19,12 +19,12 @@ use std::time::Duration;
 
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
-use starling_core::balance::{FAILURE_PENALTY, Group, InFlight, Slot};
+use starling_core::balance::{FAILURE_PENALTY, Group, InFlight, Seat};
 use starling_core::guard::Permit;
 use starling_core::id::{InstanceId, ServiceKey};
 use starling_core::observe::SpanKind;
 use starling_core::route::{RouteError, route};
-use starling_core::view::ServiceView;
+use starling_core::view::{InstanceView, ServiceView};
 use tokio::time::Instant;
 
 use crate::body::{Carried, Home, ReplyBody};
@@ -102,9 +102,8 @@ async fn steps(
     let outgoing = Outgoing::hold(head, body, settings.max_replay_bytes, deadline).await.map_err(|r| r.of(&key))?;
     entry.budget.deposit(carrier.clock.now());
     let group = entry.group(service, &view, settings);
-    Call { carrier, service, key: &key, entry, group: &group, context, deadline, tried: Vec::new() }
-        .attempts(outgoing)
-        .await
+    let service = service.clone();
+    Call { carrier, service, key: &key, entry, group, context, deadline, tried: Vec::new() }.attempts(outgoing).await
 }
 
 fn not_routed(error: RouteError) -> Refused {
@@ -118,39 +117,48 @@ fn not_routed(error: RouteError) -> Refused {
 /// What one attempt brought: a response's head with its connection, or why not.
 type Attempted = Result<(Response<Incoming>, Sender, InFlight<Pool>), Failure>;
 
+/// Where the next attempt goes. Holds nothing of the group it was drawn from, which may be another one by the attempt
+/// after.
+struct Chosen {
+    instance: Arc<InstanceView>,
+    in_flight: InFlight<Pool>,
+    permit: Permit,
+}
+
 /// One request to one service, through all its attempts.
 struct Call<'a> {
     carrier: &'a Carrier,
-    service: &'a ServiceView,
+    /// The service and its candidates, as they were at the last choice.
+    service: Arc<ServiceView>,
     key: &'a ServiceKey,
     entry: &'a Entry,
-    group: &'a Group<Pool>,
+    group: Arc<Group<Pool>>,
     context: &'a Context,
     deadline: Instant,
     tried: Vec<(InstanceId, Tried)>,
 }
 
-impl<'a> Call<'a> {
+impl Call<'_> {
     async fn attempts(mut self, mut outgoing: Outgoing) -> Result<Response<ReplyBody>, Refused> {
         let Some(mut chosen) = self.choose() else {
-            let why = reason::why_unusable(self.service);
+            let why = reason::why_unusable(&self.service);
             return Err(self.refuse(Reason::NoneUsable, why));
         };
         let mut root: Option<OpenSpan> = None;
         loop {
-            let (slot, permit) = chosen;
-            let mut span = self.begin_span(&outgoing, slot);
+            let Chosen { instance, in_flight, permit } = chosen;
+            let mut span = self.begin_span(&outgoing, &instance);
             if let Some(root) = &root {
                 span.set_parent(root.id());
             }
-            let result = self.attempt(slot, permit, &mut outgoing, &mut span).await;
+            let result = self.attempt(&instance, in_flight, permit, &mut outgoing, &mut span).await;
             let again = match &result {
                 Ok((response, ..)) => is_worth_repeating(response.status()) && outgoing.is_repeatable(),
                 // Never sent, or no harm in doing it twice; either way it must still be here.
                 Err(failure) => outgoing.is_whole() && (failure.reason.is_unsent() || outgoing.is_repeatable()),
             };
             if again || result.is_err() {
-                self.tried.push(note(slot, &result));
+                self.tried.push(note(&instance, &result));
             }
             let next = if again { self.next_chance() } else { None };
             let Some(next) = next else {
@@ -167,18 +175,22 @@ impl<'a> Call<'a> {
         }
     }
 
-    fn choose(&self) -> Option<(&'a Slot<Pool>, Permit)> {
+    fn choose(&self) -> Option<Chosen> {
         let tried: Vec<InstanceId> = self.tried.iter().map(|(instance, _)| instance.clone()).collect();
         let now = self.carrier.clock.now();
-        let group: &'a Group<Pool> = self.group;
-        clock::with_dice(|dice| group.choose(now, dice, &tried))
+        let (slot, permit) = clock::with_dice(|dice| self.group.choose(now, dice, &tried))?;
+        Some(Chosen { instance: slot.instance.clone(), in_flight: InFlight::begin(&slot.seat), permit })
     }
 
     /// Another instance, if this request may be sent once more.
-    fn next_chance(&self) -> Option<(&'a Slot<Pool>, Permit)> {
+    fn next_chance(&mut self) -> Option<Chosen> {
         if self.tried.len() > self.carrier.settings.max_retries as usize || Instant::now() >= self.deadline {
             return None;
         }
+        // The attempt before may have waited long: whoever was registered meanwhile is a candidate too.
+        let view = self.carrier.mesh.view();
+        self.service = view.service(self.key)?.clone();
+        self.group = self.entry.group(&self.service, &view, &self.carrier.settings);
         let next = self.choose()?;
         if !self.entry.budget.withdraw(self.carrier.clock.now()) {
             self.entry.metrics.retries_refused.fetch_add(1, Relaxed);
@@ -191,22 +203,22 @@ impl<'a> Call<'a> {
     /// Sends it to one instance and lets balance and breaker learn from what comes.
     async fn attempt(
         &self,
-        slot: &Slot<Pool>,
+        instance: &InstanceView,
+        in_flight: InFlight<Pool>,
         permit: Permit,
         outgoing: &mut Outgoing,
         span: &mut OpenSpan,
     ) -> Attempted {
-        let carrier = self.carrier;
-        let in_flight = InFlight::begin(&slot.seat);
-        let way = Way::to(&slot.instance, carrier.mesh.me());
+        let (carrier, seat) = (self.carrier, in_flight.seat());
+        let way = Way::to(instance, carrier.mesh.me());
         let began = carrier.clock.now();
         let id = span.id();
-        check_protocol(&slot.instance)?;
-        let result = exchange(carrier, &slot.seat.extra, way, outgoing, self.context, id, self.deadline).await;
+        check_protocol(instance)?;
+        let result = exchange(carrier, &seat.extra, way, outgoing, self.context, id, self.deadline).await;
         let status = result.as_ref().ok().map(|(response, _)| response.status());
         // A client that breaks off its own request says nothing about the instance.
         if !matches!(&result, Err(failure) if failure.reason == Reason::BadRequest) {
-            self.learn(slot, permit, began, status);
+            self.learn(instance, seat, permit, began, status);
         }
         if let Some(status) = status {
             span.describe(|span| {
@@ -221,7 +233,8 @@ impl<'a> Call<'a> {
     /// What an attempt, answered with `status` or not at all, says of the instance.
     fn learn(
         &self,
-        slot: &Slot<Pool>,
+        instance: &InstanceView,
+        seat: &Seat<Pool>,
         permit: Permit,
         began: starling_core::time::Instant,
         status: Option<StatusCode>,
@@ -231,15 +244,15 @@ impl<'a> Call<'a> {
         // Being told to slow down is no defect of the instance, but no reason to send it more either.
         let unwelcome = failed || status == Some(StatusCode::TOO_MANY_REQUESTS);
         let latency = now.since(began);
-        slot.seat.load.observe(now, if unwelcome { latency.max(FAILURE_PENALTY) } else { latency });
+        seat.load.observe(now, if unwelcome { latency.max(FAILURE_PENALTY) } else { latency });
         if !failed {
             if permit.succeed(now) {
-                slot.seat.load.forget();
-                tracing::info!(instance = %slot.instance.key, "the breaker closed: a probe went well");
+                seat.load.forget();
+                tracing::info!(instance = %instance.key, "the breaker closed: a probe went well");
             }
         } else if permit.fail(now, clock::random()) {
             self.entry.metrics.breaker_opens.fetch_add(1, Relaxed);
-            tracing::warn!(instance = %slot.instance.key, "the breaker opened: its answers fail");
+            tracing::warn!(instance = %instance.key, "the breaker opened: its answers fail");
         }
     }
 
@@ -251,13 +264,13 @@ impl<'a> Call<'a> {
         tokio::time::sleep_until((Instant::now() + wait).min(self.deadline)).await;
     }
 
-    fn begin_span(&self, outgoing: &Outgoing, slot: &Slot<Pool>) -> OpenSpan {
+    fn begin_span(&self, outgoing: &Outgoing, instance: &InstanceView) -> OpenSpan {
         let mesh = &self.carrier.mesh;
         let mut span = OpenSpan::begin(self.context, SpanKind::Client, mesh.me(), mesh.spans());
         span.describe(|span| {
             describe(span, self.key, outgoing);
-            span.attributes.insert("instance".into(), slot.instance.key.instance.to_string());
-            span.attributes.insert("server.node".into(), slot.instance.owner().to_string());
+            span.attributes.insert("instance".into(), instance.key.instance.to_string());
+            span.attributes.insert("server.node".into(), instance.owner().to_string());
             if !self.tried.is_empty() {
                 span.attributes.insert("http.request.resend_count".into(), self.tried.len().to_string());
             }
@@ -279,7 +292,7 @@ impl<'a> Call<'a> {
         spans.into_iter().flatten().for_each(|span| span.fail(&failure.why));
         let why = match failure.reason {
             Reason::Connect | Reason::NotHere => {
-                format!("no instance could be reached; {}", reason::why_unusable(self.service))
+                format!("no instance could be reached; {}", reason::why_unusable(&self.service))
             }
             _ => failure.why,
         };
@@ -293,14 +306,14 @@ impl<'a> Call<'a> {
     }
 }
 
-fn note(slot: &Slot<Pool>, attempted: &Attempted) -> (InstanceId, Tried) {
+fn note(instance: &InstanceView, attempted: &Attempted) -> (InstanceId, Tried) {
     let error = match attempted {
         Ok((response, ..)) => format!("it answered {}", response.status().as_u16()),
         Err(failure) => failure.why.clone(),
     };
-    let instance = slot.instance.key.instance.clone();
-    let tried = Tried { instance: instance.to_string(), node: slot.instance.owner().to_string(), error };
-    (instance, tried)
+    let id = instance.key.instance.clone();
+    let tried = Tried { instance: id.to_string(), node: instance.owner().to_string(), error };
+    (id, tried)
 }
 
 /// What is the same for every span of a call.

@@ -109,6 +109,29 @@ async fn an_answer_that_says_not_now_is_asked_elsewhere_if_safe() {
 }
 
 #[tokio::test]
+async fn a_retry_finds_an_instance_registered_while_the_request_waited() {
+    let (flock, told) = (Flock::default(), Arc::new(tokio::sync::Notify::new()));
+    let waiting = told.clone();
+    let slow = App::answering(move |_| {
+        let told = waiting.clone();
+        async move {
+            told.notified().await;
+            text(503, "not now")
+        }
+    })
+    .await;
+    let lives = App::named("lives").await;
+    let a = flock.node("a").await;
+    flock.register(slow.at("orders", "1", "a"));
+    let mut client = Client::connect(a.addr()).await;
+    client.send("GET", "orders.mesh", "/", "", b"").await;
+    eventually("request arrives", || async { (slow.requests() == 1).then_some(()) }).await;
+    flock.register(lives.at("orders", "2", "a"));
+    told.notify_one();
+    assert_eq!(client.answer().await.text(), "lives");
+}
+
+#[tokio::test]
 async fn a_request_with_a_large_body_is_not_repeated_once_sent() {
     let (flock, hangs_up) = (Flock::default(), App::hanging_up().await);
     let lives = App::named("lives").await;
