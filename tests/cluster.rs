@@ -58,6 +58,16 @@ fn a_node_that_is_asked_to_stop_takes_its_instances_with_it() {
 }
 
 #[test]
+fn a_script_can_wait_until_the_mesh_is_complete() {
+    let mut mesh = Mesh::start(["a"]);
+    let early = mesh.node("a").try_starling(&["members", "--wait", "2", "--timeout", "50ms"]).unwrap_err();
+    assert!(early.contains("2 nodes not alive within 50ms: node a sees 1"), "{early}");
+    mesh.add("b", Some(mesh.node("a").quic()));
+    let seen = mesh.node("a").starling(&["members", "--wait", "2", "--timeout", "1m"]);
+    assert!(seen.contains("2 nodes, 2 alive"), "{seen}");
+}
+
+#[test]
 fn config_written_at_one_node_is_read_at_another_and_outlives_the_whole_mesh() {
     let mut mesh = Mesh::start(["a", "b", "c"]);
     mesh.node("c").starling(&["config", "put", "limits.json", "--value", "{\"rate\": 7}"]);

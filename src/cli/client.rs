@@ -38,7 +38,8 @@ pub(crate) struct Ask {
     query: String,
     content_type: Option<String>,
     body: Vec<u8>,
-    wait: Duration,
+    /// How long the answer may take.
+    limit: Duration,
 }
 
 /// What a peer answered.
@@ -63,7 +64,7 @@ impl Ask {
             path.push('/');
             escape(segment, &mut path);
         }
-        Self { method, path, query: String::new(), content_type: None, body: Vec::new(), wait: Duration::ZERO }
+        Self { method, path, query: String::new(), content_type: None, body: Vec::new(), limit: ANSWER_TIMEOUT }
     }
 
     /// A read.
@@ -103,8 +104,14 @@ impl Ask {
 
     /// Blocks until there is something newer than this revision, or the wait is over.
     pub(crate) fn newer_than(mut self, revision: u64, wait: Duration) -> Self {
-        self.wait = wait;
-        self.query("newer_than", &revision.to_string()).query("wait", &format!("{}s", wait.as_secs()))
+        self.limit = wait + ANSWER_TIMEOUT;
+        self.query("newer_than", &revision.to_string()).query("wait", &format!("{}ms", wait.as_millis()))
+    }
+
+    /// Gives up on the answer after this long.
+    pub(crate) fn within(mut self, limit: Duration) -> Self {
+        self.limit = limit;
+        self
     }
 }
 
@@ -173,7 +180,7 @@ impl Client {
         if let Some(content_type) = &ask.content_type {
             request = request.header("content-type", content_type);
         }
-        let timeout = Some(ask.wait + ANSWER_TIMEOUT);
+        let timeout = Some(ask.limit);
         let response = if ask.method == "GET" || ask.method == "DELETE" {
             let request = self.agent.configure_request(request.body(())?).timeout_global(timeout).build();
             self.agent.run(request)?

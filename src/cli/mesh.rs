@@ -1,14 +1,16 @@
 //! The mesh itself: who is there, and do they agree?
 
 use std::io;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use starling_api::model::{MemberList, MeshStatus, NodeReport, Verdict};
-use starling_core::view::MemberState;
+use starling_core::view::{MemberState, Revision};
 
 use super::client::{Ask, Client};
 use super::failure::Failure;
 use super::output::{Cell, Out, Style, Table, ago, count, micros, span_of};
+use crate::settings::HumanDuration;
 
 /// `starling members`
 #[derive(Debug, Args)]
@@ -17,8 +19,16 @@ Shows the mesh as one node sees it; another node may see another one, for exampl
 
 Examples:
   starling members
-  starling members --peer 10.0.0.7:15000")]
-pub(crate) struct MembersArgs {}
+  starling members --peer 10.0.0.7:15000
+  starling members --wait 3 --timeout 1m             before a script uses a mesh that has just been started")]
+pub(crate) struct MembersArgs {
+    /// Wait until at least so many are alive, and for the node itself if it does not answer yet
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    wait: Option<u32>,
+    /// How long to wait; then the exit code is 1
+    #[arg(long, value_name = "DURATION", default_value = "30s", requires = "wait")]
+    timeout: HumanDuration,
+}
 
 /// `starling status`
 #[derive(Debug, Args)]
@@ -37,10 +47,55 @@ pub(crate) struct StatusArgs {
 
 /// Clocks further apart than this are worth a warning, in milliseconds: an operator sees writes out of order.
 const CLOCK_WARNING_MS: u64 = 500;
+/// The pause before a node that did not answer is asked again.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
+/// The longest blocking query; a longer wait is several of them.
+const LONGEST_QUERY: Duration = Duration::from_secs(60);
+/// How much longer than its wait a blocking query may take.
+const SLACK: Duration = Duration::from_secs(5);
 
-pub(crate) fn members(_: &MembersArgs, client: &Client, out: &mut Out) -> Result<(), Failure> {
-    let list: MemberList = client.fetch(Ask::get(&["v1", "members"]))?;
+pub(crate) fn members(args: &MembersArgs, client: &Client, out: &mut Out) -> Result<(), Failure> {
+    let list = match args.wait {
+        Some(wanted) => wait_for_members(wanted as usize, args.timeout, client)?,
+        None => client.fetch(Ask::get(&["v1", "members"]))?,
+    };
     if out.wants_json() { Ok(out.json(&list)?) } else { Ok(show_members(&list, out)?) }
+}
+
+fn wait_for_members(wanted: usize, timeout: HumanDuration, client: &Client) -> Result<MemberList, Failure> {
+    let began = Instant::now();
+    let mut revision = None;
+    loop {
+        let left = timeout.0.saturating_sub(began.elapsed());
+        let wait = left.min(LONGEST_QUERY);
+        let ask = Ask::get(&["v1", "members"]);
+        let ask = match revision {
+            Some(Revision(revision)) => ask.newer_than(revision, wait),
+            None => ask,
+        };
+        let trouble = match client.fetch::<MemberList>(ask.within(wait + SLACK)) {
+            Ok(list) if alive(&list) >= wanted => return Ok(list),
+            Ok(list) => {
+                revision = Some(list.revision);
+                let (seen, node) = (alive(&list), &list.node);
+                format!("node {node} sees {seen}")
+            }
+            Err(Failure::NoPeer(text)) => {
+                // Revisions of one node mean nothing to another, nor to its next start.
+                revision = None;
+                std::thread::sleep(ASK_AGAIN.min(left));
+                text
+            }
+            Err(failure) => return Err(failure),
+        };
+        if began.elapsed() >= timeout.0 {
+            return Err(Failure::Refused(format!("{} not alive within {timeout}: {trouble}", count(wanted, "node"))));
+        }
+    }
+}
+
+fn alive(list: &MemberList) -> usize {
+    list.members.iter().filter(|member| member.state == MemberState::Alive).count()
 }
 
 fn show_members(list: &MemberList, out: &mut Out) -> io::Result<()> {
@@ -66,8 +121,7 @@ fn show_members(list: &MemberList, out: &mut Out) -> io::Result<()> {
         ]);
     }
     out.table(&table)?;
-    let alive = list.members.iter().filter(|member| member.state == MemberState::Alive).count();
-    let total = count(list.members.len(), "node");
+    let (total, alive) = (count(list.members.len(), "node"), alive(list));
     out.styled(Style::Dim, &format!("{total}, {alive} alive, as node {} sees it", list.node))
 }
 
@@ -176,8 +230,60 @@ fn status_row(report: &NodeReport, all: &MeshStatus) -> [Cell; 10] {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+
     use super::super::output::captured;
     use super::*;
+
+    /// A node that gives these answers, one per connection; what it was asked comes back from the thread.
+    fn node(answers: Vec<String>) -> (Client, std::thread::JoinHandle<Vec<String>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = Client::new(vec![listener.local_addr().unwrap().to_string().parse().unwrap()]);
+        let asked = std::thread::spawn(move || {
+            let answer = |answer: String| {
+                let (mut stream, _) = listener.accept().unwrap();
+                let mut bytes = [0; 4096];
+                let length = stream.read(&mut bytes).unwrap();
+                stream.write_all(answer.as_bytes()).unwrap();
+                String::from_utf8_lossy(&bytes[..length]).lines().next().unwrap_or_default().to_owned()
+            };
+            answers.into_iter().map(answer).collect()
+        });
+        (client, asked)
+    }
+
+    fn members_answer(revision: u64, names: &[&str]) -> String {
+        let member = |name: &&str| {
+            serde_json::json!({ "node": name, "state": "alive", "since_unix_ms": 0, "zone": "west", "cell": "",
+                "address": "127.0.0.1:1", "version": "", "incarnation": 1 })
+        };
+        let members: Vec<_> = names.iter().map(member).collect();
+        let body = serde_json::json!({ "revision": revision, "node": "a", "members": members }).to_string();
+        format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+    }
+
+    #[test]
+    fn waiting_for_members_outlives_a_node_that_is_not_up_yet() {
+        let (client, asked) = node(vec![String::new(), members_answer(7, &["a"]), members_answer(9, &["a", "b"])]);
+        let list = wait_for_members(2, HumanDuration::from_secs(60), &client).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(alive(&list), 2);
+        let asked = asked.join().unwrap();
+        assert_eq!(asked[..2], ["GET /v1/members HTTP/1.1", "GET /v1/members HTTP/1.1"]);
+        assert!(asked[2].starts_with("GET /v1/members?newer_than=7&wait="), "{asked:?}");
+    }
+
+    #[test]
+    fn a_wait_that_is_over_says_what_was_missing() {
+        let (client, _asked) = node(vec![members_answer(7, &["a"])]);
+        let failure = wait_for_members(2, HumanDuration(Duration::ZERO), &client).err().unwrap();
+        assert!(failure.to_string().contains("2 nodes not alive within 0s: node a sees 1"), "{failure}");
+        assert_eq!(failure.exit_code(), 1);
+        let (nobody, _asked) = node(Vec::new());
+        let failure = wait_for_members(2, HumanDuration(Duration::ZERO), &nobody).err().unwrap();
+        assert!(failure.to_string().contains("no node answered"), "{failure}");
+        assert_eq!(failure.exit_code(), 1);
+    }
 
     fn report(node: &str, verdict: &str) -> serde_json::Value {
         serde_json::json!({ "node": node, "zone": "west", "verdict": verdict, "clock_offset_ms": 0, "round_trip_us": 900 })
