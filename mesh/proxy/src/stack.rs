@@ -20,7 +20,7 @@ use std::time::Duration;
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use starling_core::balance::{FAILURE_PENALTY, Group, InFlight, Seat};
-use starling_core::guard::Permit;
+use starling_core::guard::{Fault, Permit};
 use starling_core::id::{InstanceId, ServiceKey};
 use starling_core::observe::SpanKind;
 use starling_core::route::{RouteError, route};
@@ -250,7 +250,7 @@ impl Call<'_> {
                 seat.load.forget();
                 tracing::info!(instance = %instance.key, "the breaker closed: a probe went well");
             }
-        } else if permit.fail(now, clock::random()) {
+        } else if permit.fail(if status.is_some() { Fault::Answer } else { Fault::Silence }, now, clock::random()) {
             self.entry.metrics.breaker_opens.fetch_add(1, Relaxed);
             tracing::warn!(instance = %instance.key, "the breaker opened: its answers fail");
         }

@@ -176,14 +176,48 @@ async fn the_breaker_opens_is_told_of_and_closes_again() {
     for _ in 0..5 {
         assert_eq!(a.get("orders", "/").await.status, 500);
     }
-    let refused = a.get("orders", "/").await;
-    assert!(refused.header("x-starling-reason").unwrap().contains("taken out by their breaker"), "{refused:?}");
+    assert!(a.metrics().contains("starling_breakers_open{service=\"default/orders\"} 1\n"), "{}", a.metrics());
     assert!(a.metrics().contains("starling_breaker_opens_total{service=\"default/orders\"} 1\n"), "{}", a.metrics());
     well.store(true, SeqCst);
-    eventually("the breaker closes", || async { (a.get("orders", "/").await.status == 200).then_some(()) }).await;
-    for _ in 0..10 {
+    eventually("the breaker closes and tells of it", || async {
         assert_eq!(a.get("orders", "/").await.status, 200);
+        a.metrics().contains("starling_breakers_open{service=\"default/orders\"} 0\n").then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_application_that_fails_some_requests_gets_all_of_them_while_there_is_no_better_one() {
+    let flock = Flock::default();
+    let app = App::answering(|request| async move {
+        let good = request.uri().path() == "/good";
+        text(if good { 200 } else { 500 }, "app")
+    })
+    .await;
+    let a = flock.node("a").await;
+    flock.register(app.at("orders", "1", "a"));
+    flock.register(app.at("orders", "2", "a"));
+    for _ in 0..30 {
+        let answer = a.get("orders", "/bad").await;
+        assert_eq!((answer.status, answer.header("x-starling-reason")), (500, None));
     }
+    assert!(a.metrics().contains("starling_breakers_open{service=\"default/orders\"} 2\n"), "{}", a.metrics());
+    for _ in 0..30 {
+        assert_eq!(a.get("orders", "/good").await.status, 200);
+    }
+}
+
+#[tokio::test]
+async fn an_instance_that_never_answers_is_refused_for_by_its_breaker() {
+    let (flock, hangs_up) = (Flock::default(), App::hanging_up().await);
+    let a = flock.node("a").await;
+    flock.register(hangs_up.at("orders", "1", "a"));
+    eventually("it is refused for", || async {
+        let answer = a.send("POST", "orders", "/", "", b"buy").await;
+        answer.header("x-starling-reason").unwrap().contains("taken out by their breaker").then_some(())
+    })
+    .await;
+    assert!(hangs_up.requests() >= 5);
 }
 
 #[tokio::test]
@@ -209,17 +243,21 @@ async fn a_probe_whose_caller_goes_away_does_not_hold_the_breaker_half_open() {
         a.get("orders", "/").await;
     }
     phase.store(1, SeqCst);
-    // Clients come and go until one of them is the probe and hangs.
+    // Clients come and go, each after 20 ms; the breaker is open for 125 at most, so the last of ten was a probe.
     let sent_before = app.requests();
     eventually("a probe goes out", || async {
         let mut client = Client::connect(a.addr()).await;
         client.send("GET", "orders", "/", "", b"").await;
         let _ = tokio::time::timeout(std::time::Duration::from_millis(20), client.head()).await;
-        (app.requests() > sent_before).then_some(())
+        (app.requests() >= sent_before + 10).then_some(())
     })
     .await;
     phase.store(2, SeqCst);
-    eventually("the next probe", || async { (a.get("orders", "/").await.status == 200).then_some(()) }).await;
+    eventually("the next probe closes it", || async {
+        assert_eq!(a.get("orders", "/").await.status, 200);
+        a.metrics().contains("starling_breakers_open{service=\"default/orders\"} 0\n").then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]

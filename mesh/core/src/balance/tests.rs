@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use rpds::RedBlackTreeMapSync;
 
 use super::*;
-use crate::guard::BreakerState;
+use crate::guard::{BreakerState, Fault};
 use crate::id::{InstanceKey, NodeId, ServiceKey, Zone};
 use crate::registry::{Address, Instance};
 use crate::testing::facts;
@@ -93,9 +93,14 @@ impl Village {
         counts
     }
 
+    /// Opens its breaker: nobody answers there.
     fn break_down(&self, name: &str) {
+        self.break_by(name, Fault::Silence);
+    }
+
+    fn break_by(&self, name: &str, fault: Fault) {
         for _ in 0..5 {
-            self.seat(name).breaker.admit(self.now, false).unwrap().fail(self.now, 0);
+            self.seat(name).breaker.admit(self.now, false).unwrap().fail(fault, self.now, 0);
         }
     }
 }
@@ -209,6 +214,24 @@ fn when_all_are_broken_one_caller_a_second_may_still_try() {
     assert_eq!(village.choose(), None);
     village.now = village.now + Duration::from_secs(1);
     assert_eq!(village.choose().unwrap(), "a");
+}
+
+#[test]
+fn when_all_are_broken_by_their_answers_the_least_recently_failed_is_still_asked() {
+    let mut village = Village::ready(&[100, 100, 100]);
+    village.break_down("c");
+    village.break_by("a", Fault::Answer);
+    assert!((0..100).all(|_| village.choose().unwrap() == "b"), "a broken one is out while another is not");
+    assert_eq!(village.choose_except(&["b"]), None, "and retries do not go there either");
+    village.now = village.now + Duration::from_millis(1);
+    village.break_by("b", Fault::Answer);
+    assert!((0..100).all(|_| village.choose().unwrap() == "a"));
+    village.now = village.now + Duration::from_millis(1);
+    village.seat("a").breaker.admit_anyway().fail(Fault::Answer, village.now, 0);
+    assert!((0..100).all(|_| village.choose().unwrap() == "b"));
+    assert_eq!(village.choose_except(&["b"]).unwrap(), "a");
+    assert_eq!(village.choose_except(&["a", "b"]), None, "nobody answers at c");
+    assert!(matches!(village.seat("a").breaker.state(), BreakerState::Open(_)), "what is let past is no probe");
 }
 
 #[test]

@@ -15,6 +15,10 @@
 //!
 //! *Desperate* callers (nothing else is usable) may probe a second after the last failure, long before T: when a
 //! whole service was down for a while, its return is noticed in a second, not after the longest wait.
+//!
+//! Whether there is somebody better is for the balancer to know, so a breaker does not insist: an instance whose last
+//! failure was an *answer* is there, and a caller with no other choice may be let past ([`Breaker::admit_anyway`]).
+//! Such a call is no probe; its failure moves [`Breaker::last_failed`], and only a probe closes the breaker.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed};
@@ -60,6 +64,15 @@ impl Default for BreakerSettings {
     }
 }
 
+/// How a call failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The instance answered, with an error.
+    Answer,
+    /// No answer came: no connection, a broken one, or none in time.
+    Silence,
+}
+
 /// What a breaker does at a moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BreakerState {
@@ -77,6 +90,8 @@ pub struct Breaker {
     settings: BreakerSettings,
     /// 0, or `(microseconds << 1) | probe is out`.
     gate: AtomicU64,
+    /// 0, or `(microseconds << 1) | there was no answer`, of the last failure.
+    last_failed: AtomicU64,
     consecutive: AtomicU32,
     window: Window,
     /// How often in a row it opened; the exponent of the wait.
@@ -92,7 +107,7 @@ pub struct Breaker {
 #[must_use = "dropping a permit at once counts the call as cancelled"]
 pub struct Permit {
     breaker: Arc<Breaker>,
-    /// The gate this probe wrote; `None` when the breaker was closed.
+    /// The gate this probe wrote; `None` for a call that is no probe.
     probe: Option<u64>,
 }
 
@@ -102,6 +117,7 @@ impl Breaker {
         Self {
             settings,
             gate: AtomicU64::new(0),
+            last_failed: AtomicU64::new(0),
             consecutive: AtomicU32::new(0),
             window: Window::default(),
             streak: AtomicU32::new(0),
@@ -149,6 +165,21 @@ impl Breaker {
         let probe = gate_until(now + Duration::from_millis(self.settings.probe_wait_ms)) | 1;
         self.gate.compare_exchange(gate, probe, AcqRel, Acquire).ok()?;
         Some(Permit { breaker: self.clone(), probe: Some(probe) })
+    }
+
+    /// Admits a call whatever the state, for callers with no other choice.
+    pub fn admit_anyway(self: &Arc<Self>) -> Permit {
+        Permit { breaker: self.clone(), probe: None }
+    }
+
+    /// Whether its last failure, if any, was an answer: the instance is there.
+    pub fn still_answers(&self) -> bool {
+        self.last_failed.load(Relaxed) & 1 == 0
+    }
+
+    /// When a call failed last; the origin of time if none has.
+    pub fn last_failed(&self) -> Instant {
+        Instant(self.last_failed.load(Relaxed) >> 1)
     }
 
     fn may_probe(&self, gate: u64, now: Instant, desperate: bool) -> bool {
@@ -220,11 +251,12 @@ impl Permit {
     }
 
     /// The call failed in a way the instance answers for. Says whether that opened the breaker (again).
-    pub fn fail(mut self, now: Instant, random: u64) -> bool {
+    pub fn fail(mut self, fault: Fault, now: Instant, random: u64) -> bool {
         let breaker = self.breaker.clone();
+        breaker.last_failed.store(now.0 << 1 | u64::from(fault == Fault::Silence), Relaxed);
         match self.probe.take() {
             Some(probe) => breaker.open(probe, now, random),
-            // The breaker opened while this call was out: what it says is known already.
+            // The breaker opened while this call was out, or it was let past: what it says is known already.
             None if breaker.gate.load(Acquire) != 0 => false,
             None => {
                 breaker.window.add(now, 1, 1);
@@ -260,7 +292,7 @@ mod tests {
 
     fn fail_times(breaker: &Arc<Breaker>, times: usize, now: Instant) {
         for _ in 0..times {
-            breaker.admit(now, false).unwrap().fail(now, 0);
+            breaker.admit(now, false).unwrap().fail(Fault::Silence, now, 0);
         }
     }
 
@@ -309,7 +341,7 @@ mod tests {
         for wait_ms in [5_000, 10_000, 20_000, 40_000, 60_000, 60_000] {
             assert_eq!(breaker.state(), BreakerState::Open(now + Duration::from_millis(wait_ms)));
             now = now + Duration::from_millis(wait_ms);
-            breaker.admit(now, false).unwrap().fail(now, 0);
+            breaker.admit(now, false).unwrap().fail(Fault::Silence, now, 0);
         }
     }
 
@@ -333,8 +365,23 @@ mod tests {
         fail_times(&breaker, 5, ms(0));
         let open = breaker.state();
         early.succeed(ms(1));
-        late.fail(ms(2), 0);
+        late.fail(Fault::Silence, ms(2), 0);
         assert_eq!(breaker.state(), open);
+    }
+
+    #[test]
+    fn a_call_let_past_an_open_breaker_moves_only_its_last_failure() {
+        let breaker = breaker();
+        assert!(breaker.still_answers());
+        for _ in 0..5 {
+            breaker.admit(ms(0), false).unwrap().fail(Fault::Answer, ms(0), 0);
+        }
+        let open = breaker.state();
+        assert!(!breaker.admit_anyway().succeed(ms(1)));
+        assert!(!breaker.admit_anyway().fail(Fault::Answer, ms(2), 0));
+        assert_eq!((breaker.state(), breaker.last_failed(), breaker.still_answers()), (open, ms(2), true));
+        assert!(!breaker.admit_anyway().fail(Fault::Silence, ms(3), 0));
+        assert_eq!((breaker.state(), breaker.last_failed(), breaker.still_answers()), (open, ms(3), false));
     }
 
     #[test]
@@ -344,7 +391,7 @@ mod tests {
         assert!(breaker.admit(ms(999), true).is_none());
         let probe = breaker.admit(ms(1_000), true).unwrap();
         assert!(breaker.admit(ms(1_000), true).is_none(), "still one at a time");
-        probe.fail(ms(1_100), 0);
+        probe.fail(Fault::Silence, ms(1_100), 0);
         assert!(breaker.admit(ms(2_000), true).is_none());
         assert!(breaker.admit(ms(2_100), true).is_some());
     }
@@ -352,7 +399,7 @@ mod tests {
     proptest! {
         /// Whatever happened, an hour of silence later it admits a call, and a good one closes it.
         #[test]
-        fn it_never_sticks(steps in proptest::collection::vec((0u8..5, 0u64..20_000, any::<u64>()), 0..200)) {
+        fn it_never_sticks(steps in proptest::collection::vec((0u8..6, 0u64..20_000, any::<u64>()), 0..200)) {
             let breaker = breaker();
             let mut now = ms(0);
             let mut held = Vec::new();
@@ -360,10 +407,13 @@ mod tests {
                 now = now + Duration::from_millis(wait_ms);
                 match step {
                     0 => held.extend(breaker.admit(now, random % 2 == 0)),
-                    1 => held.pop().into_iter().for_each(|permit| { permit.fail(now, random); }),
+                    1 => held.pop().into_iter().for_each(|permit| { permit.fail(Fault::Answer, now, random); }),
                     2 => held.pop().into_iter().for_each(|permit| { permit.succeed(now); }),
                     3 => drop(held.pop()),
-                    _ => (0..5).filter_map(|_| breaker.admit(now, false)).for_each(|permit| { permit.fail(now, random); }),
+                    4 => held.push(breaker.admit_anyway()),
+                    _ => (0..5).filter_map(|_| breaker.admit(now, false)).for_each(|permit| {
+                        permit.fail(Fault::Silence, now, random);
+                    }),
                 }
             }
             std::mem::forget(held);

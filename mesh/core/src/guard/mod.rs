@@ -10,5 +10,5 @@ pub mod breaker;
 pub mod budget;
 mod window;
 
-pub use breaker::{Breaker, BreakerSettings, BreakerState, Permit};
+pub use breaker::{Breaker, BreakerSettings, BreakerState, Fault, Permit};
 pub use budget::{BudgetSettings, RetryBudget};
