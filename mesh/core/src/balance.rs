@@ -21,7 +21,7 @@
 //! An application that fails only some requests opens all breakers: without the rule, 14 failures of one were seen to
 //! become 280 refusals.
 //! It holds for instances that *answer*: of two drawn, the one takes the request whose last failure is longer ago, so
-//! what has recovered is preferred at once. Where no answer comes (nobody listens, or it hangs) a quick refusal is worth
+//! what has recovered is preferred at once. Where no answer comes (nobody listens, or it hangs) quick refusal is worth
 //! more than a long wait, and only probes go there. Probes stay what closes a breaker, here as ever.
 //!
 //! What is known of an instance lives in its [`Seat`], beside the view: seats are taken over when the view changes and

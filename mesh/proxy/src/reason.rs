@@ -11,6 +11,7 @@ use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use serde::Serialize;
 use starling_core::id::ServiceKey;
 use starling_core::observe::TraceId;
+use starling_core::registry::Health;
 use starling_core::view::{ServiceView, Usability};
 
 use crate::body::ReplyBody;
@@ -186,7 +187,7 @@ pub(crate) fn insert_trace(headers: &mut http::HeaderMap, trace: TraceId) {
 
 /// How many instances a service has and what keeps them from taking traffic.
 pub(crate) fn why_unusable(service: &ServiceView) -> String {
-    let mut counts = [0usize; 6];
+    let mut counts = [0usize; 7];
     let mut statuses = std::collections::BTreeMap::<String, usize>::new();
     for instance in service.instances.values() {
         match instance.usability {
@@ -194,8 +195,9 @@ pub(crate) fn why_unusable(service: &ServiceView) -> String {
             Usability::OwnerLost => counts[1] += 1,
             Usability::OwnerLeft => counts[2] += 1,
             Usability::Status => *statuses.entry(instance.status().to_string()).or_default() += 1,
+            Usability::Health if instance.instance.health == Health::Unknown => counts[5] += 1,
             Usability::Health => counts[4] += 1,
-            Usability::Weight => counts[5] += 1,
+            Usability::Weight => counts[6] += 1,
         }
     }
     let mut parts: Vec<String> = statuses.into_iter().map(|(status, n)| format!("{n} {status}")).collect();
@@ -205,6 +207,7 @@ pub(crate) fn why_unusable(service: &ServiceView) -> String {
         "on a node that left",
         "",
         "failing health",
+        "not checked yet",
         "of weight 0",
     ];
     parts.extend(counts.iter().zip(words).filter(|(n, _)| **n > 0).map(|(n, words)| format!("{n} {words}")));

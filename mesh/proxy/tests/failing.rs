@@ -287,8 +287,12 @@ async fn nobody_usable_says_who_there_is_and_why_not() {
             view.usability = Usability::Health;
         });
     }
+    flock.register_as(place("4"), |view| {
+        change(view, |i| i.health = Health::Unknown);
+        view.usability = Usability::Health;
+    });
     let answer = a.get("orders.mesh", "/").await;
-    let expected = "service default/orders has 3 instances: 1 DOWN, 2 failing health";
+    let expected = "service default/orders has 4 instances: 1 DOWN, 2 failing health, 1 not checked yet";
     assert_eq!(answer.status, 503);
     assert_eq!(answer.header("x-starling-reason").unwrap(), format!("no_usable_instance: {expected}"));
     let json: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
