@@ -37,6 +37,18 @@ fn every_parameter_of_a_path_is_described() {
 }
 
 #[test]
+fn a_body_can_be_too_long_or_too_slow_and_nothing_else_can() {
+    for (path, item) in document()["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap().iter().filter(|(key, _)| *key != "parameters") {
+            let has_body = !operation["requestBody"].is_null();
+            for status in ["408", "413"] {
+                assert_eq!(!operation["responses"][status].is_null(), has_body, "{method} {path}: {status}");
+            }
+        }
+    }
+}
+
+#[test]
 fn every_reference_leads_somewhere() {
     fn references(value: &Value, found: &mut BTreeSet<String>) {
         match value {
