@@ -8,6 +8,7 @@ use serde::Serialize;
 pub(crate) struct Out {
     writer: Box<dyn Write>,
     json: bool,
+    terminal: bool,
     colour: bool,
 }
 
@@ -40,8 +41,9 @@ impl Out {
     /// Standard output; coloured when it is a terminal and NO_COLOR is not set.
     pub(crate) fn stdout(json: bool) -> Self {
         let stdout = io::stdout();
-        let colour = stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none();
-        Self { writer: Box::new(stdout), json, colour }
+        let terminal = stdout.is_terminal();
+        let colour = terminal && std::env::var_os("NO_COLOR").is_none();
+        Self { writer: Box::new(stdout), json, terminal, colour }
     }
 
     /// Whether the user asked for JSON.
@@ -65,9 +67,10 @@ impl Out {
         if self.colour && style != Style::Plain { format!("{}{text}\x1b[0m", style.codes()) } else { text.to_owned() }
     }
 
-    /// Bytes as they are.
+    /// Bytes as they are. On a terminal the last line is ended, so that the prompt does not stand in it.
     pub(crate) fn raw(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.writer.write_all(bytes)
+        self.writer.write_all(bytes)?;
+        if self.terminal && !bytes.is_empty() && !bytes.ends_with(b"\n") { self.line("") } else { Ok(()) }
     }
 
     /// A value as indented JSON.
@@ -249,7 +252,8 @@ pub(crate) mod captured {
     /// What `print` writes for people, as text.
     pub(crate) fn text(colour: bool, print: impl FnOnce(&mut Out)) -> String {
         let kept = Kept::default();
-        print(&mut Out { writer: Box::new(kept.clone()), json: false, colour });
+        // What is coloured is a terminal.
+        print(&mut Out { writer: Box::new(kept.clone()), json: false, terminal: colour, colour });
         String::from_utf8(kept.0.lock().unwrap().clone()).unwrap()
     }
 }
@@ -282,6 +286,13 @@ mod tests {
         }
         let trimmed: Vec<_> = stripped.lines().map(str::trim_end).collect();
         assert_eq!(trimmed, plain.lines().collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn bytes_are_left_as_they_are_except_that_a_terminal_gets_whole_lines() {
+        let shown = |terminal, bytes: &[u8]| captured::text(terminal, |out| out.raw(bytes).unwrap());
+        assert_eq!(shown(false, b"1"), "1");
+        assert_eq!([shown(true, b"1"), shown(true, b"1\n"), shown(true, b"")], ["1\n", "1\n", ""]);
     }
 
     #[test]
