@@ -159,7 +159,8 @@ impl Roster {
         let node = &sighting.node;
         let known = self.peers.get(node);
         if known.is_none_or(|known| known.generation != sighting.generation) {
-            if known.is_some_and(|known| sighting.generation < known.generation) {
+            let is_earlier = known.is_some_and(|known| sighting.generation < known.generation);
+            if is_earlier && self.conflicts.may_tell_of_return(node, now) {
                 warn!(%node, "a peer came back as an earlier start of itself; if its data directory was lost, rename it");
             }
             // A new start of somebody who is there follows without a gap; all others begin as hearsay.
@@ -227,6 +228,8 @@ impl Roster {
 #[derive(Default)]
 struct Conflicts {
     seen: BTreeMap<NodeId, Conflict>,
+    /// When it was last said of a node that it came back as an earlier start: of those in the roster, one each.
+    returned: BTreeMap<NodeId, Instant>,
 }
 
 struct Conflict {
@@ -239,6 +242,17 @@ impl Conflicts {
     /// A restarted node is believed in twice for as long as its earlier start is not found dead: that is no conflict.
     const PATIENCE: Duration = Duration::from_secs(15);
     const REPEAT: Duration = Duration::from_secs(60);
+
+    /// Whether to say that a node came back as an earlier start of itself. Two processes of one name look like that, anew
+    /// with every flap of a link.
+    fn may_tell_of_return(&mut self, node: &NodeId, now: Instant) -> bool {
+        self.returned.retain(|_, told| now.duration_since(*told) < Self::REPEAT);
+        if self.returned.contains_key(node) {
+            return false;
+        }
+        self.returned.insert(node.clone(), now);
+        true
+    }
 
     fn report(&mut self, node: &NodeId, now: Instant, [one, other]: [SocketAddr; 2]) {
         self.seen.retain(|_, conflict| now.duration_since(conflict.last) < LATE);
@@ -446,5 +460,14 @@ mod tests {
         let mut scene = Scene::with_peer();
         scene.peer.node = "me".parse().unwrap();
         assert_eq!(scene.passes(SECOND, None), []);
+    }
+
+    #[test]
+    fn a_node_that_keeps_coming_back_as_its_earlier_start_is_named_once_a_minute() {
+        let (mut conflicts, now) = (Conflicts::default(), Instant::now());
+        let told = (0..600).filter(|tick| conflicts.may_tell_of_return(&peer(), now + TICK * *tick)).count();
+        assert_eq!(told, 1);
+        assert!(conflicts.may_tell_of_return(&"other".parse().unwrap(), now + TICK * 600));
+        assert!(conflicts.may_tell_of_return(&peer(), now + TICK * 600));
     }
 }
