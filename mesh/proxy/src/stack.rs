@@ -252,7 +252,7 @@ impl Call<'_> {
             }
         } else if permit.fail(if status.is_some() { Fault::Answer } else { Fault::Silence }, now, clock::random()) {
             self.entry.metrics.breaker_opens.fetch_add(1, Relaxed);
-            tracing::warn!(instance = %instance.key, "the breaker opened: its answers fail");
+            tracing::warn!(instance = %instance.key, "the breaker opened: its answers fail or do not come");
         }
     }
 

@@ -36,12 +36,7 @@ pub(super) async fn tell(story: &mut Story) -> Told {
     sleep(story.plan.watching / 2).await;
     let sidecar = Counters::read(story).await?.since(before);
     story.account("instance_killed", killed, "no GET is lost when an instance dies").await?;
-    let words = format!(
-        "{} sent once more, to another instance; {} opened",
-        counted(sidecar.retries, "request"),
-        counted(sidecar.opened, "breaker")
-    );
-    story.screen.event(HOSTS[ENTRANCE].node, &words);
+    story.screen.event(HOSTS[ENTRANCE].node, &sidecar.words("instance"));
     story.report.figure("instance_killed_seen", Figure::Time(out));
     story.report.figure("instance_killed_retries", Figure::Count(sidecar.retries));
     story.report.figure("instance_killed_breakers_opened", Figure::Count(sidecar.opened));
@@ -92,5 +87,11 @@ impl Counters {
 
     pub(super) fn since(self, before: Self) -> Self {
         Self { retries: self.retries.saturating_sub(before.retries), opened: self.opened.saturating_sub(before.opened) }
+    }
+
+    /// What the sidecar did about something that died: a sentence that says where it asked instead.
+    pub(super) fn words(self, elsewhere: &str) -> String {
+        let (retries, opened) = (counted(self.retries, "request"), counted(self.opened, "breaker"));
+        format!("{retries} sent once more, to another {elsewhere}; {opened} opened")
     }
 }

@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep};
 use super::instance::{Counters, first_over};
 use super::{Story, Told, others};
 use crate::demo::cast::{ENTRANCE, HOSTS, PLAYERS, players};
-use crate::demo::figure::{Figure, counted, time};
+use crate::demo::figure::{Figure, time};
 use crate::demo::screen::after;
 use crate::demo::shop::Role;
 use crate::demo::watch;
@@ -32,12 +32,7 @@ pub(super) async fn tell(story: &mut Story, dies: usize) -> Told {
     sleep(story.plan.watching / 2).await;
     story.account("node_killed", killed, "no GET is lost when a node dies").await?;
     let sidecar = Counters::read(story).await?.since(before);
-    let words = format!(
-        "{} sent once more, to another host; {} opened",
-        counted(sidecar.retries, "request"),
-        counted(sidecar.opened, "breaker")
-    );
-    story.screen.event(HOSTS[ENTRANCE].node, &words);
+    story.screen.event(HOSTS[ENTRANCE].node, &sidecar.words("host"));
     story.report.figure("node_killed_seen", Figure::Time(noticed));
     story.report.figure("node_killed_retries", Figure::Count(sidecar.retries));
     story.promise(true, "a node's death is known everywhere", &time(noticed));
