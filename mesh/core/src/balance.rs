@@ -30,6 +30,7 @@
 //! above, would keep callers away for most of a minute from an instance that is long well again. A decision takes no
 //! lock and never waits.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -179,9 +180,12 @@ impl<T: Default> Group<T> {
     /// The candidates of `service` as `view` shows them, with the seats of `previous` for instances of which nothing
     /// has been heard since that would make what is known of them outdated.
     pub fn new(service: &Arc<ServiceView>, view: &View, breaker: BreakerSettings, previous: Option<&Group<T>>) -> Self {
+        // By id, once: a look through all of them per instance would cost a large service's next request dearly.
+        let known: BTreeMap<&InstanceId, &Slot<T>> =
+            previous.into_iter().flat_map(Group::slots).map(|old| (&old.instance.key.instance, old)).collect();
         let slot = |instance: &Arc<InstanceView>| {
             let owner_start = view.member(instance.owner()).map(|owner| owner.facts.incarnation);
-            let kept = previous.and_then(|group| group.slots().find(|old| old.is_current(instance, owner_start)));
+            let kept = known.get(&instance.key.instance).filter(|old| old.is_current(instance, owner_start));
             let seat = kept.map(|old| old.seat.clone()).unwrap_or_else(|| {
                 let breaker = Arc::new(Breaker::new(breaker));
                 Arc::new(Seat { load: Load::default(), breaker, extra: T::default() })
@@ -216,14 +220,11 @@ fn weighted<T>(mut slots: Vec<Slot<T>>) -> Vec<Slot<T>> {
 }
 
 impl<T> Slot<T> {
-    /// Whether what is known of it is still about the instance as the view shows it now.
+    /// Whether what is known of it is still about the same instance as the view shows it now.
     fn is_current(&self, now: &InstanceView, owner_start: Option<Incarnation>) -> bool {
         let before = &self.instance;
         let came_back = before.usability == Usability::OwnerLost && now.usability == Usability::Ready;
-        before.key.instance == now.key.instance
-            && before.stamp == now.stamp
-            && self.owner_start == owner_start
-            && !came_back
+        before.stamp == now.stamp && self.owner_start == owner_start && !came_back
     }
 }
 
