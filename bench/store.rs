@@ -113,7 +113,8 @@ fn facts() -> NodeFacts {
     NodeFacts {
         incarnation: Incarnation(1),
         zone: Default::default(),
-        cell: "0".into(),
+        region: Default::default(),
+        cell: Default::default(),
         version: "bench".into(),
         address: "127.0.0.1:1".into(),
     }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use starling_api::Api;
-use starling_core::id::InstanceKey;
+use starling_core::id::{CellName, InstanceKey};
 use starling_core::observe::MetricSource;
 use starling_core::registry::Registration;
 use starling_core::{Command, Refusal};
@@ -114,6 +114,8 @@ impl Node {
             listen: settings.node.listen,
             advertise,
             data_dir: Some(settings.node.data_dir.clone()),
+            region: settings.node.region.clone(),
+            cell: settings.node.cell.clone(),
             members: settings.members.clone(),
             links: settings.links.clone(),
             node: settings.gossip.clone(),
@@ -181,7 +183,8 @@ impl Node {
     fn introduce(&self, settings: &Settings) {
         let node = &settings.node;
         let dev = if settings.dev { "; throw-away certificates, loopback only" } else { "" };
-        tracing::info!("node {} of mesh {} is up in zone {}{dev}", node.name, node.mesh, node.zone);
+        let cell = if node.cell == CellName::default() { String::new() } else { format!(" of cell {}", node.cell) };
+        tracing::info!("node {} of mesh {} is up in zone {}{cell}{dev}", node.name, node.mesh, node.zone);
         let seeds: Vec<&str> = node.seeds.iter().map(HostPort::as_str).collect();
         let asks = if seeds.is_empty() {
             "waits for others to join".to_owned()

@@ -255,7 +255,8 @@ mod tests {
 
     fn members_answer(revision: u64, names: &[&str]) -> String {
         let member = |name: &&str| {
-            serde_json::json!({ "node": name, "state": "alive", "since_unix_ms": 0, "zone": "west", "cell": "",
+            serde_json::json!({ "node": name, "state": "alive", "since_unix_ms": 0, "zone": "west",
+                "region": "default", "cell": "default",
                 "address": "127.0.0.1:1", "version": "", "incarnation": 1 })
         };
         let members: Vec<_> = names.iter().map(member).collect();

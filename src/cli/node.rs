@@ -51,6 +51,12 @@ pub(crate) struct NodeArgs {
     /// Its zone [node.zone]
     #[arg(long, value_name = "NAME", help_heading = "Settings")]
     zone: Option<String>,
+    /// The cell whose nodes it watches over [node.cell]
+    #[arg(long, value_name = "NAME", help_heading = "Settings")]
+    cell: Option<String>,
+    /// The region its cell stands in [node.region]
+    #[arg(long, value_name = "NAME", help_heading = "Settings")]
+    region: Option<String>,
     /// Where it keeps its data [node.data_dir]
     #[arg(long, value_name = "DIR", help_heading = "Settings")]
     data_dir: Option<String>,
@@ -109,6 +115,8 @@ fn sources(args: &NodeArgs) -> Result<Sources, Failure> {
         ("--name", "node.name", &args.name),
         ("--mesh", "node.mesh", &args.mesh),
         ("--zone", "node.zone", &args.zone),
+        ("--cell", "node.cell", &args.cell),
+        ("--region", "node.region", &args.region),
         ("--data-dir", "node.data_dir", &args.data_dir),
         ("--listen", "node.listen", &args.listen),
         ("--advertise", "node.advertise", &args.advertise),

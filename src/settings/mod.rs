@@ -16,7 +16,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use starling_api::ApiSettings;
-use starling_core::id::{MeshName, NodeId, Zone};
+use starling_core::id::{CellName, MeshName, NodeId, Region, Zone};
 use starling_core::registry::Registration;
 use starling_net::MemberSettings;
 use starling_net::quic::Limits;
@@ -67,6 +67,11 @@ pub struct NodeSettings {
     pub mesh: MeshName,
     /// Where it stands: hosts of one zone are near each other and fail together. Default "default".
     pub zone: Zone,
+    /// Where its cell stands: cells of one region are near each other. Default "default".
+    pub region: Region,
+    /// Its cell: the nodes that watch over each other, at most 250 or so; cells know of each other through their
+    /// relays. All nodes of one cell belong to one region. Default "default".
+    pub cell: CellName,
     /// Where it keeps what it acknowledged. Default /var/lib/starling; with --dev a directory of its own under the
     /// system's temporary directory.
     pub data_dir: PathBuf,
@@ -87,6 +92,8 @@ impl Default for NodeSettings {
             name: "localhost".parse().expect("a fixed name that is well-formed"),
             mesh: MeshName::default(),
             zone: Zone::default(),
+            region: Region::default(),
+            cell: CellName::default(),
             data_dir: "/var/lib/starling".into(),
             listen: SocketAddr::from(([0, 0, 0, 0], DEFAULT_QUIC_PORT)),
             advertise: None,

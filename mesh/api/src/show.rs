@@ -137,6 +137,7 @@ pub(crate) fn member(member: &MemberView) -> MemberInfo {
         state: member.state,
         since_unix_ms: member.since.0,
         zone: member.facts.zone.clone(),
+        region: member.facts.region.clone(),
         cell: member.facts.cell.clone(),
         version: member.facts.version.clone(),
         address: member.facts.address.clone(),

@@ -160,6 +160,16 @@ name!(
     Zone, "zone", max 63, "a-z, 0-9, '-' and '_'", label, |t| t.to_ascii_lowercase()
 );
 name!(
+    /// A cell: nodes that watch over each other (one chitchat group of some 250 at most); cells know of each other
+    /// through a few relays. Up to 63 bytes of `a-z 0-9 - _`, lower-cased.
+    CellName, "cell name", max 63, "a-z, 0-9, '-' and '_'", label, |t| t.to_ascii_lowercase()
+);
+name!(
+    /// A region: cells that are near each other; between regions a message takes tens of milliseconds.
+    /// Up to 63 bytes of `a-z 0-9 - _`, lower-cased.
+    Region, "region name", max 63, "a-z, 0-9, '-' and '_'", label, |t| t.to_ascii_lowercase()
+);
+name!(
     /// A mesh: nodes of different meshes refuse each other. Up to 63 bytes of `a-z 0-9 - _`, lower-cased.
     MeshName, "mesh name", max 63, "a-z, 0-9, '-' and '_'", label, |t| t.to_ascii_lowercase()
 );
@@ -177,6 +187,18 @@ impl Default for ConfigGroup {
 }
 
 impl Default for Zone {
+    fn default() -> Self {
+        Self("default".into())
+    }
+}
+
+impl Default for CellName {
+    fn default() -> Self {
+        Self("default".into())
+    }
+}
+
+impl Default for Region {
     fn default() -> Self {
         Self("default".into())
     }

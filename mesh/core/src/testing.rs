@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crdts::LWWReg;
 
-use crate::id::{Incarnation, InstanceKey, Namespace, ServiceKey, Zone};
+use crate::id::{CellName, Incarnation, InstanceKey, Namespace, Region, ServiceKey, Zone};
 use crate::record::{Cell, Claim, Key, Record};
 use crate::registry::{Address, Instance};
 use crate::time::{HybridTime, Stamp};
@@ -37,7 +37,8 @@ pub(crate) fn facts(incarnation: u64) -> NodeFacts {
     NodeFacts {
         incarnation: Incarnation(incarnation),
         zone: Zone::default(),
-        cell: "0".into(),
+        region: Region::default(),
+        cell: CellName::default(),
         version: "test".into(),
         address: "127.0.0.1:1".into(),
     }

@@ -9,7 +9,7 @@ use rpds::RedBlackTreeMapSync;
 
 use crate::config::Version;
 use crate::digest::Fingerprint;
-use crate::id::{ConfigKey, Incarnation, InstanceId, InstanceKey, NodeId, ServiceKey, Zone};
+use crate::id::{CellName, ConfigKey, Incarnation, InstanceId, InstanceKey, NodeId, Region, ServiceKey, Zone};
 use crate::registry::{Health, Instance, Override, Status};
 use crate::time::{Stamp, WallTime};
 
@@ -132,8 +132,10 @@ pub struct NodeFacts {
     pub incarnation: Incarnation,
     /// Its zone.
     pub zone: Zone,
-    /// The cell (chitchat group) it belongs to; "0" while there is one.
-    pub cell: String,
+    /// Its region.
+    pub region: Region,
+    /// The cell (chitchat group) it belongs to.
+    pub cell: CellName,
     /// The version of its binary.
     pub version: String,
     /// `host:port` of its QUIC socket, as peers reach it.

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
-use starling_core::id::NodeId;
+use starling_core::id::{CellName, NodeId, Region};
 use starling_core::observe::SpanBuffer;
 use starling_core::view::NodeFacts;
 use starling_core::wire::{Question, Reply};
@@ -50,6 +50,10 @@ pub struct NetSettings {
     pub data_dir: Option<PathBuf>,
     /// How many spans are kept (about 300 bytes each). Default 10,000.
     pub span_capacity: usize,
+    /// The region its cell stands in. Default "default".
+    pub region: Region,
+    /// The cell whose members it watches over. Default "default".
+    pub cell: CellName,
     /// The seed of the heart's random choices; by default another one at each start.
     pub seed: Option<u64>,
     /// Membership.
@@ -67,6 +71,8 @@ impl Default for NetSettings {
             advertise: None,
             data_dir: None,
             span_capacity: 10_000,
+            region: Region::default(),
+            cell: CellName::default(),
             seed: None,
             members: MemberSettings::default(),
             links: Limits::default(),
@@ -137,7 +143,8 @@ pub async fn start(identity: &Identity, settings: NetSettings) -> Result<Running
     let facts = NodeFacts {
         incarnation: opened.incarnation,
         zone: settings.node.zone.clone(),
-        cell: "0".into(),
+        region: settings.region.clone(),
+        cell: settings.cell.clone(),
         version: env!("CARGO_PKG_VERSION").into(),
         address: address.to_string(),
     };

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use starling_core::id::{CommandId, Incarnation, InstanceKey, NodeId, Zone};
+use starling_core::id::{CellName, CommandId, Incarnation, InstanceKey, NodeId, Region, Zone};
 use starling_core::record::{Key, Record};
 use starling_core::time::{HybridTime, Instant, Now, WallTime};
 use starling_core::view::NodeFacts;
@@ -63,7 +63,14 @@ pub(crate) struct Host {
 impl Host {
     pub(crate) fn new(id: NodeId, zone: Zone, skew_ms: i64, seeds: fastrand::Rng) -> Self {
         let address = format!("{id}:7070");
-        let facts = NodeFacts { incarnation: Incarnation(0), zone, cell: "0".into(), version: "sim".into(), address };
+        let facts = NodeFacts {
+            incarnation: Incarnation(0),
+            zone,
+            region: Region::default(),
+            cell: CellName::default(),
+            version: "sim".into(),
+            address,
+        };
         Self {
             id,
             facts,

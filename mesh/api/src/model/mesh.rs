@@ -1,7 +1,7 @@
 //! Bodies about nodes.
 
 use serde::{Deserialize, Serialize};
-use starling_core::id::{Incarnation, NodeId, Zone};
+use starling_core::id::{CellName, Incarnation, NodeId, Region, Zone};
 use starling_core::view::{MemberState, Revision};
 
 /// `GET /v1/members`.
@@ -26,8 +26,10 @@ pub struct MemberInfo {
     pub since_unix_ms: u64,
     /// Its zone.
     pub zone: Zone,
+    /// Its region.
+    pub region: Region,
     /// Its cell.
-    pub cell: String,
+    pub cell: CellName,
     /// The version of its binary.
     pub version: String,
     /// `host:port` of its QUIC socket.

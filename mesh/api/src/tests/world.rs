@@ -191,7 +191,8 @@ fn facts(name: &str) -> NodeFacts {
     NodeFacts {
         incarnation: Incarnation(1),
         zone: zone(name),
-        cell: "0".into(),
+        region: Default::default(),
+        cell: Default::default(),
         version: "test".into(),
         address: "127.0.0.1:1".into(),
     }

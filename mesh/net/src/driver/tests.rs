@@ -89,7 +89,14 @@ impl Loop {
 
 fn facts(incarnation: Incarnation) -> NodeFacts {
     let address = "127.0.0.1:1".into();
-    NodeFacts { incarnation, zone: Default::default(), cell: "0".into(), version: "test".into(), address }
+    NodeFacts {
+        incarnation,
+        zone: Default::default(),
+        region: Default::default(),
+        cell: Default::default(),
+        version: "test".into(),
+        address,
+    }
 }
 
 fn open(dir: &Path) -> Opened {

@@ -8,6 +8,7 @@ use starling_core::view::NodeFacts;
 
 const INCARNATION: &str = "incarnation";
 const ZONE: &str = "zone";
+const REGION: &str = "region";
 const CELL: &str = "cell";
 const VERSION: &str = "version";
 const ADDRESS: &str = "address";
@@ -42,7 +43,8 @@ pub(super) fn encode(facts: &NodeFacts) -> Vec<(String, String)> {
     let pairs = [
         (INCARNATION, facts.incarnation.0.to_string()),
         (ZONE, facts.zone.to_string()),
-        (CELL, facts.cell.clone()),
+        (REGION, facts.region.to_string()),
+        (CELL, facts.cell.to_string()),
         (VERSION, facts.version.clone()),
         (ADDRESS, facts.address.clone()),
     ];
@@ -51,13 +53,15 @@ pub(super) fn encode(facts: &NodeFacts) -> Vec<(String, String)> {
 
 /// Reads them back; `None` while some are missing or when one makes no sense.
 pub(super) fn decode<'a>(pairs: impl Iterator<Item = (&'a str, &'a str)>) -> Option<Told> {
-    let (mut incarnation, mut zone, mut cell, mut version, mut address) = (None, None, None, None, None);
+    let (mut incarnation, mut zone, mut region, mut cell) = (None, None, None, None);
+    let (mut version, mut address) = (None, None);
     let mut leaving = false;
     for (key, value) in pairs.filter(|(_, value)| value.len() <= MAX_FACT_BYTES) {
         match key {
             INCARNATION => incarnation = Some(Incarnation(value.parse().ok()?)),
             ZONE => zone = Some(value.parse().ok()?),
-            CELL => cell = Some(printable(value)?),
+            REGION => region = Some(value.parse().ok()?),
+            CELL => cell = Some(value.parse().ok()?),
             VERSION => version = Some(printable(value)?),
             // Written as we write it, so that a fact that is compared or shown has one form.
             ADDRESS => address = Some(value.parse::<SocketAddr>().ok()?.to_string()),
@@ -65,7 +69,14 @@ pub(super) fn decode<'a>(pairs: impl Iterator<Item = (&'a str, &'a str)>) -> Opt
             _ => {} // of a newer version of Starling
         }
     }
-    let facts = NodeFacts { incarnation: incarnation?, zone: zone?, cell: cell?, version: version?, address: address? };
+    let facts = NodeFacts {
+        incarnation: incarnation?,
+        zone: zone?,
+        region: region?,
+        cell: cell?,
+        version: version?,
+        address: address?,
+    };
     Some(Told { facts, leaving })
 }
 
@@ -86,7 +97,8 @@ mod tests {
         NodeFacts {
             incarnation: Incarnation(7),
             zone: "a".parse().unwrap(),
-            cell: "0".into(),
+            region: Default::default(),
+            cell: Default::default(),
             version: "1.2.3".into(),
             address: "10.0.0.1:7946".into(),
         }

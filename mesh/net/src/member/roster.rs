@@ -287,7 +287,8 @@ mod tests {
         NodeFacts {
             incarnation: Incarnation(incarnation),
             zone: "z".parse().unwrap(),
-            cell: "0".into(),
+            region: Default::default(),
+            cell: Default::default(),
             version: "1".into(),
             address: address(1).to_string(),
         }

@@ -139,7 +139,8 @@ fn facts(incarnation: u64, address: SocketAddr) -> NodeFacts {
     NodeFacts {
         incarnation: Incarnation(incarnation),
         zone: "z".parse().unwrap(),
-        cell: "0".into(),
+        region: Default::default(),
+        cell: Default::default(),
         version: "1".into(),
         address: address.to_string(),
     }

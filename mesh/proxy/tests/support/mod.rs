@@ -170,7 +170,8 @@ impl Flock {
             let facts = NodeFacts {
                 incarnation: Incarnation(1),
                 zone: Default::default(),
-                cell: "0".into(),
+                region: Default::default(),
+                cell: Default::default(),
                 version: String::new(),
                 address: String::new(),
             };
