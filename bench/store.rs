@@ -54,7 +54,7 @@ fn row(size: usize) {
     let register = measure(|round| full.register(&format!("bench{}", round % 50), &format!("own-{round}")));
     let foreign: Vec<Record> =
         (0..ROUNDS).map(|round| full.record(round % (size / PER_SERVICE).max(1), round)).collect();
-    let wire = starling_core::wire::encode(&Message::Push(foreign.clone())).len() as f64 / ROUNDS as f64;
+    let wire = Message::Push(foreign.clone()).encode().len() as f64 / ROUNDS as f64;
     let mut foreign = foreign.into_iter();
     let merge = measure(|_| full.merge(foreign.next().into_iter().collect()));
     let view = full.node.view().clone();

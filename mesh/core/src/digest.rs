@@ -69,7 +69,7 @@ impl Fingerprint {
 }
 
 /// A range of key hashes: all that begin with the same bits, four bits a level.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Prefix {
     bits: u64,
     levels: u8,
@@ -93,9 +93,15 @@ impl Prefix {
         key.0 & self.mask() == self.bits
     }
 
-    /// Whether it could have been made by [`Prefix::children`]; what comes from the wire may not.
-    pub fn is_sound(self) -> bool {
-        self.levels <= Self::MAX_LEVELS && self.bits & !self.mask() == 0
+    /// Its bits and how many levels of four of them count: what the wire carries.
+    pub(crate) fn to_parts(self) -> (u64, u8) {
+        (self.bits, self.levels)
+    }
+
+    /// What [`Self::to_parts`] gave; nothing else, whatever comes from the wire.
+    pub(crate) fn from_parts(bits: u64, levels: u8) -> Option<Self> {
+        let prefix = Self { bits, levels };
+        (levels <= Self::MAX_LEVELS && bits & !prefix.mask() == 0).then_some(prefix)
     }
 
     fn mask(self) -> u64 {

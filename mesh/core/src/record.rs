@@ -225,6 +225,11 @@ fn sound_register<'de, D: Deserializer<'de>>(from: D) -> Result<MVReg<Arc<Versio
     Ok(register)
 }
 
+/// Reads a register as it is on the wire.
+pub(crate) fn register_from_bytes(bytes: &[u8]) -> Result<MVReg<Arc<Version>, NodeId>, rmp_serde::decode::Error> {
+    sound_register(&mut rmp_serde::Deserializer::from_read_ref(bytes))
+}
+
 /// What orders the writes of a register.
 trait Marker: Ord {
     fn stamp(&self) -> &Stamp;

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use starling_core::id::{CommandId, InstanceKey, NodeId, Zone};
 use starling_core::record::Key;
 use starling_core::view::View;
-use starling_core::wire::{self, Message};
+use starling_core::wire::{Message, Received};
 use starling_core::{Answer, Command, Input, Output, PeerEvent, Refusal};
 
 use crate::check::clock;
@@ -374,7 +374,7 @@ impl World {
     // ---- links
 
     fn send(&mut self, from: usize, to: &NodeId, message: Message) {
-        let bytes = wire::encode(&message);
+        let bytes = message.encode();
         self.figures.sent(&message, bytes.len() as u64);
         let Some(&to) = self.index.get(to.as_str()) else {
             panic!("{} sends to {to}, which is no node of this mesh", self.hosts[from].id);
@@ -397,7 +397,10 @@ impl World {
             return;
         }
         let message = if self.options.through_bytes {
-            wire::decode(&bytes).unwrap_or_else(|error| panic!("what a heart says reads back: {error}"))
+            match Message::decode(&bytes) {
+                Ok(Received { message: Some(message), skipped: 0 }) => message,
+                other => panic!("what a heart says reads back: {other:?}"),
+            }
         } else {
             message
         };

@@ -32,7 +32,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use starling_core::id::{InstanceKey, MeshName, NodeId};
 use starling_core::observe::{Exposition, MetricSource};
-use starling_core::wire::{MAX_MESSAGE_BYTES, Message, Question, Reply, encode};
+use starling_core::wire::{MAX_MESSAGE_BYTES, Message, Question, Reply};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
@@ -256,7 +256,7 @@ impl Links {
     pub fn send(&self, to: &NodeId, message: Message) {
         let shared = self.shared();
         let kind = message.kind();
-        let frame = frame::framed(&encode(&message));
+        let frame = frame::framed(&message.encode());
         if frame.len() > MAX_MESSAGE_BYTES {
             error!(kind, bytes = frame.len(), "a message over the size limit was not sent: it should have been split");
             shared.stats.dropped(kind, 1);

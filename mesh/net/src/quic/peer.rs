@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use quinn::{Connection, ConnectionError, RecvStream, SendStream, WriteError};
 use starling_core::id::NodeId;
-use starling_core::wire::{MAX_MESSAGE_BYTES, Message, decode};
+use starling_core::wire::{MAX_MESSAGE_BYTES, Message};
 use tokio::sync::{Notify, watch};
 use tracing::{debug, warn};
 
@@ -350,7 +350,12 @@ async fn next(frames: &mut Frames) -> Result<Option<Bytes>, Malformed> {
 async fn read_messages(shared: &Shared, node: &NodeId, stream: RecvStream) -> Result<(), Malformed> {
     let mut frames = Frames::new(stream, MAX_MESSAGE_BYTES);
     while let Some(frame) = next(&mut frames).await? {
-        let message: Message = decode(&frame).map_err(|error| error.to_string())?;
+        let received = Message::decode(&frame).map_err(|error| error.to_string())?;
+        shared.stats.skipped(received.skipped);
+        let Some(message) = received.message else {
+            shared.stats.received(stats::OTHER, frame.len());
+            continue; // from a newer release, which this one lets pass
+        };
         shared.stats.received(message.kind(), frame.len());
         // When the loop is behind, only this peer's stream waits, and then its sender. The queue is fair: of many
         // readers waiting for a place, each gets one in turn.

@@ -8,8 +8,10 @@ use super::table::Table;
 
 /// Membership's traffic, counted beside the kinds of [`starling_core::wire::Message`].
 pub(super) const GOSSIP: &str = "gossip";
+/// What newer peers say and this release does not know.
+pub(super) const OTHER: &str = "other";
 /// All kinds that are counted apart; whatever else there may be one day is counted as the last.
-const KINDS: [&str; 9] = ["push", "ranges", "entries", "want", "fill", "same", "leaving", GOSSIP, "other"];
+const KINDS: [&str; 9] = ["push", "ranges", "entries", "want", "fill", "same", "leaving", GOSSIP, OTHER];
 
 /// Counters of one kind of message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -43,6 +45,8 @@ pub struct LinkStats {
     pub refusals: u64,
     /// Frames that could not be read.
     pub malformed: u64,
+    /// Records left out of messages: malformed, or of a kind or shape that only newer releases know.
+    pub records_skipped: u64,
     /// Tunnels opened to peers.
     pub tunnels_out: u64,
     /// Tunnels opened by peers.
@@ -83,6 +87,11 @@ impl LinkStats {
             ("starling_link_connects_total", "Connections made or accepted", self.connects),
             ("starling_link_refusals_total", "Peers refused, or refusing this node", self.refusals),
             ("starling_link_malformed_total", "Frames that could not be read", self.malformed),
+            (
+                "starling_link_records_skipped_total",
+                "Records of peers left out: malformed, or known to newer releases only",
+                self.records_skipped,
+            ),
             ("starling_tunnels_opened_total", "Tunnels opened to peers", self.tunnels_out),
             ("starling_tunnels_accepted_total", "Tunnels opened by peers", self.tunnels_in),
             ("starling_streams_turned_away_total", "Tunnels and questions refused as too many", self.turned_away),
@@ -102,6 +111,7 @@ pub(super) struct Stats {
     connects: AtomicU64,
     refusals: AtomicU64,
     malformed: AtomicU64,
+    records_skipped: AtomicU64,
     tunnels_out: AtomicU64,
     tunnels_in: AtomicU64,
     turned_away: AtomicU64,
@@ -162,6 +172,10 @@ impl Stats {
         add(&self.malformed, 1);
     }
 
+    pub(super) fn skipped(&self, records: usize) {
+        add(&self.records_skipped, records);
+    }
+
     pub(super) fn tunnel_opened(&self) {
         add(&self.tunnels_out, 1);
     }
@@ -199,6 +213,7 @@ impl Stats {
             connects: load(&self.connects),
             refusals: load(&self.refusals),
             malformed: load(&self.malformed),
+            records_skipped: load(&self.records_skipped),
             tunnels_out: load(&self.tunnels_out),
             tunnels_in: load(&self.tunnels_in),
             turned_away: load(&self.turned_away),

@@ -281,7 +281,8 @@ async fn a_malformed_frame_closes_the_connection_and_names_the_peer() {
     let ((a, _a), (b, mut at_b)) = (bind(&identity(&ca, "a")), bind(&identity(&ca, "b")));
     link(&a, &b).await;
     let peer = a.shared().table.get(&name("b")).unwrap();
-    peer.messages.push("other", frame::framed(b"\x01junk"));
+    let cut_off = [starling_core::wire::WIRE_VERSION, 1];
+    peer.messages.push("other", frame::framed(&cut_off));
     log.says(&["WARN", "a", "something malformed", "malformed frame"]).await;
     assert_eq!(b.stats().malformed, 1);
     // The link comes back and works.
@@ -294,6 +295,24 @@ async fn a_malformed_frame_closes_the_connection_and_names_the_peer() {
         }
         assert!(Instant::now() < end, "nothing arrives any more");
     }
+}
+
+#[tokio::test]
+async fn what_a_newer_peer_says_is_let_pass_and_counted_and_the_link_lives() {
+    let ca = authority("m");
+    let ((a, _a), (b, mut at_b)) = (bind(&identity(&ca, "a")), bind(&identity(&ca, "b")));
+    link(&a, &b).await;
+    let peer = a.shared().table.get(&name("b")).unwrap();
+    let unknown_kind = [starling_core::wire::WIRE_VERSION, 200, 1, 2, 3];
+    // A push without names and with one record, of two bytes and a kind nobody knows.
+    let unknown_record = [starling_core::wire::WIRE_VERSION, 1, 0, 1, 2, 200, 1];
+    peer.messages.push("other", frame::framed(&unknown_kind));
+    peer.messages.push("other", frame::framed(&unknown_record));
+    a.send(&name("b"), message(1));
+    within("the push without the record", at_b.messages.recv()).await.unwrap();
+    assert_eq!(within("the message", at_b.messages.recv()).await.unwrap().1, message(1));
+    let stats = b.stats();
+    assert_eq!((stats.malformed, stats.records_skipped, stats.kind("other").received), (0, 1, 1));
 }
 
 #[tokio::test]

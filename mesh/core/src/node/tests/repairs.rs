@@ -4,7 +4,7 @@ use super::*;
 use crate::config::Version;
 use crate::record::Cell;
 use crate::testing::{instance_record, stamp};
-use crate::wire::{MAX_MESSAGE_BYTES, encode};
+use crate::wire::MAX_MESSAGE_BYTES;
 
 /// Messages with more records than this hold small ones; encoding all of them takes long.
 const MAX_SMALL: usize = 100;
@@ -37,7 +37,7 @@ impl Pair {
         for output in out {
             if let Output::Send(peer, message) = output {
                 let records = records_in(&message);
-                assert!(records > MAX_SMALL || encode(&message).len() <= MAX_MESSAGE_BYTES);
+                assert!(records > MAX_SMALL || message.encode().len() <= MAX_MESSAGE_BYTES);
                 self.sent += 1;
                 self.sent_records += records;
                 let arrives = self.now.elapsed + self.link;
@@ -169,7 +169,7 @@ fn one_message_is_not_answered_by_more_than_a_few_megabytes() {
     let exchange = crate::wire::Exchange { id: 1, cut: false };
     let node = pair.nodes.get_mut(&id("a")).unwrap();
     node.handle(now, Input::Message(id("b"), Message::Want { hashes, exchange }), &mut out);
-    let bytes: usize = out.iter().map(|o| if let Output::Send(_, m) = o { encode(m).len() } else { 0 }).sum();
+    let bytes: usize = out.iter().map(|o| if let Output::Send(_, m) = o { m.encode().len() } else { 0 }).sum();
     assert!(bytes < 6_000_000, "{bytes} bytes");
     assert!(pair.agree_within(Duration::from_secs(30)).is_some());
 }

@@ -1,7 +1,18 @@
 //! What nodes say to each other, and how it becomes bytes.
 //!
 //! Two conversations: [`Message`]s between hearts, one way and free to be lost, and [`Question`]s with one [`Reply`],
-//! asked on behalf of a person or a program. Both are MessagePack in array form behind one version byte.
+//! asked on behalf of a person or a program. Both have one version byte in front. Questions and replies are few, and
+//! MessagePack. Messages are many: after the version comes one byte that says their kind, then what `message` and
+//! `record` write.
+//!
+//! Within a version more may be said, never something else: a kind of message or record this node does not know is
+//! skipped and counted, and so is what a newer peer appends to a message. So nodes of neighbouring releases live in
+//! one mesh. (A new field of an *existing* kind of record needs a kind of its own: a node that passed a record on
+//! without what it could not read would make two values of one stamp.)
+
+mod bytes;
+mod message;
+mod record;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -13,12 +24,14 @@ use crate::time::WallTime;
 use crate::view::Revision;
 
 /// The first byte of everything sent; a peer that speaks another version is refused with a clear error.
-pub const WIRE_VERSION: u8 = 1;
+pub const WIRE_VERSION: u8 = 2;
 /// The largest encoded message or reply, in bytes. A record with the largest document fits.
 pub const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
+/// The most records in one message; senders stay far below.
+pub const MAX_RECORDS: usize = 16_384;
 
 /// What every message of one repair exchange carries, handed on from answer to answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Exchange {
     /// Chosen at random by whoever opened it, who knows its own exchange by it.
     pub id: u32,
@@ -27,7 +40,7 @@ pub struct Exchange {
 }
 
 /// From heart to heart. Any message may be lost, doubled or overtaken.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Message {
     /// Records the receiver may not have: fresh changes.
     Push(Vec<Record>),
@@ -143,10 +156,31 @@ pub enum DecodeError {
     TooLong(usize),
     /// Not decodable.
     #[error("malformed frame: {0}")]
-    Malformed(#[from] rmp_serde::decode::Error),
+    Malformed(String),
 }
 
-/// Encodes a message, question or reply.
+impl DecodeError {
+    fn malformed(why: &str) -> Self {
+        Self::Malformed(why.to_owned())
+    }
+}
+
+impl From<rmp_serde::decode::Error> for DecodeError {
+    fn from(error: rmp_serde::decode::Error) -> Self {
+        Self::Malformed(error.to_string())
+    }
+}
+
+/// What came of a frame.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Received {
+    /// The message; `None` when it is of a kind this node does not know.
+    pub message: Option<Message>,
+    /// How many of its records were left out: of a kind or a shape this node does not know, or malformed.
+    pub skipped: usize,
+}
+
+/// Encodes a question, a reply, or what else is asked of one node by another.
 pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
     let mut bytes = vec![WIRE_VERSION];
     // Our own types always encode into memory; failing here is a bug, not an input.
@@ -159,12 +193,17 @@ pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
 /// # Errors
 /// [`DecodeError`]; nothing is allocated beyond the size of the input.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
+    Ok(rmp_serde::from_slice(body(bytes)?)?)
+}
+
+/// What follows the version byte.
+fn body(bytes: &[u8]) -> Result<&[u8], DecodeError> {
     if bytes.len() > MAX_MESSAGE_BYTES {
         return Err(DecodeError::TooLong(bytes.len()));
     }
     match bytes.split_first() {
         None => Err(DecodeError::Empty),
-        Some((&WIRE_VERSION, body)) => Ok(rmp_serde::from_slice(body)?),
+        Some((&WIRE_VERSION, body)) => Ok(body),
         Some((&theirs, _)) => Err(DecodeError::Version { theirs }),
     }
 }

@@ -1,0 +1,256 @@
+//! Messages as bytes: the version, the kind, and then as little as says it.
+
+use super::bytes::{Reader, put_number};
+use super::record::{put_records, records};
+use super::{DecodeError, Exchange, Message, Received, WIRE_VERSION, body};
+use crate::digest::{Fingerprint, ItemHash, KeyHash, Prefix};
+use crate::id::{Incarnation, NodeId};
+use crate::record::Record;
+
+/// Kinds of message.
+const PUSH: u8 = 1;
+const RANGES: u8 = 2;
+const ENTRIES: u8 = 3;
+const WANT: u8 = 4;
+const FILL: u8 = 5;
+const SAME: u8 = 6;
+const LEAVING: u8 = 7;
+
+/// The most ranges, entries or hashes read of one message; senders stay below.
+const MAX_LISTED: usize = 65_536;
+
+impl Message {
+    /// The message as it is sent.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = vec![WIRE_VERSION, 0];
+        let to = &mut out;
+        let kind = match self {
+            Message::Push(records) => {
+                put_records(records, to);
+                PUSH
+            }
+            Message::Ranges { ranges, exchange } => {
+                put_exchange(exchange, to);
+                put_number(to, ranges.len() as u64);
+                for (prefix, fingerprint) in ranges {
+                    put_prefix(*prefix, to);
+                    put_fingerprint(fingerprint, to);
+                }
+                RANGES
+            }
+            Message::Entries { entries, exchange } => {
+                put_exchange(exchange, to);
+                put_number(to, entries.len() as u64);
+                for (prefix, entries) in entries {
+                    put_prefix(*prefix, to);
+                    put_number(to, entries.len() as u64);
+                    for (key, item) in entries {
+                        to.extend_from_slice(&key.0.to_le_bytes());
+                        to.extend_from_slice(&item.0.to_le_bytes());
+                    }
+                }
+                ENTRIES
+            }
+            Message::Want { hashes, exchange } => {
+                put_exchange(exchange, to);
+                put_number(to, hashes.len() as u64);
+                hashes.iter().for_each(|hash| to.extend_from_slice(&hash.0.to_le_bytes()));
+                WANT
+            }
+            Message::Fill { records, exchange } => {
+                put_exchange(exchange, to);
+                put_records(records, to);
+                FILL
+            }
+            Message::Same(fingerprint) => {
+                put_fingerprint(fingerprint, to);
+                SAME
+            }
+            Message::Leaving(node, incarnation) => {
+                put_number(to, incarnation.0);
+                put_number(to, node.as_str().len() as u64);
+                to.extend_from_slice(node.as_str().as_bytes());
+                LEAVING
+            }
+        };
+        out[1] = kind;
+        out
+    }
+
+    /// Reads what a peer sent.
+    ///
+    /// # Errors
+    /// [`DecodeError`] when it is of another version, or no message at all. Nothing is allocated beyond a small
+    /// multiple of the size of the input.
+    pub fn decode(bytes: &[u8]) -> Result<Received, DecodeError> {
+        let from = &mut Reader::new(body(bytes)?);
+        let mut skipped = 0;
+        let message = match from.byte()? {
+            PUSH => Message::Push(read_records(from, &mut skipped)?),
+            RANGES => Message::Ranges {
+                exchange: exchange(from)?,
+                ranges: list(from, 2, |from| Ok((prefix(from)?, fingerprint(from)?)))?,
+            },
+            ENTRIES => Message::Entries {
+                exchange: exchange(from)?,
+                entries: list(from, 2, |from| Ok((prefix(from)?, list(from, 16, entry)?)))?,
+            },
+            WANT => {
+                Message::Want { exchange: exchange(from)?, hashes: list(from, 8, |from| Ok(KeyHash(from.fixed()?)))? }
+            }
+            FILL => Message::Fill { exchange: exchange(from)?, records: read_records(from, &mut skipped)? },
+            SAME => Message::Same(fingerprint(from)?),
+            LEAVING => {
+                let incarnation = Incarnation(from.number()?);
+                let node = from.text()?.parse::<NodeId>();
+                Message::Leaving(node.map_err(|error| DecodeError::Malformed(error.to_string()))?, incarnation)
+            }
+            _ => return Ok(Received { message: None, skipped }),
+        };
+        Ok(Received { message: Some(message), skipped })
+    }
+}
+
+fn read_records(from: &mut Reader, skipped: &mut usize) -> Result<Vec<Record>, DecodeError> {
+    let (read, unknown) = records(from)?;
+    *skipped = unknown;
+    Ok(read)
+}
+
+fn list<T>(
+    from: &mut Reader,
+    least_bytes: usize,
+    read: impl Fn(&mut Reader) -> Result<T, DecodeError>,
+) -> Result<Vec<T>, DecodeError> {
+    let count = from.count(least_bytes, MAX_LISTED)?;
+    (0..count).map(|_| read(from)).collect()
+}
+
+fn entry(from: &mut Reader) -> Result<(KeyHash, ItemHash), DecodeError> {
+    Ok((KeyHash(from.fixed()?), ItemHash(from.fixed()?)))
+}
+
+fn put_exchange(exchange: &Exchange, to: &mut Vec<u8>) {
+    to.extend_from_slice(&exchange.id.to_le_bytes());
+    to.push(u8::from(exchange.cut));
+}
+
+fn exchange(from: &mut Reader) -> Result<Exchange, DecodeError> {
+    let id = from.take(4)?;
+    Ok(Exchange { id: u32::from_le_bytes([id[0], id[1], id[2], id[3]]), cut: from.byte()? & 1 == 1 })
+}
+
+fn put_fingerprint(fingerprint: &Fingerprint, to: &mut Vec<u8>) {
+    put_number(to, fingerprint.count);
+    if fingerprint.count > 0 {
+        to.extend_from_slice(&fingerprint.sum.to_le_bytes());
+    }
+}
+
+fn fingerprint(from: &mut Reader) -> Result<Fingerprint, DecodeError> {
+    match from.number()? {
+        0 => Ok(Fingerprint::default()),
+        count => Ok(Fingerprint { count, sum: from.fixed()? }),
+    }
+}
+
+/// A prefix: its levels, and the bytes that hold its bits.
+fn put_prefix(prefix: Prefix, to: &mut Vec<u8>) {
+    let (bits, levels) = prefix.to_parts();
+    to.push(levels);
+    to.extend_from_slice(&bits.to_be_bytes()[..usize::from(levels).div_ceil(2)]);
+}
+
+fn prefix(from: &mut Reader) -> Result<Prefix, DecodeError> {
+    let unsound = DecodeError::malformed("there is no such range");
+    let levels = from.byte()?;
+    if levels > Prefix::MAX_LEVELS {
+        return Err(unsound);
+    }
+    let bytes = from.take(usize::from(levels).div_ceil(2))?;
+    let bits = bytes.iter().zip((0..8).rev()).fold(0, |bits, (byte, place)| bits | u64::from(*byte) << (8 * place));
+    Prefix::from_parts(bits, levels).ok_or(unsound)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{instance_record, tombstone_record};
+
+    fn every_kind() -> Vec<Message> {
+        let exchange = Exchange { id: 0xdead_beef, cut: true };
+        let fingerprint = Fingerprint { count: 300, sum: u64::MAX - 1 };
+        let child = Prefix::ROOT.children().nth(11).unwrap();
+        let grandchild = child.children().nth(15).unwrap();
+        let records = vec![instance_record("orders", "o1", "a", 7), tombstone_record("orders", "o2", "b", 9)];
+        vec![
+            Message::Push(records.clone()),
+            Message::Ranges {
+                ranges: vec![(Prefix::ROOT, fingerprint), (child, Fingerprint::default()), (grandchild, fingerprint)],
+                exchange,
+            },
+            Message::Entries {
+                entries: vec![(child, vec![(KeyHash(1), ItemHash(2))]), (grandchild, vec![])],
+                exchange,
+            },
+            Message::Want { hashes: vec![KeyHash(u64::MAX), KeyHash(0)], exchange },
+            Message::Fill { records, exchange },
+            Message::Same(fingerprint),
+            Message::Leaving("node-7.example".parse().unwrap(), Incarnation(3)),
+        ]
+    }
+
+    #[test]
+    fn every_kind_of_message_reads_back_as_it_was_written() {
+        for message in every_kind() {
+            let received = Message::decode(&message.encode()).unwrap();
+            assert_eq!(received, Received { message: Some(message), skipped: 0 });
+        }
+    }
+
+    #[test]
+    fn a_message_cut_anywhere_is_an_error_and_never_a_panic() {
+        for message in every_kind() {
+            let bytes = message.encode();
+            for end in 0..bytes.len() {
+                assert!(Message::decode(&bytes[..end]).is_err(), "{message:?} cut at {end}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_newer_peer_says_is_let_pass_and_counted() {
+        let unknown = [WIRE_VERSION, 99, 1, 2, 3];
+        assert_eq!(Message::decode(&unknown).unwrap(), Received { message: None, skipped: 0 });
+
+        let mut longer = Message::Same(Fingerprint::default()).encode();
+        longer.extend_from_slice(b"and more");
+        assert_eq!(Message::decode(&longer).unwrap().message, Some(Message::Same(Fingerprint::default())));
+
+        // No names, three records: one of an unknown kind, one of no kind at all, one malformed.
+        let records = [WIRE_VERSION, PUSH, 0, 3, 2, 99, 1, 0, 2, 1, 200];
+        assert_eq!(Message::decode(&records).unwrap(), Received { message: Some(Message::Push(vec![])), skipped: 3 });
+    }
+
+    #[test]
+    fn a_peer_of_another_version_is_told_apart_from_a_broken_one() {
+        let mut bytes = Message::Same(Fingerprint::default()).encode();
+        bytes[0] = WIRE_VERSION + 1;
+        assert!(matches!(Message::decode(&bytes), Err(DecodeError::Version { theirs }) if theirs == WIRE_VERSION + 1));
+        assert!(matches!(Message::decode(&[]), Err(DecodeError::Empty)));
+    }
+
+    #[test]
+    fn a_small_change_costs_less_than_seventy_bytes() {
+        let record = instance_record("orders", "host-17.example:8080", "node-17", 1_700_000_000_000 << 16);
+        let bytes = Message::Push(vec![record]).encode().len();
+        assert!(bytes < 70, "{bytes}");
+    }
+
+    #[test]
+    fn unsound_ranges_are_refused() {
+        for bad in [&[17u8, 0, 0, 0, 0, 0, 0, 0, 0][..], &[1, 0x01]] {
+            assert!(prefix(&mut Reader::new(bad)).is_err(), "{bad:?}");
+        }
+    }
+}
