@@ -192,10 +192,10 @@ impl Disk {
     }
 
     /// No disk at all: everything is "on disk" at once, and forgotten when the process ends.
-    pub(crate) fn none() -> Opened {
+    pub(crate) fn none(wall: WallTime) -> Opened {
         let disk = Disk { queue: None, figures: Arc::default(), closed: None };
         // Restarts must be told apart without anything remembered: the clock has to do.
-        Opened { disk, memory: Memory::default(), incarnation: Incarnation(wall_now().0), problems: Vec::new() }
+        Opened { disk, memory: Memory::default(), incarnation: Incarnation(wall.0), problems: Vec::new() }
     }
 
     /// A disk that hangs, with room for this many waiters, until it is told what became of all it was given.

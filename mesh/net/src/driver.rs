@@ -18,13 +18,13 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use starling_core::id::{CommandId, NodeId};
 use starling_core::record::{Key, Record};
-use starling_core::time::{Instant, Now};
+use starling_core::time::{Instant, Now, WallTime};
 use starling_core::view::{Revision, View};
 use starling_core::wire::Message;
 use starling_core::{Answer, Input, Node, Output, PeerEvent, Refusal};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::disk::{Disk, Waiter, wall_now};
+use crate::disk::{Disk, Waiter};
 use crate::gauges::{Gauges, InputKind};
 use crate::handle::{CommandError, CommandRequest};
 use crate::probe::{ProbeResult, Prober};
@@ -67,15 +67,16 @@ pub(crate) struct World {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Clocks {
     origin: tokio::time::Instant,
+    wall: fn() -> WallTime,
 }
 
 impl Clocks {
-    pub(crate) fn start() -> Self {
-        Self { origin: tokio::time::Instant::now() }
+    pub(crate) fn start(wall: fn() -> WallTime) -> Self {
+        Self { origin: tokio::time::Instant::now(), wall }
     }
 
     pub(crate) fn now(&self) -> Now {
-        Now { elapsed: Instant(self.origin.elapsed().as_micros() as u64), wall: wall_now() }
+        Now { elapsed: Instant(self.origin.elapsed().as_micros() as u64), wall: (self.wall)() }
     }
 
     fn at(&self, instant: Instant) -> tokio::time::Instant {

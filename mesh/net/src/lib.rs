@@ -11,12 +11,14 @@
 //! | [`quic`] | links between nodes: messages, questions, tunnels |
 //! | [`member`] | who is there: chitchat over the links |
 //! | `gauges` | figures of the loop |
+//! | [`ground`] | what a node stands on: real for everybody but tests |
 //!
 //! It knows nothing of HTTP, of routing, or of any dialect of the control surface.
 
 pub mod disk;
 mod driver;
 mod gauges;
+pub mod ground;
 pub mod handle;
 pub mod identity;
 pub mod member;
@@ -25,8 +27,9 @@ pub mod quic;
 pub mod start;
 
 pub use disk::{DiskError, Problem};
+pub use ground::Ground;
 pub use handle::{CommandError, Handle};
 pub use identity::{Authority, Identity};
 pub use member::{MemberSettings, Membership};
 pub use quic::{IncomingTunnel, LinkError, Links, Tunnel, TunnelRefusal};
-pub use start::{NetSettings, Running, StartError, start};
+pub use start::{NetSettings, Running, StartError, start, start_on};

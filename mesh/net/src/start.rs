@@ -9,6 +9,7 @@ use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
 use starling_core::id::{CellName, NodeId, Region};
 use starling_core::observe::SpanBuffer;
+use starling_core::time::WallTime;
 use starling_core::view::NodeFacts;
 use starling_core::wire::{Question, Reply};
 use starling_core::{Command, Node, Refusal, Settings};
@@ -19,6 +20,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::disk::{Disk, DiskError, Opened, Problem};
 use crate::driver::{Clocks, Driver, Queues, World};
 use crate::gauges::Gauges;
+use crate::ground::Ground;
 use crate::handle::{CommandError, Handle, Shared};
 use crate::identity::Identity;
 use crate::member::{MemberError, MemberSettings, Membership};
@@ -131,9 +133,18 @@ impl Drop for AbortOnDrop {
 /// # Errors
 /// [`StartError`] says what to change; nothing is left running.
 pub async fn start(identity: &Identity, settings: NetSettings) -> Result<Running, StartError> {
+    start_on(identity, settings, Ground::default()).await
+}
+
+/// As [`start`], on other ground than the real one: for tests that run whole meshes in one process.
+///
+/// # Errors
+/// As [`start`].
+pub async fn start_on(identity: &Identity, settings: NetSettings, ground: Ground) -> Result<Running, StartError> {
     let me = identity.node().clone();
-    let opened = open_disk(settings.data_dir.as_deref(), identity)?;
-    let (links, inbox) = Links::bind(identity, settings.listen, settings.links.clone())?;
+    let wall = ground.wall;
+    let opened = open_disk(settings.data_dir.as_deref(), identity, wall)?;
+    let (links, inbox) = Links::bind_on(identity, settings.listen, settings.links.clone(), ground)?;
     let local_addr = links.local_address();
     let address = settings.advertise.unwrap_or(local_addr);
     if address.ip().is_unspecified() || address.port() == 0 {
@@ -157,7 +168,7 @@ pub async fn start(identity: &Identity, settings: NetSettings) -> Result<Running
         }
     };
 
-    let clocks = Clocks::start();
+    let clocks = Clocks::start(wall);
     let seed = settings.seed.unwrap_or_else(|| fastrand::u64(..));
     tracing::info!(node = %me, %address, incarnation = opened.incarnation.0, records = opened.memory.records.len(), seed, "started");
     let node = Node::new(me.clone(), facts, settings.node, opened.memory, seed, clocks.now());
@@ -230,8 +241,8 @@ impl Running {
 }
 
 /// Blocks for as long as it takes to read the log: nothing else can begin before.
-fn open_disk(dir: Option<&Path>, identity: &Identity) -> Result<Opened, DiskError> {
-    let Some(dir) = dir else { return Ok(Disk::none()) };
+fn open_disk(dir: Option<&Path>, identity: &Identity, wall: fn() -> WallTime) -> Result<Opened, DiskError> {
+    let Some(dir) = dir else { return Ok(Disk::none(wall())) };
     let opened = Disk::open(dir, identity.mesh(), identity.node())?;
     log_problems(dir, &opened.problems);
     Ok(opened)

@@ -360,7 +360,7 @@ async fn a_closed_disk_has_written_everything_and_frees_its_directory() {
 
 #[tokio::test]
 async fn without_a_directory_every_write_is_done_at_once() {
-    let Opened { disk, incarnation, .. } = Disk::none();
+    let Opened { disk, incarnation, .. } = Disk::none(wall_now());
     write(&disk, record("one", "x", 1)).await.unwrap();
     assert!(disk.is_settled() && disk.has_room() && incarnation.0 > 0);
     disk.close().await;

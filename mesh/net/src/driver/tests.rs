@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::disk::Opened;
+use crate::disk::{Opened, wall_now};
 use crate::handle::give;
 
 /// A loop with a heart and a disk, and nothing real around it.
@@ -32,7 +32,7 @@ const QUEUE: usize = 8;
 
 impl Loop {
     fn start(opened: Opened) -> Self {
-        let clocks = Clocks::start();
+        let clocks = Clocks::start(wall_now);
         let facts = facts(opened.incarnation);
         let node = Node::new("a".parse().unwrap(), facts, Settings::default(), opened.memory, 1, clocks.now());
         let (commands, command_queue) = mpsc::channel(QUEUE);
@@ -147,7 +147,7 @@ async fn instances_are_back_after_a_restart() {
 #[tokio::test]
 async fn a_hanging_disk_delays_answers_and_nothing_else() {
     let (disk, go_on) = Disk::hanging(100);
-    let a = Loop::start(Opened { disk, ..Disk::none() });
+    let a = Loop::start(Opened { disk, ..Disk::none(wall_now()) });
     a.meet("b").await;
     let mut answer = a.give(register("o1"));
     a.sees(|view| view.instance(&key("o1")).is_some()).await;
@@ -162,7 +162,7 @@ async fn a_hanging_disk_delays_answers_and_nothing_else() {
 #[tokio::test]
 async fn an_answer_with_nothing_to_write_waits_for_what_was_written_before() {
     let (disk, go_on) = Disk::hanging(100);
-    let a = Loop::start(Opened { disk, ..Disk::none() });
+    let a = Loop::start(Opened { disk, ..Disk::none(wall_now()) });
     let first = a.give(register("o1"));
     let mut same_again = a.give(register("o1"));
     a.sees(|view| view.instance(&key("o1")).is_some()).await;
@@ -175,7 +175,7 @@ async fn an_answer_with_nothing_to_write_waits_for_what_was_written_before() {
 #[tokio::test]
 async fn a_disk_that_fails_is_told_to_the_caller_and_the_node_goes_on() {
     let (disk, go_on) = Disk::hanging(100);
-    let a = Loop::start(Opened { disk, ..Disk::none() });
+    let a = Loop::start(Opened { disk, ..Disk::none(wall_now()) });
     let answer = a.give(register("o1"));
     a.sees(|view| view.instance(&key("o1")).is_some()).await;
     // Answered together with the picture, so the refusal shows that the disk has been given its work.
@@ -189,7 +189,7 @@ async fn a_disk_that_fails_is_told_to_the_caller_and_the_node_goes_on() {
 #[tokio::test]
 async fn when_the_disk_is_too_far_behind_callers_hear_busy_until_it_is_not() {
     let (disk, go_on) = Disk::hanging(2);
-    let a = Loop::start(Opened { disk, ..Disk::none() });
+    let a = Loop::start(Opened { disk, ..Disk::none(wall_now()) });
     let mut given = Vec::new();
     let busy = loop {
         match give(&a.commands, register(&given.len().to_string())) {
@@ -237,7 +237,7 @@ async fn a_checked_instance_takes_traffic_after_its_first_good_probe() {
     let address = Address { host: "127.0.0.1".into(), port: listener.local_addr().unwrap().port() };
     let check = Some(Check { interval_ms: 100, ..Check::new(CheckKind::Tcp) });
     let instance = Instance { check, ..Instance::at(address) };
-    let a = Loop::start(Disk::none());
+    let a = Loop::start(Disk::none(wall_now()));
     a.command(Command::Register(Registration { key: key("o1"), instance })).await.unwrap();
     assert_eq!(a.view.load().instance(&key("o1")).unwrap().usability, Usability::Health);
     a.sees(|view| view.instance(&key("o1")).unwrap().usability == Usability::Ready).await;
@@ -248,7 +248,7 @@ async fn a_checked_instance_takes_traffic_after_its_first_good_probe() {
 
 #[tokio::test]
 async fn the_loop_ends_when_nobody_holds_it_any_more() {
-    let a = Loop::start(Disk::none());
+    let a = Loop::start(Disk::none(wall_now()));
     drop(a.commands);
     a.task.await.unwrap();
 }

@@ -25,7 +25,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use chitchat::{
     Chitchat, ChitchatConfig, ChitchatHandle, ChitchatId, FailureDetectorConfig, Heartbeat, spawn_chitchat,
@@ -35,6 +35,7 @@ use starling_core::PeerEvent;
 use starling_core::id::NodeId;
 use starling_core::view::NodeFacts;
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
+use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use crate::quic::{GossipInbox, Links};

@@ -7,11 +7,12 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use starling_core::PeerEvent;
 use starling_core::id::NodeId;
 use starling_core::view::NodeFacts;
+use tokio::time::Instant;
 use tracing::warn;
 
 /// How long a link may be down before that speaks against the peer: time for a handshake across the world with a packet lost.

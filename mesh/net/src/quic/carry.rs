@@ -6,12 +6,13 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use quinn::{Connection, ReadError, RecvStream, SendStream, WriteError};
 use starling_core::id::{InstanceKey, NodeId};
 use starling_core::wire::{MAX_MESSAGE_BYTES, Question, Reply, decode, encode};
 use tokio::sync::{Semaphore, oneshot};
+use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::frame::{FrameError, framed, read_one};

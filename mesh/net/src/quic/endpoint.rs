@@ -13,6 +13,7 @@ use tracing::warn;
 
 use super::faults::{Cut, Lossy};
 use super::{BindError, Limits};
+use crate::ground::Ground;
 use crate::identity::{Identity, IdentityError, tls};
 
 /// The ALPN names of the two kinds of connection; the number is the version of what is spoken on them.
@@ -56,6 +57,7 @@ pub(super) fn open(
     identity: &Identity,
     listen: SocketAddr,
     limits: &Limits,
+    ground: Ground,
     cut: &Arc<Cut>,
 ) -> Result<(Endpoint, ClientConfigs), BindError> {
     let tls = tls::server_config(identity, &[TALK, CARRY])?;
@@ -71,11 +73,17 @@ pub(super) fn open(
     server.migration(false); // a peer is addressed by where it dialled from; it must stay there
     let dialling = ClientConfigs { talk: client(identity, TALK, 0)?, carry: client(identity, CARRY, 0)? };
     let socket_error = |error| BindError::Socket { address: listen, error };
-    let socket = socket(listen, limits).map_err(socket_error)?;
-    let socket = TokioRuntime.wrap_udp_socket(socket).map_err(socket_error)?;
+    let socket = match ground.socket {
+        Some(socket) => socket,
+        None => {
+            let socket = socket(listen, limits).map_err(socket_error)?;
+            TokioRuntime.wrap_udp_socket(socket).map_err(socket_error)?
+        }
+    };
     let socket = Arc::new(Lossy { socket, cut: cut.clone() });
-    let runtime = Arc::new(TokioRuntime);
-    let endpoint = Endpoint::new_with_abstract_socket(EndpointConfig::default(), Some(server), socket, runtime)
+    let mut config = EndpointConfig::default();
+    config.rng_seed(ground.quic_seed);
+    let endpoint = Endpoint::new_with_abstract_socket(config, Some(server), socket, Arc::new(TokioRuntime))
         .map_err(socket_error)?;
     Ok((endpoint, dialling))
 }

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use quinn::crypto::rustls::HandshakeData;
@@ -15,6 +15,7 @@ use rustls::pki_types::CertificateDer;
 use starling_core::id::NodeId;
 use starling_core::wire::WIRE_VERSION;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use tracing::{debug, error, warn};
 
 use super::{Shared, carry, endpoint, stats};

@@ -26,7 +26,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -34,8 +34,10 @@ use starling_core::id::{InstanceKey, MeshName, NodeId};
 use starling_core::observe::{Exposition, MetricSource};
 use starling_core::wire::{MAX_MESSAGE_BYTES, Message, Question, Reply};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 use tracing::{error, info, warn};
 
+use crate::ground::Ground;
 use crate::identity::{Identity, IdentityError};
 use meet::{Close, Complaints};
 use stats::Stats;
@@ -198,8 +200,21 @@ impl Links {
     /// # Errors
     /// [`BindError`].
     pub fn bind(identity: &Identity, listen: SocketAddr, limits: Limits) -> Result<(Self, Inbox), BindError> {
+        Self::bind_on(identity, listen, limits, Ground::default())
+    }
+
+    /// As [`Self::bind`], on other ground than the real one.
+    ///
+    /// # Errors
+    /// [`BindError`].
+    pub fn bind_on(
+        identity: &Identity,
+        listen: SocketAddr,
+        limits: Limits,
+        ground: Ground,
+    ) -> Result<(Self, Inbox), BindError> {
         let cut = Arc::default();
-        let (endpoint, dialling) = endpoint::open(identity, listen, &limits, &cut)?;
+        let (endpoint, dialling) = endpoint::open(identity, listen, &limits, ground, &cut)?;
         let (messages, messages_out) = mpsc::channel(limits.inbox.max(1));
         let (tunnels, tunnels_out) = mpsc::channel(limits.inbox.max(1));
         let (questions, questions_out) = mpsc::channel(limits.inbox.max(1));

@@ -2,13 +2,14 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use quinn::{Connection, ConnectionError, RecvStream, SendStream, WriteError};
 use starling_core::id::NodeId;
 use starling_core::wire::{MAX_MESSAGE_BYTES, Message};
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::carry::Carry;

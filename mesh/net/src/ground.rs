@@ -1,0 +1,36 @@
+//! What a node stands on: its socket, its wall clock, and where QUIC's random choices begin.
+//!
+//! For a node in production all of it is real. A test may put the same code on an in-memory network and tokio's paused
+//! clock instead: whole meshes in one process, hours in seconds, and the same run again from the same seed. Monotonic
+//! time needs no place here: everything in this crate reads tokio's clock, which such a test drives.
+
+use std::fmt;
+use std::sync::Arc;
+
+use quinn::AsyncUdpSocket;
+use starling_core::time::WallTime;
+
+use crate::disk::wall_now;
+
+/// See the module.
+#[derive(Clone)]
+pub struct Ground {
+    /// Carries the datagrams; `None` opens a UDP socket of the system.
+    pub socket: Option<Arc<dyn AsyncUdpSocket>>,
+    /// The wall clock.
+    pub wall: fn() -> WallTime,
+    /// Seeds QUIC's random choices (connection ids, skipped packet numbers), but no key of TLS. `None`: the system's.
+    pub quic_seed: Option<[u8; 32]>,
+}
+
+impl Default for Ground {
+    fn default() -> Self {
+        Self { socket: None, wall: wall_now, quic_seed: None }
+    }
+}
+
+impl fmt::Debug for Ground {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ground").field("socket", &self.socket).field("quic_seed", &self.quic_seed).finish()
+    }
+}
