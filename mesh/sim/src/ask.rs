@@ -27,6 +27,12 @@ pub fn renew(path: &str) -> Command {
     Command::Renew(named(instance_key(path)), Ok(()))
 }
 
+/// Change the status an instance's owner gives it; refused at other nodes.
+#[track_caller]
+pub fn set_status(path: &str, status: Status) -> Command {
+    Command::SetStatus(named(instance_key(path)), status)
+}
+
 /// Remove an instance.
 #[track_caller]
 pub fn deregister(path: &str) -> Command {

@@ -57,11 +57,18 @@ pub(crate) struct Host {
     backlog: Vec<Input>,
     /// When its uplink has sent all it was given.
     pub(crate) uplink_free_at: u64,
+    /// How long it takes over one input, in microseconds, and when it is done with all it was given.
+    pub(crate) slow_us: u64,
+    busy_until: u64,
+    /// How long a write takes to be on its disk, in microseconds.
+    pub(crate) disk_us: u64,
+    /// How far its clock was off at the beginning, in milliseconds.
+    first_skew_ms: i64,
     seeds: fastrand::Rng,
 }
 
 impl Host {
-    pub(crate) fn new(id: NodeId, zone: Zone, skew_ms: i64, seeds: fastrand::Rng) -> Self {
+    pub(crate) fn new(id: NodeId, zone: Zone, skew_ms: i64, disk_us: u64, seeds: fastrand::Rng) -> Self {
         let address = format!("{id}:7070");
         let facts = NodeFacts {
             incarnation: Incarnation(0),
@@ -86,8 +93,17 @@ impl Host {
             probes: BTreeMap::new(),
             backlog: Vec::new(),
             uplink_free_at: 0,
+            slow_us: 0,
+            busy_until: 0,
+            disk_us,
+            first_skew_ms: skew_ms,
             seeds,
         }
+    }
+
+    /// The chance that belongs to this host alone.
+    pub(crate) fn chance(&mut self) -> &mut fastrand::Rng {
+        &mut self.seeds
     }
 
     /// Which start of the host this is; 0 before the first.
@@ -125,7 +141,29 @@ impl Host {
         self.unsynced.clear();
         self.probes.clear();
         self.backlog.clear();
-        self.uplink_free_at = at;
+        (self.uplink_free_at, self.busy_until) = (at, at);
+    }
+
+    /// When a slow host comes to what arrives now: after all it was given before. `None` when too much waits already, as
+    /// a full socket buffer drops what does not fit.
+    pub(crate) fn turn(&mut self, at: u64) -> Option<u64> {
+        let begin = self.busy_until.max(at);
+        if self.slow_us > 0 && (begin - at) / self.slow_us >= MAX_BACKLOG as u64 {
+            return None;
+        }
+        self.busy_until = begin + self.slow_us;
+        Some(self.busy_until)
+    }
+
+    /// When it is done with all it was given.
+    pub(crate) fn busy_until(&self) -> u64 {
+        self.busy_until
+    }
+
+    /// Lets it be as it was at the beginning: clock, disk and speed.
+    pub(crate) fn mend(&mut self, disk_us: u64, at: u64) {
+        (self.slow_us, self.disk_us, self.busy_until) = (0, disk_us, at.min(self.busy_until));
+        (self.skew_ms, self.drift) = (self.first_skew_ms, (0, at));
     }
 
     pub(crate) fn counters(&self) -> Counters {

@@ -50,16 +50,19 @@ mod ledger;
 mod links;
 mod mesh;
 mod options;
+mod recording;
 mod report;
 pub mod scenario;
 mod seen;
 mod spread;
+mod trouble;
 mod world;
 
 pub use check::Story;
 pub use links::{Latency, Links};
 pub use mesh::{CommandError, Mesh, millis, secs};
-pub use options::{Builder, Options};
+pub use options::{Builder, Options, Sabotage};
+pub use recording::{Counted, CutSpan, NodeState, NodeTrack, Noted, Recording, Second, StateChange, WriteTrack};
 pub use report::{Report, Sent, Spread};
 pub use spread::{SpreadReport, spread};
 

@@ -1,5 +1,5 @@
-//! The vocabulary of tests: a mesh, what people ask of it, what the world does to it. (What is seen of it and what must
-//! be true is in `seen`.)
+//! The vocabulary of tests: a mesh, and what people ask of it. (What the world does to it is in `trouble`; what is seen
+//! of it and what must be true, in `seen`.)
 //!
 //! Words of doing (`register`, `cut`, `crash`) panic when they make no sense: an unknown node, a command to a node that
 //! is down, a refused registration. Words of judging (`all_see`, `converges_within`) return a [`Story`](crate::Story) to be read.
@@ -10,11 +10,10 @@ use starling_core::id::{CommandId, NodeId};
 use starling_core::registry::{Instance, Status};
 use starling_core::{Answer, Command, Refusal};
 
-use crate::ask::{self, instance_key, named};
-use crate::host::State;
-use crate::links::{Links, micros};
+use crate::ask;
+use crate::links::micros;
 use crate::options::{Builder, Options};
-use crate::world::{World, brief};
+use crate::world::World;
 
 /// How long a person waits for an answer.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -165,7 +164,7 @@ impl Mesh {
     }
 
     #[track_caller]
-    fn done(&mut self, node: &str, command: Command) {
+    pub(crate) fn done(&mut self, node: &str, command: Command) {
         if let Err(why) = self.command(node, command) {
             panic!("{}", self.world.story(format!("{node}: {why}"), Vec::new()));
         }
@@ -217,123 +216,6 @@ impl Mesh {
     #[track_caller]
     pub fn delete_config(&mut self, node: &str, path: &str) {
         self.done(node, ask::delete_config(path));
-    }
-}
-
-/// What the world does to it.
-impl Mesh {
-    /// Cuts all links between two groups, both ways. What is on its way over them is lost.
-    #[track_caller]
-    pub fn cut(&mut self, these: &[&str], those: &[&str]) {
-        self.world.note(format!("cut between {} and {}", brief(these), brief(those)));
-        self.close(these, those);
-        self.close(those, these);
-        self.world.topology_changed(None);
-    }
-
-    /// Cuts one direction only: what `from` say no longer reaches `to`.
-    #[track_caller]
-    pub fn cut_one_way(&mut self, from: &[&str], to: &[&str]) {
-        self.world.note(format!("cut from {} to {}, one way", brief(from), brief(to)));
-        self.close(from, to);
-        self.world.topology_changed(None);
-    }
-
-    #[track_caller]
-    fn close(&mut self, from: &[&str], to: &[&str]) {
-        for a in from {
-            for b in to {
-                let (a, b) = (self.node(a), self.node(b));
-                self.world.cut(a, b);
-            }
-        }
-    }
-
-    /// Ends all cuts.
-    pub fn heal(&mut self) {
-        self.world.note("heal".into());
-        self.world.cuts.open_all();
-        self.world.topology_changed(None);
-    }
-
-    /// Changes how all links behave from now on.
-    pub fn set_links(&mut self, links: Links) {
-        self.world.note(format!("links: {links}"));
-        self.world.options.links = links;
-    }
-
-    /// Kills a node: memory gone, disk kept, nobody told. Does nothing when it is down already.
-    #[track_caller]
-    pub fn crash(&mut self, node: &str) {
-        let at = self.node(node);
-        if self.world.hosts[at].is_up() {
-            self.world.note(format!("{node} crashes"));
-            self.world.crash(at);
-        }
-    }
-
-    /// Starts a node that crashed or left, with its disk and a newer incarnation. Does nothing when it is up.
-    #[track_caller]
-    pub fn restart(&mut self, node: &str) {
-        let at = self.node(node);
-        if !self.world.hosts[at].is_up() {
-            self.world.note(format!("{node} starts again"));
-            self.world.start(at);
-        }
-    }
-
-    /// Stops a node cleanly: it says good-bye, and is gone 100 ms later.
-    #[track_caller]
-    pub fn leave(&mut self, node: &str) {
-        self.done(node, Command::Leave);
-    }
-
-    /// Stops a node in its tracks, as a suspended machine: it goes on where it was when it is resumed.
-    #[track_caller]
-    pub fn pause(&mut self, node: &str) {
-        let at = self.node(node);
-        if self.world.hosts[at].is_running() {
-            self.world.note(format!("{node} stands still"));
-            self.world.pause(at);
-        }
-    }
-
-    /// Lets a paused node go on.
-    #[track_caller]
-    pub fn resume(&mut self, node: &str) {
-        let at = self.node(node);
-        if self.world.hosts[at].state == State::Paused {
-            self.world.note(format!("{node} goes on"));
-            self.world.resume(at);
-        }
-    }
-
-    /// Sets how far a node's wall clock is off, in milliseconds; negative is behind.
-    #[track_caller]
-    pub fn skew(&mut self, node: &str, ms: i64) {
-        self.world.note(format!("the clock of {node} is off by {ms} ms"));
-        let at = self.node(node);
-        self.world.hosts[at].skew_ms = ms;
-    }
-
-    /// Lets a node's wall clock run faster (or slower) from now on, in parts per million.
-    #[track_caller]
-    pub fn drift(&mut self, node: &str, ppm: i64) {
-        self.world.note(format!("the clock of {node} drifts by {ppm} ppm"));
-        let (at, now) = (self.node(node), self.world.now);
-        self.world.hosts[at].set_drift(ppm, now);
-    }
-
-    /// Scripts what the probes of an instance's check find from now on: good (the default) or bad.
-    #[track_caller]
-    pub fn probes(&mut self, path: &str, good: bool) {
-        let key = named(instance_key(path));
-        self.world.note(format!("probes of {path} find it {}", if good { "good" } else { "bad" }));
-        if good {
-            self.world.failing_probes.remove(&key);
-        } else {
-            self.world.failing_probes.insert(key);
-        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use starling_core::Settings;
 use starling_core::id::NodeId;
 
-use crate::links::{Latency, Links, micros};
+use crate::links::{Latency, LinkTable, Links, micros};
 use crate::mesh::Mesh;
 use crate::world::World;
 
@@ -21,6 +21,10 @@ pub struct Options {
     pub zones: Vec<String>,
     /// How links behave.
     pub links: Links,
+    /// How links behave from one zone to another, where that is not as [`Options::links`] says.
+    pub zone_links: Vec<(String, String, Links)>,
+    /// How links behave from one node to another, where that is not as its zones say.
+    pub pair_links: Vec<(String, String, Links)>,
     /// How long two nodes must be out of reach of each other before they hold each other for lost. Default 2 s.
     pub lost_after: Duration,
     /// How long two nodes must reach each other before they know. Default 200 ms.
@@ -33,22 +37,92 @@ pub struct Options {
     pub settings: Settings,
     /// Whether every message goes through the bytes of the wire and back. Slower, and doubts the codec too.
     pub through_bytes: bool,
+    /// What is broken on purpose, to see that judgements can fail.
+    pub sabotage: Option<Sabotage>,
+    /// Whether a [`Recording`](crate::Recording) is kept. Changes nothing of the run.
+    pub record: bool,
+}
+
+/// A mesh broken on purpose: who judges a mesh should see once that the judgement can fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sabotage {
+    /// No message carries a removal or a deletion: what is gone at one node stays at all others.
+    DropRemovals,
+    /// Nothing is kept on any disk, although it was acknowledged.
+    ForgetDisk,
+    /// No repair message arrives: what a push missed is missed for ever.
+    MuteRepair,
+}
+
+impl Sabotage {
+    /// All there are.
+    pub const ALL: [Sabotage; 3] = [Sabotage::DropRemovals, Sabotage::ForgetDisk, Sabotage::MuteRepair];
+
+    /// Its name in scenario files.
+    pub fn word(self) -> &'static str {
+        match self {
+            Sabotage::DropRemovals => "drop-removals",
+            Sabotage::ForgetDisk => "forget-disk",
+            Sabotage::MuteRepair => "mute-repair",
+        }
+    }
+}
+
+impl std::str::FromStr for Sabotage {
+    type Err = String;
+    fn from_str(word: &str) -> Result<Self, String> {
+        let known = Self::ALL.into_iter().find(|sabotage| sabotage.word() == word);
+        known.ok_or_else(|| format!("{word:?} is not one of {}", Self::ALL.map(Sabotage::word).join(", ")))
+    }
 }
 
 impl Options {
     pub(crate) fn new(seed: u64) -> Self {
         Self {
             seed,
-            nodes: names(3),
+            nodes: Self::names(3),
             zones: Vec::new(),
             links: Links::default(),
+            zone_links: Vec::new(),
+            pair_links: Vec::new(),
             lost_after: Duration::from_secs(2),
             up_after: Duration::from_millis(200),
             disk: Duration::ZERO,
             clock_spread: Duration::ZERO,
             settings: Settings::default(),
             through_bytes: false,
+            sabotage: None,
+            record: false,
         }
+    }
+}
+
+impl Options {
+    /// The names of so many nodes that have none of their own.
+    pub(crate) fn names(count: usize) -> Vec<String> {
+        (1..=count).map(|i| format!("n{i}")).collect()
+    }
+
+    /// The zone of each node, by its place.
+    pub(crate) fn zone_of(&self, node: usize) -> Option<&str> {
+        (!self.zones.is_empty()).then(|| self.zones[node % self.zones.len()].as_str())
+    }
+
+    /// How links behave at the beginning.
+    pub(crate) fn link_table(&self) -> LinkTable {
+        let class = |zone: &str| self.zones.iter().position(|known| known == zone).unwrap_or_default() as u16;
+        let classes = (0..self.nodes.len()).map(|node| self.zone_of(node).map_or(0, class)).collect();
+        let mut table = LinkTable::new(self.links, classes);
+        for (from, to, links) in &self.zone_links {
+            table.set_between(class(from), class(to), *links);
+        }
+        let node = |name: &String| self.nodes.iter().position(|known| known == name);
+        for (from, to, links) in &self.pair_links {
+            if let (Some(from), Some(to)) = (node(from), node(to)) {
+                table.set_pair(from, to, *links);
+            }
+        }
+        table
     }
 }
 
@@ -57,7 +131,7 @@ impl fmt::Display for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let default = Options::new(self.seed);
         let mut line = format!("Mesh::builder({})", self.seed);
-        if self.nodes == names(self.nodes.len()) {
+        if self.nodes == Self::names(self.nodes.len()) {
             let _ = write!(line, ".nodes({})", self.nodes.len());
         } else {
             let _ = write!(line, ".named({:?})", self.nodes);
@@ -74,8 +148,16 @@ impl fmt::Display for Options {
         if self.links.duplication > 0.0 {
             let _ = write!(line, ".duplication({:?})", self.links.duplication);
         }
+        if self.links.reordering > 0.0 {
+            let _ = write!(line, ".reordering({:?})", self.links.reordering);
+        }
         if let Some(rate) = self.links.bytes_per_second {
             let _ = write!(line, ".bandwidth({rate})");
+        }
+        for (word, overrides) in [("between_zones", &self.zone_links), ("between_nodes", &self.pair_links)] {
+            for (from, to, links) in overrides {
+                let _ = write!(line, ".{word}({from:?}, {to:?}, {})", links_code(links));
+            }
         }
         if (self.lost_after, self.up_after) != (default.lost_after, default.up_after) {
             let _ = write!(line, ".detection({}, {})", ms(self.lost_after), ms(self.up_after));
@@ -92,6 +174,9 @@ impl fmt::Display for Options {
         if self.through_bytes {
             line.push_str(".through_bytes()");
         }
+        if let Some(sabotage) = self.sabotage {
+            let _ = write!(line, ".sabotage(Sabotage::{sabotage:?})");
+        }
         f.write_str(&line)
     }
 }
@@ -104,6 +189,15 @@ fn code(latency: Latency) -> String {
     }
 }
 
+fn links_code(links: &Links) -> String {
+    let Links { latency, loss, duplication, reordering, bytes_per_second } = links;
+    let latency = code(*latency);
+    format!(
+        "Links {{ latency: {latency}, loss: {loss:?}, duplication: {duplication:?}, reordering: {reordering:?}, \
+         bytes_per_second: {bytes_per_second:?} }}"
+    )
+}
+
 fn us(duration: Duration) -> String {
     format!("Duration::from_micros({})", micros(duration))
 }
@@ -113,10 +207,6 @@ fn ms(duration: Duration) -> String {
         0 => format!("millis({})", duration.as_millis()),
         _ => us(duration),
     }
-}
-
-fn names(count: usize) -> Vec<String> {
-    (1..=count).map(|i| format!("n{i}")).collect()
 }
 
 /// Says what a mesh is made of; every word has a default. Made by [`Mesh::builder`].
@@ -134,7 +224,7 @@ impl Builder {
 
     /// So many nodes, called `n1`, `n2` and so on. Default 3.
     pub fn nodes(mut self, count: usize) -> Self {
-        self.options.nodes = names(count);
+        self.options.nodes = Options::names(count);
         self
     }
 
@@ -165,6 +255,24 @@ impl Builder {
     /// The share of messages that arrive twice, 0 to 1.
     pub fn duplication(mut self, share: f64) -> Self {
         self.options.links.duplication = share;
+        self
+    }
+
+    /// The share of messages that take up to ten times as long as others, 0 to 1.
+    pub fn reordering(mut self, share: f64) -> Self {
+        self.options.links.reordering = share;
+        self
+    }
+
+    /// Links of their own from one zone to another. One direction: say both for both.
+    pub fn between_zones(mut self, from: impl Into<String>, to: impl Into<String>, links: Links) -> Self {
+        self.options.zone_links.push((from.into(), to.into(), links));
+        self
+    }
+
+    /// Links of their own from one node to another. One direction: say both for both.
+    pub fn between_nodes(mut self, from: impl Into<String>, to: impl Into<String>, links: Links) -> Self {
+        self.options.pair_links.push((from.into(), to.into(), links));
         self
     }
 
@@ -201,6 +309,18 @@ impl Builder {
     /// Sends every message through the bytes of the wire and back, to doubt the codec too.
     pub fn through_bytes(mut self) -> Self {
         self.options.through_bytes = true;
+        self
+    }
+
+    /// Keeps a [`Recording`](crate::Recording) of the run, for [`Mesh::recording`].
+    pub fn record(mut self) -> Self {
+        self.options.record = true;
+        self
+    }
+
+    /// Breaks the mesh on purpose, to see that what judges it can fail.
+    pub fn sabotage(mut self, sabotage: Sabotage) -> Self {
+        self.options.sabotage = Some(sabotage);
         self
     }
 
@@ -245,13 +365,22 @@ impl Builder {
         for zone in &options.zones {
             zone.parse::<starling_core::id::Zone>().map_err(|error| error.to_string())?;
         }
-        for (what, share) in [("loss", options.links.loss), ("duplication", options.links.duplication)] {
-            if !(0.0..=1.0).contains(&share) {
-                return Err(format!("{what} is {share}, a share between 0 and 1"));
+        options.links.check()?;
+        for (from, to, links) in &options.zone_links {
+            for zone in [from, to] {
+                if !options.zones.contains(zone) {
+                    return Err(format!("there is no zone {zone:?} to set links of"));
+                }
             }
+            links.check()?;
         }
-        if options.links.bytes_per_second == Some(0) {
-            return Err("a bandwidth of 0 lets nothing through; cut the links instead".into());
+        for (from, to, links) in &options.pair_links {
+            for node in [from, to] {
+                if !options.nodes.contains(node) {
+                    return Err(format!("there is no node {node:?} to set links of"));
+                }
+            }
+            links.check()?;
         }
         Ok(())
     }

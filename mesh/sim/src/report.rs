@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use starling_core::Counters;
 use starling_core::record::{Key, Record};
 use starling_core::time::Stamp;
@@ -12,12 +13,13 @@ use starling_core::wire::Message;
 
 use crate::host::Host;
 use crate::ledger::Ledger;
+use crate::recording::Recorder;
 
 /// How many changes are followed on their way at once; more are counted as not followed.
 const MAX_FOLLOWED: usize = 10_000;
 
 /// Messages of one kind.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Sent {
     /// How many were sent.
     pub messages: u64,
@@ -217,12 +219,23 @@ impl Figures {
     }
 
     /// Notes what of a key a node shows now.
-    pub(crate) fn shown(&mut self, node: usize, key: &Key, view: &View, ledger: &Ledger, now: u64) {
+    pub(crate) fn shown(
+        &mut self,
+        node: usize,
+        key: &Key,
+        view: &View,
+        ledger: &Ledger,
+        mut recorder: Option<&mut Recorder>,
+        now: u64,
+    ) {
         let Some(follows) = self.followed.get_mut(key) else { return };
         for follow in follows.iter_mut() {
             if !follow.seen[node] && ledger.covers(view, key, &follow.stamp) {
                 follow.seen[node] = true;
                 follow.seen_by += 1;
+                if let Some(recorder) = recorder.as_deref_mut() {
+                    recorder.seen(node, key, &follow.stamp, now);
+                }
                 if let Some(arrivals) = &mut self.arrivals {
                     arrivals.push(Duration::from_micros(now - follow.since));
                 }

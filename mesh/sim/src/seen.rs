@@ -10,6 +10,7 @@ use starling_core::view::{InstanceView, Usability, View};
 use crate::ask::{config_key, instance_key, named};
 use crate::check::Story;
 use crate::mesh::Mesh;
+use crate::recording::Recording;
 use crate::report::Report;
 
 /// What is seen of it.
@@ -74,6 +75,11 @@ impl Mesh {
         };
         let text = |body: &Body| String::from_utf8_lossy(body.as_bytes()).into_owned();
         config.versions.iter().map(|version| version.body.as_ref().map(text)).collect()
+    }
+
+    /// The run so far as data to be drawn; `None` unless it was asked for with [`Builder::record`](crate::Builder::record).
+    pub fn recording(&self) -> Option<Recording> {
+        self.world.recorder.as_ref().map(|recorder| recorder.so_far(self.world.now))
     }
 
     /// The run's figures so far.

@@ -3,6 +3,8 @@
 //! Events are ordered by (time, number), numbers are given in the order of cause, and every draw of chance comes from a
 //! generator forked from the seed for its one purpose: the same options and the same calls give the same run, to the byte.
 
+mod carry;
+mod disk;
 mod faults;
 
 use std::cmp::Ordering;
@@ -13,16 +15,17 @@ use std::sync::Arc;
 use starling_core::id::{CommandId, InstanceKey, NodeId, Zone};
 use starling_core::record::Key;
 use starling_core::view::View;
-use starling_core::wire::{Message, Received};
+use starling_core::wire::Message;
 use starling_core::{Answer, Command, Input, Output, PeerEvent, Refusal};
 
 use crate::check::clock;
 use crate::detector::{Detector, left_event};
 use crate::host::{Durable, Host, State};
 use crate::ledger::Ledger;
-use crate::links::{Cuts, micros};
+use crate::links::{Cuts, LinkTable, micros};
 use crate::options::Options;
-use crate::report::{Figures, records};
+use crate::recording::Recorder;
+use crate::report::Figures;
 
 /// How many notable happenings are kept to be told when something goes wrong.
 const MAX_JOURNAL: usize = 10_000;
@@ -34,13 +37,45 @@ pub(crate) type Outcome = Result<Answer, Refusal>;
 /// Something that will happen.
 #[derive(Debug)]
 enum Happening {
-    Deliver { from: usize, to: usize, run: u64, message: Message },
-    Tick { node: usize, run: u64 },
-    Synced { node: usize, run: u64 },
-    Probe { node: usize, run: u64, key: InstanceKey },
-    Look { observer: usize, run: u64 },
-    Farewell { observer: usize, subject: usize, incarnation: u64 },
-    Gone { node: usize, run: u64 },
+    Deliver {
+        from: usize,
+        to: usize,
+        run: u64,
+        message: Message,
+    },
+    /// A slow host has come to a message that arrived some time ago.
+    Handle {
+        from: usize,
+        to: usize,
+        run: u64,
+        message: Message,
+    },
+    Tick {
+        node: usize,
+        run: u64,
+    },
+    Synced {
+        node: usize,
+        run: u64,
+    },
+    Probe {
+        node: usize,
+        run: u64,
+        key: InstanceKey,
+    },
+    Look {
+        observer: usize,
+        run: u64,
+    },
+    Farewell {
+        observer: usize,
+        subject: usize,
+        incarnation: u64,
+    },
+    Gone {
+        node: usize,
+        run: u64,
+    },
 }
 
 #[derive(Debug)]
@@ -89,6 +124,7 @@ pub(crate) struct World {
     pub(crate) now: u64,
     pub(crate) hosts: Vec<Host>,
     pub(crate) cuts: Cuts,
+    pub(crate) links: LinkTable,
     pub(crate) ledger: Ledger,
     pub(crate) figures: Figures,
     /// Notable happenings, oldest first, and how many there ever were.
@@ -97,6 +133,7 @@ pub(crate) struct World {
     /// Whether any picture or any link has changed since somebody last asked.
     pub(crate) changed: bool,
     pub(crate) failing_probes: BTreeSet<InstanceKey>,
+    pub(crate) recorder: Option<Recorder>,
     /// For tests of their own that want chance from the same seed.
     pub(crate) chance: fastrand::Rng,
     index: BTreeMap<NodeId, usize>,
@@ -139,19 +176,22 @@ impl World {
         let (transit, mut skews, mut hearts, detection, chance) =
             (seeds.fork(), seeds.fork(), seeds.fork(), seeds.fork(), seeds.fork());
         let spread_ms = options.clock_spread.as_millis() as i64;
+        let disk_us = micros(options.disk);
         let host = |(at, name): (usize, &String)| {
-            let zone = match options.zones.len() {
-                0 => Zone::default(),
-                zones => options.zones[at % zones].parse().expect("zones are checked before the world begins"),
+            let zone = match options.zone_of(at) {
+                None => Zone::default(),
+                Some(zone) => zone.parse().expect("zones are checked before the world begins"),
             };
             let id = name.parse().expect("names are checked before the world begins");
-            Host::new(id, zone, skews.i64(-spread_ms..=spread_ms), hearts.fork())
+            Host::new(id, zone, skews.i64(-spread_ms..=spread_ms), disk_us, hearts.fork())
         };
         let hosts: Vec<Host> = options.nodes.iter().enumerate().map(host).collect();
         let detector = detecting.then(|| Detector::new(hosts.len(), options.lost_after, options.up_after, detection));
         let mut world = Self {
             now: 0,
             cuts: Cuts::new(hosts.len()),
+            links: options.link_table(),
+            recorder: options.record.then(|| Recorder::new(&options, &hosts)),
             index: hosts.iter().enumerate().map(|(at, host)| (host.id.clone(), at)).collect(),
             hosts,
             ledger: Ledger::default(),
@@ -213,6 +253,9 @@ impl World {
         let Some(Queued { at, what, .. }) = self.queue.pop() else { return false };
         assert!(at >= self.now, "time runs forwards only");
         self.now = at;
+        if self.recorder.as_ref().is_some_and(|recorder| recorder.second_is_over(at)) {
+            self.record_second();
+        }
         self.happen(what);
         true
     }
@@ -220,6 +263,7 @@ impl World {
     fn happen(&mut self, what: Happening) {
         match what {
             Happening::Deliver { from, to, run, message } => self.deliver(from, to, run, message),
+            Happening::Handle { from, to, run, message } if self.hosts[to].run() == run => self.hand(from, to, message),
             Happening::Tick { node, run } if self.hosts[node].run() == run => self.tick(node),
             Happening::Synced { node, run } if self.hosts[node].run() == run => self.synced(node),
             Happening::Probe { node, run, key } if self.hosts[node].run() == run => self.probe(node, key),
@@ -244,6 +288,11 @@ impl World {
         let host = &mut self.hosts[node];
         if host.tick_at != self.now || !host.is_running() {
             return;
+        }
+        if host.slow_us > 0 && host.busy_until() > self.now {
+            let (at, run) = (host.busy_until(), host.run());
+            host.tick_at = at;
+            return self.at(at, Happening::Tick { node, run });
         }
         host.tick_at = u64::MAX;
         self.give(node, Input::Tick);
@@ -319,6 +368,9 @@ impl World {
         assert!(stamp.time > last, "{} stamped {:?} with {stamp}, not later than {last:?}", host.id, record.key);
         host.used(stamp.time);
         self.figures.writes += 1;
+        if let Some(recorder) = &mut self.recorder {
+            recorder.wrote(node, record, &stamp, self.now);
+        }
         let troubled = self.cuts.any() || self.up < self.hosts.len();
         self.figures.follow(record.key.clone(), stamp, self.now, self.hosts.len(), troubled);
         self.concerned.push(record.key.clone());
@@ -330,121 +382,12 @@ impl World {
         let mut keys = std::mem::take(&mut self.concerned);
         for key in keys.drain(..) {
             if let Some(heart) = &self.hosts[node].heart {
-                self.figures.shown(node, &key, heart.view(), &self.ledger, self.now);
+                let recorder = self.recorder.as_mut();
+                self.figures.shown(node, &key, heart.view(), &self.ledger, recorder, self.now);
             }
             self.figures.finish(&key, &self.hosts, self.up, &mut self.ledger, self.now);
         }
         self.concerned = keys;
-    }
-
-    // ---- disks
-
-    fn sync(&mut self, node: usize, durable: Vec<Durable>) {
-        let latency = micros(self.options.disk);
-        if latency == 0 {
-            return self.durable(node, durable);
-        }
-        let host = &mut self.hosts[node];
-        host.unsynced.push_back(durable);
-        let run = host.run();
-        self.at(self.now + latency, Happening::Synced { node, run });
-    }
-
-    fn synced(&mut self, node: usize) {
-        if let Some(durable) = self.hosts[node].unsynced.pop_front() {
-            self.durable(node, durable);
-        }
-    }
-
-    fn durable(&mut self, node: usize, batch: Vec<Durable>) {
-        for durable in batch {
-            if let Some((id, answer)) = self.hosts[node].keep(durable) {
-                let about = self.ledger.answered(id, node);
-                if let (Some(key), Ok(Answer::Done { stamp: Some(stamp), .. })) = (&about, &answer) {
-                    self.ledger.acknowledge(key, stamp);
-                }
-                if self.answers.len() >= MAX_ANSWERS {
-                    self.answers.pop_first();
-                }
-                self.answers.insert(id, answer);
-            }
-        }
-    }
-
-    // ---- links
-
-    fn send(&mut self, from: usize, to: &NodeId, message: Message) {
-        let bytes = message.encode();
-        self.figures.sent(&message, bytes.len() as u64);
-        let Some(&to) = self.index.get(to.as_str()) else {
-            panic!("{} sends to {to}, which is no node of this mesh", self.hosts[from].id);
-        };
-        if !self.cuts.is_open(from, to) || !self.hosts[to].is_up() {
-            self.figures.undeliverable += 1;
-            return;
-        }
-        let links = self.options.links;
-        let depart = match links.bytes_per_second {
-            Some(rate) => {
-                let host = &mut self.hosts[from];
-                host.uplink_free_at = host.uplink_free_at.max(self.now) + bytes.len() as u64 * 1_000_000 / rate;
-                host.uplink_free_at
-            }
-            None => self.now,
-        };
-        if links.loss > 0.0 && self.transit.f64() < links.loss {
-            self.figures.lost += 1;
-            return;
-        }
-        let message = if self.options.through_bytes {
-            match Message::decode(&bytes) {
-                Ok(Received { message: Some(message), skipped: 0 }) => message,
-                other => panic!("what a heart says reads back: {other:?}"),
-            }
-        } else {
-            message
-        };
-        let run = self.hosts[to].run();
-        if links.duplication > 0.0 && self.transit.f64() < links.duplication {
-            self.figures.duplicated += 1;
-            let at = depart + links.latency.draw_us(&mut self.transit);
-            self.at(at, Happening::Deliver { from, to, run, message: message.clone() });
-        }
-        let at = depart + links.latency.draw_us(&mut self.transit);
-        self.at(at, Happening::Deliver { from, to, run, message });
-    }
-
-    fn deliver(&mut self, from: usize, to: usize, run: u64, message: Message) {
-        let host = &self.hosts[to];
-        if host.run() != run || !host.is_up() || !self.cuts.is_open(from, to) {
-            self.figures.undeliverable += 1;
-            return;
-        }
-        self.figures.concerned(records(&message), &mut self.concerned);
-        let sender = self.hosts[from].id.clone();
-        // The heart may answer with a write of its own, which is noted on the way.
-        let mut keys = std::mem::take(&mut self.concerned);
-        self.give(to, Input::Message(sender, message));
-        self.concerned.append(&mut keys);
-        if !self.concerned.is_empty() {
-            self.note_shown(to);
-        }
-    }
-
-    pub(crate) fn cut(&mut self, from: usize, to: usize) {
-        if from != to {
-            self.cuts.close(from, to);
-        }
-    }
-
-    pub(crate) fn topology_changed(&mut self, of: Option<usize>) {
-        self.changed = true;
-        self.figures.trouble();
-        let Some(detector) = &mut self.detector else { return };
-        for (at, observer) in detector.changed(of, &self.hosts, &self.cuts, self.now) {
-            let run = self.hosts[observer].run();
-            self.at(at, Happening::Look { observer, run });
-        }
     }
 
     // ---- people
@@ -472,6 +415,9 @@ impl World {
             self.journal.pop_front();
         }
         self.journaled += 1;
+        if let Some(recorder) = &mut self.recorder {
+            recorder.note(self.now, deed, &what);
+        }
         self.journal.push_back(Note { at: self.now, deed, what });
     }
 }

@@ -2,7 +2,7 @@
 
 use starling_core::registry::{Address, Check, CheckKind, Instance};
 use starling_core::view::{MemberState, Usability};
-use starling_sim::{Mesh, Story, ask, millis, secs};
+use starling_sim::{Latency, Links, Mesh, NodeState, Sabotage, Story, ask, millis, secs};
 
 fn state(mesh: &Mesh, observer: &str, subject: &str) -> MemberState {
     let view = mesh.view(observer);
@@ -144,5 +144,154 @@ fn figures_tell_what_a_change_cost() -> Result<(), Story> {
     assert_eq!((report.writes, report.acknowledged, report.not_everywhere), (1, 1, 0));
     assert_eq!((report.visible.count(), report.visible_through_faults.count()), (1, 0));
     assert!(report.visible.max() < millis(5) && report.copies_per_receiver() <= 4.0, "{report}");
+    Ok(())
+}
+
+#[test]
+fn power_lost_in_the_middle_of_writes_leaves_any_part_of_them_and_nothing_acknowledged_is_missing() -> Result<(), Story>
+{
+    let mut survivors = std::collections::BTreeSet::new();
+    for seed in 1..=20 {
+        let mut mesh = Mesh::builder(seed).nodes(2).disk(millis(10)).quiet().build();
+        mesh.register("n1", "orders", "acknowledged");
+        for i in 0..4 {
+            mesh.submit("n1", ask::register(&format!("orders/o{i}"))).unwrap();
+        }
+        mesh.cut(&["n1"], &["n2"]);
+        mesh.crash_torn("n1");
+        mesh.restart("n1");
+        assert!(mesh.sees("n1", "orders/acknowledged"));
+        survivors.insert((0..4).map(|i| mesh.sees("n1", &format!("orders/o{i}"))).collect::<Vec<_>>());
+        mesh.heal();
+        mesh.converges_within(secs(5))?;
+        mesh.nothing_lost()?;
+    }
+    assert!(survivors.len() > 5, "{survivors:?}");
+    Ok(())
+}
+
+#[test]
+fn a_slow_node_falls_behind_the_others_and_catches_up() -> Result<(), Story> {
+    let mut mesh = Mesh::builder(12).nodes(4).build();
+    mesh.slow("n4", millis(200));
+    for i in 0..10 {
+        mesh.register("n1", "orders", &format!("o{i}"));
+    }
+    mesh.run_for(millis(400));
+    assert!(mesh.sees("n2", "orders/o9") && !mesh.sees("n4", "orders/o9"));
+    mesh.slow("n4", millis(0));
+    mesh.converges_within(secs(10))?;
+    mesh.nothing_lost()
+}
+
+#[test]
+fn links_between_two_zones_can_be_slower_than_within_them() {
+    let wan = Links { latency: Latency::Fixed(millis(100)), ..Links::default() };
+    let mut mesh = Mesh::builder(13)
+        .nodes(4)
+        .zones(["a", "b"])
+        .latency(Latency::Fixed(millis(1)))
+        .between_zones("a", "b", wan)
+        .between_zones("b", "a", wan)
+        .build();
+    mesh.register("n1", "orders", "o1");
+    mesh.run_for(millis(50));
+    assert!(mesh.sees("n3", "orders/o1") && !mesh.sees("n2", "orders/o1"));
+    mesh.run_for(millis(60));
+    assert!(mesh.sees("n2", "orders/o1"));
+}
+
+#[test]
+fn what_is_mended_is_as_at_the_beginning() -> Result<(), Story> {
+    let mut mesh = Mesh::builder(14).nodes(5).build();
+    mesh.register("n1", "orders", "o1");
+    mesh.cut(&["n1"], &["n2", "n3"]);
+    mesh.crash("n1");
+    mesh.pause("n2");
+    mesh.slow("n3", secs(1));
+    mesh.slow_disk("n4", secs(100));
+    mesh.skew("n5", 4_000);
+    mesh.set_links(Links { loss: 1.0, ..Links::default() });
+    mesh.run_for(secs(10));
+    mesh.mend();
+    mesh.register("n4", "orders", "o2");
+    mesh.converges_within(secs(10))?;
+    mesh.all_trust("orders/o1")?;
+    mesh.all_trust("orders/o2")?;
+    mesh.nothing_lost()
+}
+
+#[test]
+fn a_healed_part_of_a_cut_is_open_and_the_rest_is_not() {
+    let mut mesh = Mesh::builder(15).nodes(3).build();
+    mesh.cut(&["n1"], &["n2", "n3"]);
+    mesh.heal_between(&["n1"], &["n2"]);
+    mesh.run_for(secs(5));
+    assert_eq!(state(&mesh, "n1", "n2"), MemberState::Alive);
+    assert_eq!(state(&mesh, "n1", "n3"), MemberState::Lost);
+}
+
+#[test]
+fn what_is_broken_on_purpose_is_found() {
+    let mut mesh = Mesh::builder(16).nodes(3).sabotage(Sabotage::DropRemovals).build();
+    mesh.register("n1", "orders", "o1");
+    mesh.run_for(secs(1));
+    mesh.deregister("n1", "orders/o1");
+    assert!(mesh.converges_within(secs(20)).is_err());
+
+    let mut mesh = Mesh::builder(17).nodes(1).sabotage(Sabotage::ForgetDisk).build();
+    mesh.register("n1", "orders", "o1");
+    mesh.crash("n1");
+    mesh.restart("n1");
+    assert!(mesh.nothing_lost().is_err());
+
+    let mut mesh = Mesh::builder(18).nodes(2).sabotage(Sabotage::MuteRepair).build();
+    mesh.cut(&["n1"], &["n2"]);
+    mesh.run_for(secs(5));
+    mesh.register("n1", "orders", "o1");
+    mesh.heal();
+    assert!(mesh.converges_within(secs(20)).is_err());
+}
+
+#[test]
+fn a_recording_tells_who_knew_what_when_and_changes_nothing() -> Result<(), Story> {
+    let run = |builder: starling_sim::Builder| -> Result<Mesh, Story> {
+        let mut mesh = builder.build();
+        mesh.run_for(millis(1_500));
+        mesh.cut(&["n1"], &["n2", "n3"]);
+        mesh.run_for(millis(500));
+        mesh.register("n1", "orders", "o1");
+        mesh.crash("n3");
+        mesh.heal_between(&["n1"], &["n2"]);
+        mesh.run_for(secs(2));
+        mesh.heal();
+        mesh.restart("n3");
+        mesh.converges_within(secs(5))?;
+        Ok(mesh)
+    };
+    let (plain, recorded) = (run(Mesh::builder(19).nodes(3))?, run(Mesh::builder(19).nodes(3).record())?);
+    assert_eq!(plain.report(), recorded.report());
+    assert!(plain.recording().is_none());
+    let recording = recorded.recording().unwrap();
+    let states: Vec<NodeState> = recording.nodes[2].states.iter().map(|change| change.state).collect();
+    assert_eq!(states, [NodeState::Running, NodeState::Crashed, NodeState::Running]);
+    let spans: Vec<_> =
+        recording.cuts.iter().map(|cut| (&cut.from[..], &cut.to[..], cut.begin_us, cut.end_us)).collect();
+    assert_eq!(
+        spans,
+        [
+            (&[0][..], &[1, 2][..], 1_500_000, Some(2_000_000)),
+            (&[1, 2][..], &[0][..], 1_500_000, Some(2_000_000)),
+            (&[0][..], &[2][..], 2_000_000, Some(4_000_000)),
+            (&[2][..], &[0][..], 2_000_000, Some(4_000_000)),
+        ]
+    );
+    let write = &recording.writes[0];
+    assert_eq!((write.key.as_str(), write.author, write.at_us), ("instance default/orders/o1", 0, 2_000_000));
+    assert_eq!((write.acknowledged_us, write.seen_us[0]), (Some(2_000_000), Some(2_000_000)));
+    assert!(write.seen_us[1].is_some_and(|at| at > 2_000_000));
+    assert!(recording.seconds.len() >= 4 && recording.left_out == 0);
+    assert!(recording.seconds[3].sent.values().any(|sent| sent.messages > 0));
+    assert!(recording.nodes[0].alive.iter().any(|counted| counted.count == 2), "{:?}", recording.nodes[0].alive);
     Ok(())
 }

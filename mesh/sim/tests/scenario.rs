@@ -63,3 +63,99 @@ fn what_does_not_go_as_expected_is_told_with_its_line_and_fails_the_run() {
     assert!(told.contains("✗ n2: node n2 is not running"), "{told}");
     assert!(told.ends_with("FAILED: 2 did not go as expected, 0 did"), "{told}");
 }
+
+#[test]
+fn a_scenario_that_is_written_down_reads_back_as_the_same_run() {
+    let everything = r#"
+        name = "a \"quoted\" name"
+        lenient = true
+        [mesh]
+        nodes = ["a", "b", "c", "d"]
+        zones = ["x", "y"]
+        seed = 5
+        latency_ms = 0.29
+        latency_to_ms = 1.5
+        loss = 0.03
+        reordering = 0.1
+        disk = "3ms"
+        clock_spread = "250ms"
+        repair_interval = "700ms"
+        tombstone_horizon = "90s"
+        through_bytes = true
+        sabotage = "mute-repair"
+        [[between]]
+        zones = ["x", "y"]
+        latency_ms = 30
+        jitter_ms = 2
+        loss = 0.0
+        [[between]]
+        nodes = ["a", "c"]
+        one_way = true
+        bytes_per_second = 100000
+        [[step]]
+        at = "1s"
+        do = "register"
+        node = "a"
+        instance = "orders/o"
+        count = 3
+        weight = 7
+        version = "v1"
+        tags = ["t1", "t2"]
+        check = "ttl"
+        [[step]]
+        at = "1500us"
+        do = "heal"
+        [[step]]
+        at = "1500us"
+        do = "crash"
+        node = "b"
+        torn = true
+    "#;
+    assert!(everything.parse::<Scenario>().unwrap_err().to_string().contains("order steps by time"));
+    let steps = [
+        "do = \"renew\"\nnode = \"b\"\ninstance = \"orders/o1\"",
+        "do = \"status\"\nnode = \"a\"\ninstance = \"orders/o2\"\nstatus = \"DOWN\"",
+        "do = \"override\"\nnode = \"c\"\ninstance = \"orders/o2\"\nstatus = \"UP\"\nweight = 3\nreason = \"why\"",
+        "do = \"clear-override\"\nnode = \"d\"\ninstance = \"orders/o2\"",
+        "do = \"deregister\"\nnode = \"d\"\ninstance = \"orders/o3\"",
+        "do = \"put\"\nnode = \"d\"\nkey = \"shop/limits\"\nvalue = \"two\\nlines \\\\ and a \\\"quote\\\"\"",
+        "do = \"delete\"\nnode = \"a\"\nkey = \"shop/limits\"",
+        "do = \"cut\"\nfrom = [\"a\"]\nto = [\"b\", \"c\"]",
+        "do = \"cut-one-way\"\nfrom = [\"d\"]\nto = [\"a\"]",
+        "do = \"heal\"\nfrom = [\"a\"]\nto = [\"b\"]",
+        "do = \"crash\"\nnode = \"b\"\ntorn = true",
+        "do = \"restart\"\nnode = \"b\"",
+        "do = \"pause\"\nnode = \"c\"",
+        "do = \"resume\"\nnode = \"c\"",
+        "do = \"slow\"\nnode = \"c\"\neach = \"5ms\"",
+        "do = \"disk\"\nnode = \"a\"\nlatency = \"80ms\"",
+        "do = \"skew\"\nnode = \"d\"\nms = -900",
+        "do = \"drift\"\nnode = \"d\"\nppm = 300",
+        "do = \"links\"\nloss = 0.2\nduplication = 0.1",
+        "do = \"links\"\nfrom = [\"a\"]\nto = [\"d\"]\nlatency_ms = 40",
+        "do = \"probes\"\ninstance = \"orders/o1\"\ngood = false",
+        "do = \"leave\"\nnode = \"d\"",
+        "do = \"mend\"",
+        "do = \"expect-converged\"\nwithin = \"9s\"",
+        "do = \"expect-nothing-lost\"",
+        "do = \"expect-visible\"\ninstance = \"orders/o1\"\non = [\"a\"]",
+        "do = \"expect-ready\"\ninstance = \"orders/o1\"",
+        "do = \"expect-gone\"\ninstance = \"orders/o3\"\nwithin = \"1s\"",
+        "do = \"expect-config\"\nkey = \"shop/limits\"\nvalue = \"x\"",
+        "do = \"expect-conflict\"\nkey = \"shop/limits\"\nversions = 3",
+        "do = \"expect-no-conflict\"\nkey = \"shop/limits\"",
+    ];
+    let mut text = everything.split("[[step]]\n        at = \"1500us\"").next().unwrap().to_owned();
+    for (i, step) in steps.iter().enumerate() {
+        text.push_str(&format!("[[step]]\nat = \"{}ms\"\n{step}\n", 1_100 + i * 137));
+    }
+    let read: Scenario = text.parse().unwrap();
+    let written = read.to_string();
+    let again: Scenario = written.parse().unwrap_or_else(|error| panic!("{error}\n{written}"));
+    assert_eq!(written, again.to_string());
+    let [first, second] = [&read, &again].map(|scenario| run(scenario, 5).to_string());
+    let without_lines =
+        |told: &str| told.lines().map(|line| line.split(" (line ").next().unwrap().to_owned()).collect::<Vec<_>>();
+    assert_eq!(without_lines(&first), without_lines(&second));
+    assert!(first.contains("n: not so") || first.contains("FAILED"), "{first}");
+}

@@ -49,23 +49,36 @@
 //! Times are `"1.5s"`, `"20ms"`, `"5m"`, or a number of seconds. Instances are named `service/instance`, documents
 //! `group/key`.
 //!
-//! `[mesh]` says `nodes` (a number, or names), `zones`, `seed`, `latency_ms` (the floor), `jitter_ms` (the mean of an
-//! exponential tail on top of it), `loss` and `duplication` (shares), `bytes_per_second`, `lost_after`, `up_after`,
-//! `disk`, `clock_spread` and `repair_interval` (times). All have the defaults of [`Mesh::builder`](crate::Mesh::builder).
+//! `[mesh]` says `nodes` (a number, or names), `zones`, `seed`, how links are, `lost_after`, `up_after`, `disk`,
+//! `clock_spread`, `repair_interval`, `tombstone_horizon` and `max_clock_skew` (times), `through_bytes` (every message is
+//! encoded and read again) and `sabotage` ([`Sabotage`](crate::Sabotage): what is broken on purpose). All have the
+//! defaults of [`Mesh::builder`](crate::Mesh::builder). Each `[[between]]` says how links between two `zones` (or two
+//! `nodes`) are, one way with `one_way = true`.
+//!
+//! How links are: `latency_ms`, and either `jitter_ms` (the mean of an exponential tail on top of it) or `latency_to_ms`
+//! (anything in between); `loss`, `duplication` and `reordering` (shares); `bytes_per_second`.
+//!
+//! With `lenient = true`, commands are given and not waited for, and one that a node cannot take (it is down, or
+//! refuses) is told but fails nothing: so that any steps can be left out of a scenario that was drawn by chance.
 //!
 //! | `do` | and |
 //! |---|---|
 //! | `register` | `node`, `instance`; `count` (then instances `instance1`, `instance2` ...), `weight`, `version`, `tags`, `check` (`http`, `tcp`, `ttl`) |
 //! | `deregister`, `renew`, `clear-override` | `node`, `instance` |
+//! | `status` | `node` (its owner), `instance`, `status` |
 //! | `override` | `node`, `instance`; `status`, `weight`, `reason` |
 //! | `put` | `node`, `key`, `value` |
 //! | `delete` | `node`, `key` |
 //! | `cut`, `cut-one-way` | `from`, `to`: lists of nodes |
-//! | `heal` | |
-//! | `crash`, `restart`, `leave`, `pause`, `resume` | `node` |
+//! | `heal` | all, or only `from`, `to` |
+//! | `crash` | `node`; `torn = true`: of what was not on its disk yet any part may be there |
+//! | `restart`, `leave`, `pause`, `resume` | `node` |
+//! | `slow` | `node`, `each`: how long it takes over every input (a time) |
+//! | `disk` | `node`, `latency`: how long its writes take to be on disk |
 //! | `skew` | `node`, `ms`: how far its wall clock is off from now on |
 //! | `drift` | `node`, `ppm`: how much faster its wall clock runs from now on |
-//! | `links` | `latency_ms`, `jitter_ms`, `loss`, `duplication`: what changes |
+//! | `links` | what changes of how links are; all, or only those `from`, `to` lists of nodes |
+//! | `mend` | all that was broken is as at the beginning, and every node runs |
 //! | `probes` | `instance`, `good`: what probes of its check find from now on |
 //! | `expect-converged` | nodes that reach each other agree |
 //! | `expect-visible`, `expect-ready`, `expect-gone` | `instance`: is listed; would take traffic; is not listed |
@@ -79,6 +92,7 @@
 mod fields;
 mod parse;
 mod run;
+mod write;
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -86,17 +100,18 @@ use std::time::Duration;
 use starling_core::Command;
 use starling_core::id::{ConfigKey, InstanceKey};
 
-use crate::links::Latency;
-use crate::options::Builder;
+use crate::links::{Latency, Links};
+use crate::options::{Builder, Options};
 
 pub use run::{Timeline, run};
 
-/// A scenario, read and checked: running it can disappoint but not fail.
+/// A scenario, read and checked: running it can disappoint but not fail. Its `Display` is the file it can be read from.
 #[derive(Debug, Clone)]
 pub struct Scenario {
-    name: String,
-    mesh: Builder,
-    steps: Vec<Step>,
+    pub(crate) name: String,
+    pub(crate) lenient: bool,
+    pub(crate) mesh: Builder,
+    pub(crate) steps: Vec<Step>,
 }
 
 impl Scenario {
@@ -108,6 +123,21 @@ impl Scenario {
     /// The seed it asks for; 1 when it asks for none.
     pub fn seed(&self) -> u64 {
         self.mesh.options.seed
+    }
+
+    /// What its mesh is made of.
+    pub fn options(&self) -> &Options {
+        &self.mesh.options
+    }
+
+    /// Whether commands that a node cannot take fail nothing.
+    pub fn lenient(&self) -> bool {
+        self.lenient
+    }
+
+    /// What happens, in order of time.
+    pub fn steps(&self) -> &[Step] {
+        &self.steps
     }
 }
 
@@ -128,37 +158,137 @@ pub struct ScenarioError {
     pub what: String,
 }
 
-#[derive(Debug, Clone)]
-struct Step {
-    at: Duration,
-    line: usize,
-    action: Action,
+/// Something that happens at its time.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Step {
+    /// When, from the beginning.
+    pub at: Duration,
+    /// The line of the file it was read from; 0 when it was drawn.
+    pub line: usize,
+    /// What.
+    pub action: Action,
 }
 
-#[derive(Debug, Clone)]
-enum Action {
-    Ask { node: String, commands: Vec<Command> },
-    Cut { from: Vec<String>, to: Vec<String>, one_way: bool },
+/// What can happen. Nodes are named as in [`Options::nodes`], all of which exist.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// A node is asked to do these.
+    Ask {
+        /// Which node.
+        node: String,
+        /// What it is asked.
+        commands: Vec<Command>,
+    },
+    /// Links between two groups are cut.
+    Cut {
+        /// Who is not heard any more.
+        from: Vec<String>,
+        /// Who hears them no more.
+        to: Vec<String>,
+        /// Whether only that direction is cut.
+        one_way: bool,
+    },
+    /// All cuts end.
     Heal,
-    Crash(String),
+    /// What is cut between two groups is healed, both ways.
+    HealBetween {
+        /// One group.
+        from: Vec<String>,
+        /// The other.
+        to: Vec<String>,
+    },
+    /// A node is killed.
+    Crash {
+        /// Which.
+        node: String,
+        /// Whether any part of what was not on its disk yet may be there.
+        torn: bool,
+    },
+    /// A node that is down starts.
     Restart(String),
+    /// A node stands still.
     Pause(String),
+    /// A paused node goes on.
     Resume(String),
+    /// A node takes so long over every input.
+    Slow(String, Duration),
+    /// Writes of a node take so long to be on disk.
+    Disk(String, Duration),
+    /// A node's wall clock is off by so many milliseconds.
     Skew(String, i64),
+    /// A node's wall clock runs faster by so many parts per million.
     Drift(String, i64),
-    Links { latency: Option<Latency>, loss: Option<f64>, duplication: Option<f64> },
+    /// All links change.
+    Links(LinkChange),
+    /// Links from some nodes to others change.
+    LinksBetween {
+        /// From these.
+        from: Vec<String>,
+        /// To those.
+        to: Vec<String>,
+        /// What changes.
+        change: LinkChange,
+    },
+    /// Probes of an instance find it good, or bad, from now on.
     Probes(String, bool),
-    Expect { what: Expectation, on: Vec<String>, within: Duration },
+    /// All that was broken is as at the beginning.
+    Mend,
+    /// Something must be so.
+    Expect {
+        /// What.
+        what: Expectation,
+        /// At which nodes; empty: all that run.
+        on: Vec<String>,
+        /// How long it is waited for.
+        within: Duration,
+    },
 }
 
-#[derive(Debug, Clone)]
-enum Expectation {
+/// What changes of how links are.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct LinkChange {
+    /// How long messages take.
+    pub latency: Option<Latency>,
+    /// The share that is lost.
+    pub loss: Option<f64>,
+    /// The share that arrives twice.
+    pub duplication: Option<f64>,
+    /// The share that is overtaken.
+    pub reordering: Option<f64>,
+    /// What a host can send.
+    pub bytes_per_second: Option<u64>,
+}
+
+impl LinkChange {
+    /// These links, changed.
+    pub fn apply(self, links: Links) -> Links {
+        Links {
+            latency: self.latency.unwrap_or(links.latency),
+            loss: self.loss.unwrap_or(links.loss),
+            duplication: self.duplication.unwrap_or(links.duplication),
+            reordering: self.reordering.unwrap_or(links.reordering),
+            bytes_per_second: self.bytes_per_second.or(links.bytes_per_second),
+        }
+    }
+}
+
+/// What can be expected.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Expectation {
+    /// Nodes that reach each other agree.
     Converged,
+    /// Every acknowledged write is there or was replaced.
     NothingLost,
+    /// An instance is listed.
     Visible(InstanceKey),
+    /// An instance would take traffic.
     Ready(InstanceKey),
+    /// An instance is not listed.
     Gone(InstanceKey),
+    /// A document is served with this content.
     Config(ConfigKey, String),
+    /// A document shows so many versions.
     Conflict(ConfigKey, usize),
+    /// A document shows one version at most.
     NoConflict(ConfigKey),
 }

@@ -7,9 +7,9 @@ use starling_core::registry::{Address, Check, CheckKind, Instance, Override};
 use toml::de::DeTable;
 
 use super::fields::{Fields, Result, line_of, meant};
-use super::{Action, Expectation, Scenario, ScenarioError, Step};
+use super::{Action, Expectation, LinkChange, Scenario, ScenarioError, Step};
 use crate::ask::{self, config_key, instance_key};
-use crate::links::{Latency, Links};
+use crate::links::Latency;
 use crate::options::Builder;
 
 /// The most steps in a file, and nodes in a mesh, and instances registered by one step: beyond that it is a mistake.
@@ -24,21 +24,38 @@ const STEPS: &[(&str, &[&str])] = &[
     ("register", &["node", "instance", "count", "weight", "version", "tags", "check"]),
     ("deregister", &["node", "instance"]),
     ("renew", &["node", "instance"]),
+    ("status", &["node", "instance", "status"]),
     ("override", &["node", "instance", "status", "weight", "reason"]),
     ("clear-override", &["node", "instance"]),
     ("put", &["node", "key", "value"]),
     ("delete", &["node", "key"]),
     ("cut", &["from", "to"]),
     ("cut-one-way", &["from", "to"]),
-    ("heal", &[]),
-    ("crash", &["node"]),
+    ("heal", &["from", "to"]),
+    ("crash", &["node", "torn"]),
     ("restart", &["node"]),
     ("leave", &["node"]),
     ("pause", &["node"]),
     ("resume", &["node"]),
+    ("slow", &["node", "each"]),
+    ("disk", &["node", "latency"]),
     ("skew", &["node", "ms"]),
     ("drift", &["node", "ppm"]),
-    ("links", &["latency_ms", "jitter_ms", "loss", "duplication"]),
+    (
+        "links",
+        &[
+            "from",
+            "to",
+            "latency_ms",
+            "latency_to_ms",
+            "jitter_ms",
+            "loss",
+            "duplication",
+            "reordering",
+            "bytes_per_second",
+        ],
+    ),
+    ("mend", &[]),
     ("probes", &["instance", "good"]),
     ("expect-converged", &["within"]),
     ("expect-nothing-lost", &["within"]),
@@ -55,15 +72,35 @@ const MESH: &[&str] = &[
     "zones",
     "seed",
     "latency_ms",
+    "latency_to_ms",
     "jitter_ms",
     "loss",
     "duplication",
+    "reordering",
     "bytes_per_second",
     "lost_after",
     "up_after",
     "disk",
     "clock_spread",
     "repair_interval",
+    "tombstone_horizon",
+    "max_clock_skew",
+    "through_bytes",
+    "sabotage",
+];
+
+/// What a table of links between two zones or nodes may say.
+const BETWEEN: &[&str] = &[
+    "zones",
+    "nodes",
+    "one_way",
+    "latency_ms",
+    "latency_to_ms",
+    "jitter_ms",
+    "loss",
+    "duplication",
+    "reordering",
+    "bytes_per_second",
 ];
 
 pub(super) fn scenario(text: &str) -> Result<Scenario> {
@@ -72,12 +109,21 @@ pub(super) fn scenario(text: &str) -> Result<Scenario> {
         ScenarioError { line: line_of(text, at), what: error.message().into() }
     })?;
     let top = Fields { text, what: "a scenario", line: 1, table: whole.get_ref() };
-    top.only(&["name", "mesh", "step"])?;
+    top.only(&["name", "lenient", "mesh", "between", "step"])?;
     let name = top.text("name")?.unwrap_or_default();
-    let mesh = match top.find("mesh") {
+    let lenient = top.truth("lenient")?.unwrap_or_default();
+    let mut mesh = match top.find("mesh") {
         Some(value) => mesh(&top.table_in(value, "[mesh]")?)?,
         None => Builder::new(1),
     };
+    if let Some(value) = top.find("between") {
+        let Some(tables) = value.get_ref().as_array() else {
+            return top.wrong_at(value, "links between zones or nodes are written as [[between]]");
+        };
+        for table in tables.iter() {
+            mesh = between(&top.table_in(table, "[[between]]")?, mesh)?;
+        }
+    }
     let Some(steps) = top.find("step") else { return top.wrong("there is no [[step]]: nothing would happen") };
     let Some(steps) = steps.get_ref().as_array() else { return top.wrong_at(steps, "steps are written as [[step]]") };
     if steps.len() > MAX_STEPS {
@@ -93,7 +139,7 @@ pub(super) fn scenario(text: &str) -> Result<Scenario> {
         }
         read.push(step);
     }
-    Ok(Scenario { name, mesh, steps: read })
+    Ok(Scenario { name, lenient, mesh, steps: read })
 }
 
 fn mesh(fields: &Fields) -> Result<Builder> {
@@ -108,30 +154,79 @@ fn mesh(fields: &Fields) -> Result<Builder> {
     }
     builder = builder.zones(fields.texts("zones")?.unwrap_or_default());
     let options = &mut builder.options;
-    options.links = Links {
-        latency: latency(fields)?.unwrap_or(options.links.latency),
-        loss: fields.number("loss")?.unwrap_or_default(),
-        duplication: fields.number("duplication")?.unwrap_or_default(),
-        bytes_per_second: fields.count("bytes_per_second")?,
-    };
+    options.links = link_change(fields)?.apply(options.links);
     options.lost_after = fields.time("lost_after")?.unwrap_or(options.lost_after);
     options.up_after = fields.time("up_after")?.unwrap_or(options.up_after);
     options.disk = fields.time("disk")?.unwrap_or_default();
     options.clock_spread = fields.time("clock_spread")?.unwrap_or_default();
-    if let Some(interval) = fields.time("repair_interval")? {
-        options.settings.repair_interval_ms = (interval.as_millis() as u64).clamp(100, 60_000);
+    let settings = &mut options.settings;
+    for (name, setting) in [
+        ("repair_interval", &mut settings.repair_interval_ms),
+        ("tombstone_horizon", &mut settings.tombstone_horizon_ms),
+        ("max_clock_skew", &mut settings.max_clock_skew_ms),
+    ] {
+        if let Some(time) = fields.time(name)? {
+            *setting = time.as_millis() as u64;
+        }
     }
+    settings.check().or_else(|why| fields.wrong(why))?;
+    options.through_bytes = fields.truth("through_bytes")?.unwrap_or_default();
+    options.sabotage = fields.text("sabotage")?.map(|word| fields.parse("sabotage", &word)).transpose()?;
     builder.check().or_else(|why| fields.wrong(why))?;
     Ok(builder)
 }
 
+/// Adds links between two zones or two nodes.
+fn between(fields: &Fields, mut mesh: Builder) -> Result<Builder> {
+    fields.only(BETWEEN)?;
+    let links = link_change(fields)?.apply(mesh.options.links);
+    let pair = |name| match fields.texts(name)?.as_deref() {
+        None => Ok(None),
+        Some([one, other]) => Ok(Some((one.clone(), other.clone()))),
+        Some(_) => fields.wrong(format!("{name} names two")),
+    };
+    let (ends, list) = match (pair("zones")?, pair("nodes")?) {
+        (Some(zones), None) => (zones, &mut mesh.options.zone_links),
+        (None, Some(nodes)) => (nodes, &mut mesh.options.pair_links),
+        _ => return fields.wrong("say either zones or nodes, two of them"),
+    };
+    if !fields.truth("one_way")?.unwrap_or_default() {
+        list.push((ends.1.clone(), ends.0.clone(), links));
+    }
+    list.push((ends.0, ends.1, links));
+    mesh.check().or_else(|why| fields.wrong(why))?;
+    Ok(mesh)
+}
+
 fn latency(fields: &Fields) -> Result<Option<Latency>> {
-    let ms = |value: f64| Duration::from_micros((value.clamp(0.0, 3.6e6) * 1_000.0) as u64);
-    let (floor, mean) = (fields.number("latency_ms")?.map(ms), fields.number("jitter_ms")?.map(ms));
-    Ok(match (floor, mean) {
-        (None, None) => None,
-        (Some(floor), None) => Some(Latency::Fixed(floor)),
-        (floor, Some(mean)) => Some(Latency::Tail { floor: floor.unwrap_or_default(), mean }),
+    let ms = |value: f64| Duration::from_micros((value.clamp(0.0, 3.6e6) * 1_000.0).round() as u64);
+    let read = |name| fields.number(name).map(|value| value.map(ms));
+    Ok(match (read("latency_ms")?, read("latency_to_ms")?, read("jitter_ms")?) {
+        (None, None, None) => None,
+        (Some(floor), None, None) => Some(Latency::Fixed(floor)),
+        (floor, None, Some(mean)) => Some(Latency::Tail { floor: floor.unwrap_or_default(), mean }),
+        (floor, Some(most), None) => Some(Latency::Uniform(floor.unwrap_or_default(), most)),
+        (_, Some(_), Some(_)) => return fields.wrong("say either jitter_ms or latency_to_ms"),
+    })
+}
+
+fn link_change(fields: &Fields) -> Result<LinkChange> {
+    let share = |name| match fields.number(name)? {
+        Some(share) if !(0.0..=1.0).contains(&share) => {
+            fields.wrong(format!("{name} is {share}, a share between 0 and 1"))
+        }
+        share => Ok(share),
+    };
+    let bytes_per_second = fields.count("bytes_per_second")?;
+    if bytes_per_second == Some(0) {
+        return fields.wrong("a bandwidth of 0 lets nothing through; cut the links instead");
+    }
+    Ok(LinkChange {
+        latency: latency(fields)?,
+        loss: share("loss")?,
+        duplication: share("duplication")?,
+        reordering: share("reordering")?,
+        bytes_per_second,
     })
 }
 
@@ -158,6 +253,10 @@ fn action(kind: &str, fields: &Fields, nodes: &[String]) -> Result<Action> {
         "deregister" => one(node()?, ask::deregister(&path()?)),
         "renew" => one(node()?, ask::renew(&path()?)),
         "clear-override" => one(node()?, ask::clear_override(&path()?)),
+        "status" => {
+            let word = fields.need(fields.text("status")?, "status")?;
+            one(node()?, ask::set_status(&path()?, fields.parse("status", &word)?))
+        }
         "override" => {
             let status = fields.text("status")?.map(|word| fields.parse::<_>("status", &word)).transpose()?;
             let weight = fields.count("weight")?.map(|weight| weight.min(u64::from(u32::MAX)) as u32);
@@ -174,21 +273,26 @@ fn action(kind: &str, fields: &Fields, nodes: &[String]) -> Result<Action> {
             to: fields.nodes("to", nodes)?,
             one_way: kind == "cut-one-way",
         },
+        "heal" if fields.find("from").is_some() || fields.find("to").is_some() => {
+            Action::HealBetween { from: fields.nodes("from", nodes)?, to: fields.nodes("to", nodes)? }
+        }
         "heal" => Action::Heal,
-        "crash" => Action::Crash(node()?),
+        "crash" => Action::Crash { node: node()?, torn: fields.truth("torn")?.unwrap_or_default() },
         "restart" => Action::Restart(node()?),
         "leave" => one(node()?, Command::Leave),
         "pause" => Action::Pause(node()?),
         "resume" => Action::Resume(node()?),
+        "slow" => Action::Slow(node()?, fields.need(fields.time("each")?, "each")?),
+        "disk" => Action::Disk(node()?, fields.need(fields.time("latency")?, "latency")?),
+        "mend" => Action::Mend,
         "skew" => Action::Skew(node()?, fields.need(fields.integer("ms")?, "ms")?),
         "drift" => Action::Drift(node()?, fields.need(fields.integer("ppm")?, "ppm")?),
-        "links" => {
-            let share = |name| match fields.number(name)? {
-                Some(share) if !(0.0..=1.0).contains(&share) => fields.wrong(format!("{name} is between 0 and 1")),
-                share => Ok(share),
-            };
-            Action::Links { latency: latency(fields)?, loss: share("loss")?, duplication: share("duplication")? }
-        }
+        "links" if fields.find("from").is_some() || fields.find("to").is_some() => Action::LinksBetween {
+            from: fields.nodes("from", nodes)?,
+            to: fields.nodes("to", nodes)?,
+            change: link_change(fields)?,
+        },
+        "links" => Action::Links(link_change(fields)?),
         "probes" => Action::Probes(path()?, fields.need(fields.truth("good")?, "good")?),
         _ => expectation(kind, fields, nodes)?,
     })

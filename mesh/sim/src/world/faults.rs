@@ -38,6 +38,7 @@ impl World {
         let settings = self.options.settings.clone();
         self.hosts[node].start(self.now, &settings);
         self.up += 1;
+        self.record_state(node);
         self.give(node, Input::Tick);
         if let Some(detector) = &mut self.detector {
             detector.forget_all(node);
@@ -49,7 +50,11 @@ impl World {
         }
     }
 
-    pub(crate) fn crash(&mut self, node: usize) {
+    /// Kills a host. With `torn`, any part of what was not yet on its disk may be there nevertheless.
+    pub(crate) fn crash(&mut self, node: usize, torn: bool) {
+        if torn {
+            self.tear(node);
+        }
         self.end(node, State::Crashed);
         self.topology_changed(Some(node));
         self.others_have_it_all();
@@ -79,6 +84,7 @@ impl World {
         self.hosts[node].stop(state, self.now);
         self.ledger.unasked(node);
         self.up -= 1;
+        self.record_state(node);
     }
 
     /// A node less to wait for: some changes may now be everywhere.
@@ -95,11 +101,13 @@ impl World {
 
     pub(crate) fn pause(&mut self, node: usize) {
         self.hosts[node].state = State::Paused;
+        self.record_state(node);
         self.topology_changed(Some(node));
     }
 
     pub(crate) fn resume(&mut self, node: usize) {
         self.hosts[node].state = State::Running;
+        self.record_state(node);
         for input in self.hosts[node].take_backlog() {
             self.give(node, input);
         }
@@ -110,6 +118,19 @@ impl World {
         self.topology_changed(Some(node));
         self.concerned = self.figures.all_followed();
         self.note_shown(node);
+    }
+
+    fn record_state(&mut self, node: usize) {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.state(node, self.hosts[node].state, self.now);
+        }
+    }
+
+    /// Takes a sample of the second that is over.
+    pub(super) fn record_second(&mut self) {
+        let Some(mut recorder) = self.recorder.take() else { return };
+        recorder.second(self);
+        self.recorder = Some(recorder);
     }
 
     pub(super) fn probe(&mut self, node: usize, key: InstanceKey) {
