@@ -78,7 +78,7 @@ async fn call(handle: Handle, caller: usize, until: Instant, answers: Arc<Mutex<
             instance: (round % 100).to_string().parse().expect("a sound name"),
         };
         let instance = Instance {
-            version: round.to_string(), // so that every registration is a change
+            version: round.to_string().into(), // so that every registration is a change
             ..Instance::at(Address { host: "127.0.0.1".into(), port: 80 })
         };
         handle.command(Command::Register(Registration { key, instance })).await.expect("the node takes it");

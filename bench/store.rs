@@ -126,7 +126,7 @@ fn service_key(service: &str) -> ServiceKey {
 
 fn instance(number: usize) -> Instance {
     let host = format!("10.{}.{}.{}", number >> 16 & 255, number >> 8 & 255, number & 255);
-    Instance { version: "1.4.2".into(), ..Instance::at(Address { host, port: 8080 }) }
+    Instance { version: "1.4.2".into(), ..Instance::at(Address { host: host.into(), port: 8080 }) }
 }
 
 impl Heart {

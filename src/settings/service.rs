@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use starling_core::id::{InstanceId, InstanceKey, Namespace, NodeId, ServiceKey, ServiceName, Zone};
-use starling_core::registry::{Address, Check, CheckKind, DEFAULT_WEIGHT, Instance, Protocol, Registration};
+use starling_core::registry::{Address, Check, CheckKind, DEFAULT_WEIGHT, Details, Instance, Protocol, Registration};
 
 use super::duration::HumanDuration;
 
@@ -100,13 +100,15 @@ impl ServiceSettings {
         let instance = Instance {
             protocol: self.protocol,
             zone: self.zone.clone().unwrap_or_else(|| node_zone.clone()),
-            version: self.version.clone(),
+            version: self.version.as_str().into(),
             weight: self.weight,
-            tags: self.tags.clone(),
-            metadata: self.metadata.clone(),
-            check: self.check.as_ref().map(CheckSettings::check).transpose()?,
             declared: true,
-            ..Instance::at(Address { host: self.address.clone(), port: self.port })
+            details: Details::new(
+                self.tags.iter().map(String::as_str).collect(),
+                self.metadata.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect(),
+                self.check.as_ref().map(CheckSettings::check).transpose()?,
+            ),
+            ..Instance::at(Address { host: self.address.as_str().into(), port: self.port })
         };
         instance.check_limits()?;
         Ok(Registration { key: InstanceKey { service, instance: id }, instance })
@@ -156,13 +158,14 @@ mod tests {
         assert_eq!(registration.key.to_string(), "default/orders/node-a:8080");
         assert_eq!(registration.instance.address.to_string(), "127.0.0.1:8080");
         assert_eq!(registration.instance.zone.as_str(), "west");
-        assert!(registration.instance.declared && registration.instance.check.is_none());
+        assert!(registration.instance.declared && registration.instance.details.check().is_none());
     }
 
     #[test]
     fn a_check_takes_human_durations_and_usual_values_for_the_rest() {
         let text = "name = \"o\"\nport = 1\n[check]\nkind = \"http\"\npath = \"/up\"\ninterval = \"500ms\"";
-        let check = registration(text).unwrap().instance.check.unwrap();
+        let registration = registration(text).unwrap();
+        let check = registration.instance.details.check().unwrap();
         assert_eq!(check.kind, CheckKind::Http { path: "/up".into() });
         assert_eq!((check.interval_ms, check.timeout_ms, check.failures_to_fail), (500, 2_000, 3));
     }

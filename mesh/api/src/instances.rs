@@ -4,7 +4,7 @@ use axum::extract::State;
 use axum::response::Response;
 use starling_core::Command;
 use starling_core::id::{InstanceId, InstanceKey, ServiceKey, ServiceName};
-use starling_core::registry::{Address, Instance, Override, Registration};
+use starling_core::registry::{Address, Details, Instance, Override, Registration};
 
 use crate::context::Shared;
 use crate::extract::{JsonBody, Names, OptionalJson, Params};
@@ -24,14 +24,16 @@ pub(crate) async fn register(
     let instance = Instance {
         protocol: request.protocol,
         zone: request.zone.unwrap_or_else(|| context.mesh.view().zone.clone()),
-        version: request.version,
+        version: request.version.into(),
         weight: request.weight,
-        tags: request.tags,
-        metadata: request.metadata,
         status: request.status,
-        check: request.check.map(Into::into),
         reach: request.reach,
-        ..Instance::at(Address { host: request.address, port: request.port })
+        details: Details::new(
+            request.tags.into_iter().collect(),
+            request.metadata.into_iter().collect(),
+            request.check.map(Into::into),
+        ),
+        ..Instance::at(Address { host: request.address.into(), port: request.port })
     };
     instance.check_limits().map_err(Failure::bad)?;
     context.register(Command::Register(Registration { key: key(names, query), instance })).await

@@ -71,8 +71,8 @@ impl InstancesQuery {
     fn wants(&self, view: &InstanceView) -> bool {
         (!self.ready || view.usability == Usability::Ready)
             && self.zone.as_ref().is_none_or(|zone| *zone == view.instance.zone)
-            && self.tag.as_ref().is_none_or(|tag| view.instance.tags.contains(tag))
-            && self.version.as_ref().is_none_or(|version| *version == view.instance.version)
+            && self.tag.as_ref().is_none_or(|tag| view.instance.details.tags().contains(tag))
+            && self.version.as_ref().is_none_or(|version| *version == *view.instance.version)
             && self.status.is_none_or(|status| status == view.status())
     }
 

@@ -1,17 +1,17 @@
 //! Names that cannot be confused with each other.
 //!
 //! Every name is checked once, where it enters ([`str::parse`] or serde), and believed inside. All are cheap to
-//! clone (shared text) and ordered, so that whatever is keyed by them is iterated in the same order on every machine.
+//! clone and ordered, so that whatever is keyed by them is iterated in the same order on every machine.
 
-use std::borrow::Borrow;
-use std::cmp::Ordering;
+use std::borrow::{Borrow, Cow};
 use std::fmt;
+use std::marker::PhantomData;
 use std::str::FromStr;
-use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use crate::names::Name;
+use crate::names::Common;
+pub use crate::names::CommonText;
 
 /// A name that was refused, and why.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -45,72 +45,78 @@ fn check(
     }
 }
 
-macro_rules! name {
-    ($(#[$doc:meta])* $type:ident, $what:literal, max $max:literal, $rule:literal, $allowed:expr, $normal:expr) => {
-        $(#[$doc])*
-        #[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-        #[serde(try_from = "String", into = "String")]
-        pub struct $type(Arc<str>);
+/// A short text of one record: up to 15 bytes stand in place, longer ones are shared by their clones.
+pub use ecow::EcoString as Text;
 
-        impl Ord for $type {
-            fn cmp(&self, other: &Self) -> Ordering {
-                // Names in a store share their text: see `names`.
-                if Arc::ptr_eq(&self.0, &other.0) { Ordering::Equal } else { self.0.cmp(&other.0) }
-            }
-        }
-        impl PartialOrd for $type {
-            fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-                Some(self.cmp(other))
-            }
-        }
-        impl Name for $type {
-            fn is_shared(&self) -> bool {
-                Arc::strong_count(&self.0) > 1
-            }
-        }
+macro_rules! name {
+    ($(#[$doc:meta])* $type:ident($text:ident), $what:literal, max $max:literal, $rule:literal, $allowed:expr, $case:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $type($text);
 
         impl $type {
             /// The name as text.
             pub fn as_str(&self) -> &str {
-                &self.0
+                self.0.as_str()
             }
         }
         impl FromStr for $type {
             type Err = NameError;
             fn from_str(text: &str) -> Result<Self, NameError> {
-                let normal: fn(&str) -> String = $normal;
-                let text = normal(text);
+                let text = $case(text);
                 check($what, &text, $max, $allowed, $rule)?;
-                Ok(Self(text.into()))
-            }
-        }
-        impl TryFrom<String> for $type {
-            type Error = NameError;
-            fn try_from(text: String) -> Result<Self, NameError> {
-                text.parse()
-            }
-        }
-        impl From<$type> for String {
-            fn from(name: $type) -> String {
-                name.0.as_ref().to_owned()
+                Ok(Self(text.as_ref().into()))
             }
         }
         impl Borrow<str> for $type {
             fn borrow(&self) -> &str {
-                &self.0
+                self.as_str()
             }
         }
         impl fmt::Display for $type {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
+                f.write_str(self.as_str())
             }
         }
         impl fmt::Debug for $type {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, "{:?}", &*self.0)
+                write!(f, "{:?}", self.as_str())
+            }
+        }
+        impl Serialize for $type {
+            fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+                to.serialize_str(self.as_str())
+            }
+        }
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+                from.deserialize_str(Parsed(PhantomData))
             }
         }
     };
+}
+
+/// Reads a name from the wire without an owned text in between: a million records bring four each.
+struct Parsed<T>(PhantomData<T>);
+
+impl<T: FromStr<Err = NameError>> de::Visitor<'_> for Parsed<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a name")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+        text.parse().map_err(E::custom)
+    }
+}
+
+fn lower(text: &str) -> Cow<'_, str> {
+    if text.bytes().any(|byte| byte.is_ascii_uppercase()) { text.to_ascii_lowercase().into() } else { text.into() }
+}
+
+fn as_is(text: &str) -> Cow<'_, str> {
+    text.into()
 }
 
 fn label(c: char) -> bool {
@@ -131,48 +137,60 @@ fn graphic_or_slash(c: char) -> bool {
 
 name!(
     /// A node of the mesh; the name in its certificate. Up to 64 bytes of `a-z 0-9 - _ .`, lower-cased.
-    NodeId, "node id", max 64, "a-z, 0-9, '-', '_' and '.'", dotted, |t| t.to_ascii_lowercase()
+    NodeId(CommonText), "node id", max 64, "a-z, 0-9, '-', '_' and '.'", dotted, lower
 );
 name!(
     /// A namespace of services and configuration (default [`Namespace::default`], "default").
     /// Up to 63 bytes of `a-z 0-9 - _`, lower-cased: it is one label of a host name.
-    Namespace, "namespace", max 63, "a-z, 0-9, '-' and '_'", label, |t| t.to_ascii_lowercase()
+    Namespace(CommonText), "namespace", max 63, "a-z, 0-9, '-' and '_'", label, lower
 );
 name!(
     /// A service by the name its callers use. Up to 128 bytes of `a-z 0-9 - _ .`, lower-cased as host names are.
-    ServiceName, "service name", max 128, "a-z, 0-9, '-', '_' and '.'", dotted, |t| t.to_ascii_lowercase()
+    ServiceName(CommonText), "service name", max 128, "a-z, 0-9, '-', '_' and '.'", dotted, lower
 );
 name!(
     /// One instance of a service. Up to 128 printable ASCII characters without `/`.
-    InstanceId, "instance id", max 128, "printable ASCII without '/'", graphic, |t| t.to_owned()
+    InstanceId(Text), "instance id", max 128, "printable ASCII without '/'", graphic, as_is
 );
 name!(
     /// A group of configuration documents. Up to 128 printable ASCII characters without `/`.
-    ConfigGroup, "config group", max 128, "printable ASCII without '/'", graphic, |t| t.to_owned()
+    ConfigGroup(Text), "config group", max 128, "printable ASCII without '/'", graphic, as_is
 );
 name!(
     /// The name of a configuration document in its group; may contain `/`. Up to 256 printable ASCII characters.
-    ConfigName, "config key", max 256, "printable ASCII", graphic_or_slash, |t| t.to_owned()
+    ConfigName(Text), "config key", max 256, "printable ASCII", graphic_or_slash, as_is
 );
 name!(
     /// A zone: hosts that are near each other and fail together (rack, availability zone).
     /// Up to 63 bytes of `a-z 0-9 - _`, lower-cased.
-    Zone, "zone", max 63, "a-z, 0-9, '-' and '_'", label, |t| t.to_ascii_lowercase()
+    Zone(CommonText), "zone", max 63, "a-z, 0-9, '-' and '_'", label, lower
 );
 name!(
     /// A cell: nodes that watch over each other (one chitchat group of some 250 at most); cells know of each other
     /// through a few relays. Up to 63 bytes of `a-z 0-9 - _`, lower-cased.
-    CellName, "cell name", max 63, "a-z, 0-9, '-' and '_'", label, |t| t.to_ascii_lowercase()
+    CellName(CommonText), "cell name", max 63, "a-z, 0-9, '-' and '_'", label, lower
 );
 name!(
     /// A region: cells that are near each other; between regions a message takes tens of milliseconds.
     /// Up to 63 bytes of `a-z 0-9 - _`, lower-cased.
-    Region, "region name", max 63, "a-z, 0-9, '-' and '_'", label, |t| t.to_ascii_lowercase()
+    Region(CommonText), "region name", max 63, "a-z, 0-9, '-' and '_'", label, lower
 );
 name!(
     /// A mesh: nodes of different meshes refuse each other. Up to 63 bytes of `a-z 0-9 - _`, lower-cased.
-    MeshName, "mesh name", max 63, "a-z, 0-9, '-' and '_'", label, |t| t.to_ascii_lowercase()
+    MeshName(CommonText), "mesh name", max 63, "a-z, 0-9, '-' and '_'", label, lower
 );
+
+macro_rules! common {
+    ($($type:ident),+) => {
+        $(impl Common for $type {
+            fn common(&mut self) -> &mut CommonText {
+                &mut self.0
+            }
+        })+
+    };
+}
+
+common!(NodeId, Namespace, ServiceName, Zone);
 
 impl Default for Namespace {
     fn default() -> Self {

@@ -1,32 +1,28 @@
 //! What the registry says of an instance: the words its users know from Eureka, Consul and Nacos.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod details;
+
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{InstanceKey, NameError, Zone};
+use crate::id::{CommonText, InstanceKey, NameError, Text, Zone};
+pub use details::{Details, MAX_LABEL_BYTES, MAX_METADATA, MAX_TAGS, Metadata, Tags};
 
 /// The weight of an instance that names none.
 pub const DEFAULT_WEIGHT: u32 = 100;
 /// The largest weight; enough for any ratio and far from overflow in sums.
 pub const MAX_WEIGHT: u32 = 1_000_000;
-/// How many tags an instance may have.
-pub const MAX_TAGS: usize = 64;
-/// How many metadata entries an instance may have.
-pub const MAX_METADATA: usize = 64;
 /// The longest reason an override may give, in bytes.
 pub const MAX_REASON_BYTES: usize = 512;
-/// How many bytes all tags and metadata of an instance may have together.
-pub const MAX_LABEL_BYTES: usize = 8 * 1024;
 
 /// A host (IP address or name) and a port: where an instance listens.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Address {
     /// IP address or host name.
-    pub host: String,
+    pub host: Text,
     /// TCP port, never 0.
     pub port: u16,
 }
@@ -181,6 +177,9 @@ impl Check {
 }
 
 /// Everything an owner says of one instance. The owner itself is the node in the record's stamp.
+///
+/// A node holds a million of these, so it is laid out to be small: texts that most instances share are shared, IP
+/// addresses need no memory of their own, and what many instances do without stands apart in [`Details`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Instance {
     /// Where it listens, as seen from the node that owns it (or from everywhere when reached directly).
@@ -190,23 +189,19 @@ pub struct Instance {
     /// Where it runs.
     pub zone: Zone,
     /// The application's version; may be empty.
-    pub version: String,
+    pub version: CommonText,
     /// Its share of traffic relative to its siblings, 0 to [`MAX_WEIGHT`]; 0 takes no new traffic.
     pub weight: u32,
-    /// Words callers can select by.
-    pub tags: BTreeSet<String>,
-    /// Free key/value pairs.
-    pub metadata: BTreeMap<String, String>,
     /// What the owner says.
     pub status: Status,
     /// What the owner's check says.
     pub health: Health,
-    /// How the owner checks it.
-    pub check: Option<Check>,
     /// How others reach it.
     pub reach: Reach,
     /// Whether it stands in its node's settings file (and so comes and goes with it) or was registered by API.
     pub declared: bool,
+    /// Tags, metadata, check: what many instances do without.
+    pub details: Details,
 }
 
 impl Instance {
@@ -216,27 +211,25 @@ impl Instance {
             address,
             protocol: Protocol::default(),
             zone: Zone::default(),
-            version: String::new(),
+            version: CommonText::default(),
             weight: DEFAULT_WEIGHT,
-            tags: BTreeSet::new(),
-            metadata: BTreeMap::new(),
             status: Status::Up,
             health: Health::Unchecked,
-            check: None,
             reach: Reach::Owner,
             declared: false,
+            details: Details::default(),
         }
+    }
+
+    /// The same with this check.
+    pub fn checked(self, check: Check) -> Self {
+        let (tags, metadata) = (self.details.tags().clone(), self.details.metadata().clone());
+        Self { details: Details::new(tags, metadata, Some(check)), ..self }
     }
 
     /// Near enough to the size of its texts to bound messages by.
     pub(crate) fn rough_bytes(&self) -> usize {
-        let tags = self.tags.iter().map(|tag| 2 + tag.len()).sum::<usize>();
-        let metadata = self.metadata.iter().map(|(key, value)| 4 + key.len() + value.len()).sum::<usize>();
-        let path = match &self.check {
-            Some(Check { kind: CheckKind::Http { path }, .. }) => path.len(),
-            _ => 0,
-        };
-        self.address.host.len() + self.version.len() + tags + metadata + path
+        self.address.host.len() + self.version.len() + self.details.rough_bytes()
     }
 
     /// What is wrong with it, if anything: the field and what to do.
@@ -258,18 +251,7 @@ impl Instance {
         if self.version.len() > 128 {
             return Err("version is longer than 128 bytes".into());
         }
-        if self.tags.len() > MAX_TAGS {
-            return Err(format!("{} tags, at most {MAX_TAGS}", self.tags.len()));
-        }
-        if self.metadata.len() > MAX_METADATA {
-            return Err(format!("{} metadata entries, at most {MAX_METADATA}", self.metadata.len()));
-        }
-        let label_bytes = self.tags.iter().map(String::len).sum::<usize>()
-            + self.metadata.iter().map(|(k, v)| k.len() + v.len()).sum::<usize>();
-        if label_bytes > MAX_LABEL_BYTES {
-            return Err(format!("tags and metadata have {label_bytes} bytes, at most {MAX_LABEL_BYTES}"));
-        }
-        self.check.as_ref().map_or(Ok(()), Check::check_limits)
+        self.details.check_limits()
     }
 }
 

@@ -125,22 +125,23 @@ impl Store {
 fn share_key(names: &mut Names, key: &mut Key) {
     match key {
         Key::Instance(key) | Key::Override(key) => {
-            names.namespaces.share(&mut key.service.namespace);
-            names.services.share(&mut key.service.service);
+            names.share(&mut key.service.namespace);
+            names.share(&mut key.service.service);
         }
-        Key::Config(key) => names.namespaces.share(&mut key.namespace),
+        Key::Config(key) => names.share(&mut key.namespace),
     }
 }
 
 fn share_cell(names: &mut Names, cell: &mut Cell) {
     match cell {
         Cell::Instance(register) => {
-            names.nodes.share(&mut register.marker.stamp.node);
+            names.share(&mut register.marker.stamp.node);
             if let Some(instance) = register.val.as_mut().and_then(Arc::get_mut) {
-                names.zones.share(&mut instance.zone);
+                names.share(&mut instance.zone);
+                names.share(&mut instance.version);
             }
         }
-        Cell::Override(register) => names.nodes.share(&mut register.marker.node),
+        Cell::Override(register) => names.share(&mut register.marker.node),
         Cell::Config(_) => {}
     }
 }

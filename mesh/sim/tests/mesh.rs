@@ -110,7 +110,7 @@ fn a_node_whose_clock_is_far_ahead_is_believed_only_when_time_has_caught_up() ->
 fn probes_follow_their_script() -> Result<(), Story> {
     let mut mesh = Mesh::builder(8).nodes(3).build();
     let mut instance = Instance::at(Address { host: "app.test".into(), port: 8080 });
-    instance.check = Some(Check { interval_ms: 1_000, ..Check::new(CheckKind::Tcp) });
+    instance = instance.checked(Check { interval_ms: 1_000, ..Check::new(CheckKind::Tcp) });
     mesh.register_as("n1", "orders/o1", instance);
     mesh.run_for(secs(2));
     mesh.all_trust("orders/o1")?;

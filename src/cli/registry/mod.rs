@@ -240,7 +240,7 @@ fn instance_row(instance: &InstanceInfo) -> [Cell; 9] {
     };
     let overruled = |changed: bool| if changed { "*" } else { "" };
     let word = instance.override_.as_ref();
-    let address = starling_core::registry::Address { host: instance.address.clone(), port: instance.port };
+    let address = starling_core::registry::Address { host: instance.address.as_str().into(), port: instance.port };
     let via = if instance.reach == Reach::Direct {
         format!("{} (direct)", instance.owner)
     } else {

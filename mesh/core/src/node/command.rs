@@ -42,12 +42,12 @@ impl Node {
         if known.is_none() {
             self.room_to_own()?;
         }
-        instance.health = match (&instance.check, &known) {
+        instance.health = match (instance.details.check(), &known) {
             (None, _) => Health::Unchecked,
             // Registering is the first renewal.
             (Some(check), _) if check.kind == CheckKind::Ttl => Health::Passing,
             (Some(check), Some((before, _)))
-                if Some(check) == before.check.as_ref() && before.address == instance.address =>
+                if Some(check) == before.details.check() && before.address == instance.address =>
             {
                 before.health
             }
@@ -90,7 +90,7 @@ impl Node {
         out: &mut Vec<Output>,
     ) -> Result<Option<Stamp>, Refusal> {
         let shown = self.shown(&key)?;
-        if shown.instance.check.as_ref().is_none_or(|check| check.kind != CheckKind::Ttl) {
+        if shown.instance.details.check().is_none_or(|check| check.kind != CheckKind::Ttl) {
             return Err(Refusal::Invalid(format!("instance {key} has no TTL check, so there is no lease to renew")));
         }
         if shown.owner() == &self.me {

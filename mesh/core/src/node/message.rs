@@ -201,11 +201,11 @@ impl Node {
             _ => {}
         }
         let before = self.monitor.probe(key).map(|(address, check)| (address.clone(), check.clone()));
-        match instance.filter(|_| owned) {
-            Some(Instance { address, check: Some(check), health, .. }) => {
+        match instance.filter(|_| owned).and_then(|instance| Some((instance, instance.details.check()?))) {
+            Some((Instance { address, health, .. }, check)) => {
                 self.monitor.watch(key, address, check, *health, now.elapsed);
             }
-            _ => self.monitor.forget(key),
+            None => self.monitor.forget(key),
         }
         let after = self.monitor.probe(key).map(|(address, check)| (address.clone(), check.clone()));
         match after {

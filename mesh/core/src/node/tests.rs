@@ -311,7 +311,7 @@ fn a_clean_leave_is_seen_by_one_push_and_the_next_start_is_back() {
 fn a_lease_lapses_is_renewed_and_moves_with_its_application() {
     let mut mesh = Mesh::of(&["a", "b"]);
     let key = instance_key("orders", "o1");
-    let checked = Instance { check: Some(Check::new(CheckKind::Ttl)), ..instance() };
+    let checked = instance().checked(Check::new(CheckKind::Ttl));
     mesh.command("a", Command::Register(Registration { key: key.clone(), instance: checked })).unwrap();
     mesh.all_see("orders", "o1", Some(Usability::Ready));
     mesh.wait(Duration::from_secs(16));
@@ -327,7 +327,7 @@ fn a_lease_lapses_is_renewed_and_moves_with_its_application() {
 fn probes_begin_at_registration_and_after_a_restart_and_end_with_the_instance() {
     let mut mesh = Mesh::of(&["a"]);
     let key = instance_key("orders", "o1");
-    let checked = Instance { check: Some(Check::new(CheckKind::Tcp)), ..instance() };
+    let checked = instance().checked(Check::new(CheckKind::Tcp));
     mesh.command("a", Command::Register(Registration { key: key.clone(), instance: checked })).unwrap();
     assert_eq!(mesh.probed("a", &key), Some(8080));
     assert_eq!(mesh.usability("a", "orders", "o1"), Some(Usability::Health));

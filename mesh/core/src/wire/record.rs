@@ -3,7 +3,6 @@
 //! Each record has its length and its kind in front, so that a peer that knows more kinds, or says more in one than this
 //! node can read, costs that record and no more.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crdts::LWWReg;
@@ -12,7 +11,10 @@ use super::bytes::{Names, Reader, Writer};
 use super::{DecodeError, MAX_RECORDS};
 use crate::id::{ConfigKey, InstanceKey, NameError, ServiceKey};
 use crate::record::{Cell, Claim, Key, Record, register_from_bytes};
-use crate::registry::{Address, Check, CheckKind, DEFAULT_WEIGHT, Health, Instance, Override, Protocol, Reach, Status};
+use crate::registry::{
+    Address, Check, CheckKind, DEFAULT_WEIGHT, Details, Health, Instance, MAX_METADATA, MAX_TAGS, Override, Protocol,
+    Reach, Status,
+};
 use crate::time::{HybridTime, Stamp};
 
 /// Kinds of record.
@@ -150,15 +152,16 @@ fn stamp(from: &mut Reader, names: &mut Names) -> Result<Stamp, DecodeError> {
 }
 
 fn put_instance<'a>(instance: &'a Instance, to: &mut Writer<'a>) {
+    let (tags, metadata, check) = (instance.details.tags(), instance.details.metadata(), instance.details.check());
     let ipv4 = ipv4(&instance.address.host);
     let flag = |there: bool, flag: u8| if there { flag } else { 0 };
     to.byte(
         flag(ipv4.is_some(), HAS_IPV4)
             | flag(!instance.version.is_empty(), HAS_VERSION)
             | flag(instance.weight != DEFAULT_WEIGHT, HAS_WEIGHT)
-            | flag(!instance.tags.is_empty(), HAS_TAGS)
-            | flag(!instance.metadata.is_empty(), HAS_METADATA)
-            | flag(instance.check.is_some(), HAS_CHECK)
+            | flag(!tags.is_empty(), HAS_TAGS)
+            | flag(!metadata.is_empty(), HAS_METADATA)
+            | flag(check.is_some(), HAS_CHECK)
             | flag(instance.reach == Reach::Direct, IS_DIRECT)
             | flag(instance.declared, IS_DECLARED),
     );
@@ -175,18 +178,18 @@ fn put_instance<'a>(instance: &'a Instance, to: &mut Writer<'a>) {
     if instance.weight != DEFAULT_WEIGHT {
         to.number(u64::from(instance.weight));
     }
-    if !instance.tags.is_empty() {
-        to.number(instance.tags.len() as u64);
-        instance.tags.iter().for_each(|tag| to.text(tag));
+    if !tags.is_empty() {
+        to.number(tags.len() as u64);
+        tags.iter().for_each(|tag| to.text(tag));
     }
-    if !instance.metadata.is_empty() {
-        to.number(instance.metadata.len() as u64);
-        for (key, value) in &instance.metadata {
+    if !metadata.is_empty() {
+        to.number(metadata.len() as u64);
+        for (key, value) in metadata.iter() {
             to.text(key);
             to.text(value);
         }
     }
-    if let Some(check) = &instance.check {
+    if let Some(check) = check {
         put_check(check, to);
     }
 }
@@ -196,9 +199,9 @@ fn instance(from: &mut Reader, names: &mut Names) -> Result<Instance, DecodeErro
     let has = |flag: u8| flags & flag != 0;
     let host = if has(HAS_IPV4) {
         let octets = from.take(4)?;
-        format!("{}.{}.{}.{}", octets[0], octets[1], octets[2], octets[3])
+        ecow::eco_format!("{}.{}.{}.{}", octets[0], octets[1], octets[2], octets[3])
     } else {
-        from.text()?.to_owned()
+        from.text()?.into()
     };
     let port = u16::from(from.byte()?) | u16::from(from.byte()?) << 8;
     let mut instance = Instance {
@@ -214,23 +217,17 @@ fn instance(from: &mut Reader, names: &mut Names) -> Result<Instance, DecodeErro
         return Err(DecodeError::malformed("an instance has marks this node does not know"));
     }
     if has(HAS_VERSION) {
-        instance.version = from.text()?.to_owned();
+        instance.version = from.text()?.into();
     }
     if has(HAS_WEIGHT) {
         instance.weight = small(from)?;
     }
-    if has(HAS_TAGS) {
-        let count = from.count(1, crate::registry::MAX_TAGS)?;
-        instance.tags =
-            (0..count).map(|_| Ok(from.text()?.to_owned())).collect::<Result<BTreeSet<_>, DecodeError>>()?;
-    }
-    if has(HAS_METADATA) {
-        let count = from.count(2, crate::registry::MAX_METADATA)?;
-        let mut entry = || Ok((from.text()?.to_owned(), from.text()?.to_owned()));
-        instance.metadata = (0..count).map(|_| entry()).collect::<Result<BTreeMap<_, _>, DecodeError>>()?;
-    }
-    if has(HAS_CHECK) {
-        instance.check = Some(check(from)?);
+    if flags & (HAS_TAGS | HAS_METADATA | HAS_CHECK) != 0 {
+        let tags = if has(HAS_TAGS) { from.count(1, MAX_TAGS)? } else { 0 };
+        let tags = (0..tags).map(|_| from.text()).collect::<Result<_, _>>()?;
+        let pairs = if has(HAS_METADATA) { from.count(2, MAX_METADATA)? } else { 0 };
+        let pairs = (0..pairs).map(|_| Ok((from.text()?, from.text()?))).collect::<Result<_, DecodeError>>()?;
+        instance.details = Details::new(tags, pairs, has(HAS_CHECK).then(|| check(from)).transpose()?);
     }
     Ok(instance)
 }

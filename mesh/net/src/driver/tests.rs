@@ -235,8 +235,7 @@ async fn commands_and_messages_do_not_starve_each_other() {
 async fn a_checked_instance_takes_traffic_after_its_first_good_probe() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = Address { host: "127.0.0.1".into(), port: listener.local_addr().unwrap().port() };
-    let check = Some(Check { interval_ms: 100, ..Check::new(CheckKind::Tcp) });
-    let instance = Instance { check, ..Instance::at(address) };
+    let instance = Instance::at(address).checked(Check { interval_ms: 100, ..Check::new(CheckKind::Tcp) });
     let a = Loop::start(Disk::none(wall_now()));
     a.command(Command::Register(Registration { key: key("o1"), instance })).await.unwrap();
     assert_eq!(a.view.load().instance(&key("o1")).unwrap().usability, Usability::Health);

@@ -117,7 +117,7 @@ impl Flock {
 
     pub(crate) fn register_as(&self, place: Place, change: impl FnOnce(&mut InstanceView)) {
         let key = InstanceKey { service: service_key(place.service), instance: place.id.parse().unwrap() };
-        let address = Address { host: place.address.ip().to_string(), port: place.address.port() };
+        let address = Address { host: place.address.ip().to_string().into(), port: place.address.port() };
         let mut view = InstanceView {
             key: key.clone(),
             instance: Arc::new(Instance::at(address)),

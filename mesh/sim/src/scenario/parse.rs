@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use starling_core::Command;
-use starling_core::registry::{Address, Check, CheckKind, Instance, Override};
+use starling_core::registry::{Address, Check, CheckKind, Details, Instance, Metadata, Override};
 use toml::de::DeTable;
 
 use super::fields::{Fields, Result, line_of, meant};
@@ -305,19 +305,20 @@ fn one(node: String, command: Command) -> Action {
 fn register(fields: &Fields, nodes: &[String]) -> Result<Action> {
     let path = fields.need(fields.text("instance")?, "instance")?;
     let node = fields.node("node", nodes)?;
-    let mut instance = Instance::at(Address { host: format!("{node}.test"), port: 8080 });
+    let mut instance = Instance::at(Address { host: format!("{node}.test").into(), port: 8080 });
     if let Some(weight) = fields.count("weight")? {
         instance.weight = weight.min(u64::from(u32::MAX)) as u32;
     }
-    instance.version = fields.text("version")?.unwrap_or_default();
-    instance.tags = fields.texts("tags")?.unwrap_or_default().into_iter().collect();
-    instance.check = match fields.text("check")?.as_deref() {
+    instance.version = fields.text("version")?.unwrap_or_default().into();
+    let tags = fields.texts("tags")?.unwrap_or_default().into_iter().collect();
+    let check = match fields.text("check")?.as_deref() {
         None => None,
         Some("http") => Some(Check::new(CheckKind::Http { path: "/".into() })),
         Some("tcp") => Some(Check::new(CheckKind::Tcp)),
         Some("ttl") => Some(Check::new(CheckKind::Ttl)),
         Some(other) => return fields.wrong(format!("check {other:?} is not one of http, tcp, ttl")),
     };
+    instance.details = Details::new(tags, Metadata::default(), check);
     instance.check_limits().or_else(|why| fields.wrong(why))?;
     let paths = match fields.count("count")? {
         None => vec![path],

@@ -233,10 +233,10 @@ fn registered(file: &mut String, instance: &Instance) {
     if !instance.version.is_empty() {
         text(file, "version", &instance.version);
     }
-    if !instance.tags.is_empty() {
-        list(file, "tags", &instance.tags.iter().map(ToString::to_string).collect::<Vec<_>>());
+    if !instance.details.tags().is_empty() {
+        list(file, "tags", &instance.details.tags().iter().map(ToString::to_string).collect::<Vec<_>>());
     }
-    match instance.check.as_ref().map(|check| &check.kind) {
+    match instance.details.check().map(|check| &check.kind) {
         None => {}
         Some(CheckKind::Http { .. }) => text(file, "check", "http"),
         Some(CheckKind::Tcp) => text(file, "check", "tcp"),

@@ -23,7 +23,7 @@ fn what_happens_at_once_is_told_in_one_message() {
     let mut mesh = Mesh::of(&["a", "b"]);
     for number in 0..100 {
         let key = instance_key("orders", &format!("o{number}"));
-        let leased = Instance { check: Some(Check::new(CheckKind::Ttl)), ..instance() };
+        let leased = instance().checked(Check::new(CheckKind::Ttl));
         mesh.command("a", Command::Register(Registration { key, instance: leased })).unwrap();
     }
     let later = Now { elapsed: mesh.now.elapsed + Duration::from_secs(15), ..mesh.now };
@@ -40,7 +40,7 @@ fn a_great_many_lapses_or_tombstones_are_dealt_with_in_portions() {
     let mut mesh = Mesh::of(&["a"]);
     let now = mesh.now;
     let node = mesh.nodes.get_mut(&id("a")).unwrap();
-    let leased = Instance { check: Some(Check::new(CheckKind::Ttl)), ..instance() };
+    let leased = instance().checked(Check::new(CheckKind::Ttl));
     for number in 0..3_000 {
         let registration =
             Registration { key: instance_key("orders", &format!("o{number}")), instance: leased.clone() };

@@ -3,7 +3,7 @@
 use super::*;
 
 fn checked(kind: CheckKind) -> Instance {
-    Instance { check: Some(Check::new(kind)), ..instance() }
+    instance().checked(Check::new(kind))
 }
 
 fn register(mesh: &mut Mesh, at: &str, instance: Instance) -> InstanceKey {
@@ -34,7 +34,7 @@ fn a_probe_ends_when_the_check_becomes_a_lease_or_goes_and_its_late_result_renew
 fn a_probe_ends_with_an_instance_that_failed_for_too_long() {
     let mut mesh = Mesh::of(&["a"]);
     let check = Check { deregister_after_ms: Some(1_000), ..Check::new(CheckKind::Tcp) };
-    let key = register(&mut mesh, "a", Instance { check: Some(check), ..instance() });
+    let key = register(&mut mesh, "a", instance().checked(check));
     for _ in 0..3 {
         mesh.give(&id("a"), Input::Probe(key.clone(), Err("refused".into())));
     }

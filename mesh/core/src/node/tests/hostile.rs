@@ -56,8 +56,8 @@ fn no_stamp_is_believed_that_leaves_no_room_for_later_ones() {
 fn an_instance_from_an_older_disk_that_breaks_todays_limits_can_still_be_removed_and_judged() {
     let mut mesh = Mesh::of(&["a"]);
     let key = instance_key("orders", "o1");
-    let check = Some(Check::new(CheckKind::Ttl));
-    let old = Instance { version: "x".repeat(1_000), health: Health::Passing, check, ..instance() };
+    let leased = instance().checked(Check::new(CheckKind::Ttl));
+    let old = Instance { version: "x".repeat(1_000).into(), health: Health::Passing, ..leased };
     let cell = Cell::Instance(LWWReg { val: Some(Arc::new(old)), marker: Claim::new(stamp("a", 7)) });
     let record = Record { key: Key::Instance(key.clone()), cell };
     mesh.disks.insert(id("a"), [(record.key.clone(), record)].into());

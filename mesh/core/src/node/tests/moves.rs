@@ -9,7 +9,7 @@ fn check() -> Check {
 fn register(mesh: &mut Mesh, at: &str, port: u16) -> InstanceKey {
     let key = instance_key("orders", "o1");
     let address = Address { port, ..instance().address };
-    let instance = Instance { check: Some(check()), ..Instance::at(address) };
+    let instance = Instance::at(address).checked(check());
     mesh.command(at, Command::Register(Registration { key: key.clone(), instance })).unwrap();
     mesh.give(&id(at), Input::Probe(key.clone(), Ok(())));
     key
