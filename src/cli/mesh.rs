@@ -4,7 +4,8 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use starling_api::model::{MemberList, MeshStatus, NodeReport, Verdict};
+use starling_api::model::{MemberList, MeshStatus, NodeReport, PreservationInfo, Verdict};
+use starling_core::id::NodeId;
 use starling_core::view::{MemberState, Revision};
 
 use super::client::{Ask, Client};
@@ -108,6 +109,7 @@ fn show_members(list: &MemberList, out: &mut Out) -> io::Result<()> {
         };
         let state = match member.state {
             MemberState::Alive => "alive",
+            MemberState::Lost if member.preserved => "lost, preserved",
             MemberState::Lost => "lost",
             MemberState::Left => "left",
         };
@@ -121,8 +123,30 @@ fn show_members(list: &MemberList, out: &mut Out) -> io::Result<()> {
         ]);
     }
     out.table(&table)?;
+    show_preservation(&list.preservation, &list.node, out)?;
     let (total, alive) = (count(list.members.len(), "node"), alive(list));
     out.styled(Style::Dim, &format!("{total}, {alive} alive, as node {} sees it", list.node))
+}
+
+/// One line for each zone in which a node takes those that vanished not for dead.
+fn show_preservation(preservation: &[PreservationInfo], node: &NodeId, out: &mut Out) -> io::Result<()> {
+    for one in preservation {
+        let of = match &one.zone {
+            Some(zone) => format!("zone {zone}"),
+            None => "the whole mesh".into(),
+        };
+        let (missing, since) = (one.missing.len(), ago(one.since_unix_ms));
+        let lasts = span_of(one.ends_unix_ms.saturating_sub(one.since_unix_ms));
+        out.styled(
+            Style::Doubtful,
+            &format!(
+                "self-preservation of {of} at node {node} since {since}: {missing} of {} nodes vanished together; it may be \
+                 this node that is cut off, so their instances stay candidates until they are back or {lasts} are over",
+                one.of
+            ),
+        )?;
+    }
+    Ok(())
 }
 
 pub(crate) fn status(args: &StatusArgs, client: &Client, out: &mut Out) -> Result<(), Failure> {
@@ -149,6 +173,7 @@ fn show_status(status: &MeshStatus, out: &mut Out) -> io::Result<()> {
         table.row(status_row(report, status));
     }
     out.table(&table)?;
+    show_preservation(&status.preservation, &status.node, out)?;
     for report in &status.nodes {
         if let Some(offset) = report.clock_offset_ms.filter(|offset| offset.unsigned_abs() > CLOCK_WARNING_MS) {
             let direction = if offset > 0 { "ahead of" } else { "behind" };

@@ -41,8 +41,9 @@ pub(crate) async fn members(
     let wait = Wait::new(query.newer_than, query.wait);
     let view = context.newest(wait, |view| context.revisions.members(view)).await?;
     let revision = context.revisions.members(&view);
-    let members = view.members.values().map(|member| show::member(member)).collect();
-    Ok(json(revision, encode(&MemberList { revision, node: view.me.clone(), members })))
+    let members = view.members.values().map(|member| show::member(member, &view)).collect();
+    let preservation = show::preservation(&view);
+    Ok(json(revision, encode(&MemberList { revision, node: view.me.clone(), members, preservation })))
 }
 
 /// `GET /v1/node`.
@@ -103,6 +104,7 @@ pub(crate) async fn status(
         fingerprint: after.fingerprint.to_string(),
         agree: nodes.iter().filter(|report| there(report)).all(|report| report.verdict == Verdict::Same),
         nodes,
+        preservation: show::preservation(&after),
     };
     Ok(json(after.revision, encode(&status)))
 }

@@ -8,7 +8,7 @@ use axum::response::Response;
 use serde::Deserialize;
 use starling_core::id::{InstanceId, InstanceKey, Namespace, ServiceKey, ServiceName, Zone};
 use starling_core::registry::Status;
-use starling_core::view::{InstanceView, ServiceView, Usability, View};
+use starling_core::view::{InstanceView, ServiceView, View};
 
 use crate::context::Shared;
 use crate::extract::{Names, Params, Wait, duration, flag, parsed};
@@ -69,15 +69,18 @@ impl InstancesQuery {
     }
 
     fn wants(&self, view: &InstanceView) -> bool {
-        (!self.ready || view.usability == Usability::Ready)
-            && self.zone.as_ref().is_none_or(|zone| *zone == view.instance.zone)
+        self.zone.as_ref().is_none_or(|zone| *zone == view.instance.zone)
             && self.tag.as_ref().is_none_or(|tag| view.instance.details.tags().contains(tag))
             && self.version.as_ref().is_none_or(|version| *version == *view.instance.version)
             && self.status.is_none_or(|status| status == view.status())
     }
 
     fn list(&self, service: &ServiceView) -> InstanceList {
-        let wanted = service.instances.values().filter(|instance| self.wants(instance));
+        let candidates = service.candidates();
+        // As a sidecar chooses: a client that asks for what it may use is not left with nothing by a cut.
+        let usable = if candidates.ready.is_empty() { &candidates.doubtful } else { &candidates.ready };
+        let all = service.instances.values().filter(|_| !self.ready);
+        let wanted = all.chain(usable.iter().filter(|_| self.ready)).filter(|instance| self.wants(instance));
         InstanceList {
             namespace: service.key.namespace.clone(),
             service: service.key.service.clone(),

@@ -3,12 +3,12 @@
 use starling_core::config::Version;
 use starling_core::observe::Span;
 use starling_core::registry::{Health, Override};
-use starling_core::view::{ConfigView, InstanceView, MemberView, ServiceView, Usability};
+use starling_core::view::{ConfigView, InstanceView, MemberView, Preservation, ServiceView, Usability, View};
 use starling_core::wire::NodeStatus;
 
 use crate::model::{
-    ConfigDocument, ConfigSummary, InstanceInfo, MemberInfo, NodeInfo, OverrideBody, OwnerSays, ServiceSummary,
-    SpanInfo, UsabilityCounts, VersionInfo,
+    ConfigDocument, ConfigSummary, InstanceInfo, MemberInfo, NodeInfo, OverrideBody, OwnerSays, PreservationInfo,
+    ServiceSummary, SpanInfo, UsabilityCounts, VersionInfo,
 };
 
 /// One line of the list of services.
@@ -17,6 +17,7 @@ pub(crate) fn service(service: &ServiceView) -> ServiceSummary {
     for instance in service.instances.values() {
         *match instance.usability {
             Usability::Ready => &mut counts.ready,
+            Usability::Doubtful => &mut counts.doubtful,
             Usability::OwnerLost => &mut counts.owner_lost,
             Usability::OwnerLeft => &mut counts.owner_left,
             Usability::Status => &mut counts.status,
@@ -71,6 +72,10 @@ fn reason(view: &InstanceView) -> Option<String> {
     let word = view.override_.as_ref();
     match view.usability {
         Usability::Ready => None,
+        Usability::Doubtful => Some(format!(
+            "its node {} vanished with many others, or has yet to be heard of: tried when nothing is ready",
+            view.owner()
+        )),
         Usability::OwnerLost => Some(format!("its node {} is lost from here", view.owner())),
         Usability::OwnerLeft => Some(format!("its node {} has left the mesh", view.owner())),
         Usability::Status => {
@@ -131,11 +136,12 @@ fn version(version: &Version, with_text: bool) -> VersionInfo {
 }
 
 /// One member.
-pub(crate) fn member(member: &MemberView) -> MemberInfo {
+pub(crate) fn member(member: &MemberView, view: &View) -> MemberInfo {
     MemberInfo {
         node: member.node.clone(),
         state: member.state,
         since_unix_ms: member.since.0,
+        preserved: view.preserves(&member.node),
         zone: member.facts.zone.clone(),
         region: member.facts.region.clone(),
         cell: member.facts.cell.clone(),
@@ -143,6 +149,18 @@ pub(crate) fn member(member: &MemberView) -> MemberInfo {
         address: member.facts.address.clone(),
         incarnation: member.facts.incarnation,
     }
+}
+
+/// Where a node preserves what it knew.
+pub(crate) fn preservation(view: &View) -> Vec<PreservationInfo> {
+    let info = |one: &Preservation| PreservationInfo {
+        zone: one.zone.clone(),
+        since_unix_ms: one.since.0,
+        ends_unix_ms: one.ends.0,
+        of: one.of as u32,
+        missing: one.missing.clone(),
+    };
+    view.preservation.iter().map(info).collect()
 }
 
 /// What a node said of itself.

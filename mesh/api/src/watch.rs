@@ -7,7 +7,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::http::StatusCode;
-use starling_core::view::{MemberView, Revision, View};
+use starling_core::view::{MemberView, Preservation, Revision, View};
 use tokio::time::{Instant, sleep_until};
 
 use crate::context::Context;
@@ -64,8 +64,9 @@ struct Computed {
     services: Revision,
     configs: Revision,
     members: Revision,
-    /// The members of that view, to tell whether the next has others.
+    /// The members of that view, to tell whether the next has others, and which of them it took not for dead.
     seen: Vec<Arc<MemberView>>,
+    preservation: Arc<[Preservation]>,
 }
 
 impl ListRevisions {
@@ -100,8 +101,9 @@ impl Computed {
         let absent = view.absent_revision;
         self.services = view.services.values().map(|service| service.revision).fold(absent, Revision::max);
         self.configs = view.configs.values().map(|config| config.revision).fold(absent, Revision::max);
-        if !self.seen.iter().eq(view.members.values()) {
+        if !self.seen.iter().eq(view.members.values()) || self.preservation != view.preservation {
             self.members = view.revision;
+            self.preservation = view.preservation.clone();
             self.seen = view.members.values().cloned().collect();
         }
         self.at = view.revision;

@@ -223,7 +223,8 @@ impl<T> Slot<T> {
     /// Whether what is known of it is still about the same instance as the view shows it now.
     fn is_current(&self, now: &InstanceView, owner_start: Option<Incarnation>) -> bool {
         let before = &self.instance;
-        let came_back = before.usability == Usability::OwnerLost && now.usability == Usability::Ready;
+        let was_away = matches!(before.usability, Usability::OwnerLost | Usability::Doubtful);
+        let came_back = was_away && now.usability == Usability::Ready;
         before.stamp == now.stamp && self.owner_start == owner_start && !came_back
     }
 }

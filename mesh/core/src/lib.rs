@@ -12,6 +12,7 @@
 //! | [`wire`] | what nodes say to each other |
 //! | [`node`] | the one door: [`Node::handle`] |
 //! | [`peers`], [`repair`], [`health`] | whom to tell, what is missing, which probes count |
+//! | [`preserve`] | whether those who vanished are dead, or this node is cut off |
 //! | [`view`] | the immutable picture readers use |
 //! | [`route`], [`balance`], [`guard`] | which service a host means, which instance gets a request, what is kept from whom |
 //! | [`observe`] | spans and metrics |
@@ -26,6 +27,7 @@ mod names;
 pub mod node;
 pub mod observe;
 pub mod peers;
+pub mod preserve;
 pub mod record;
 pub mod registry;
 pub mod repair;

@@ -43,6 +43,8 @@ pub struct View {
     pub configs: RedBlackTreeMapSync<ConfigKey, Arc<ConfigView>>,
     /// Nodes seen, this one included; those lost too, until they are forgotten.
     pub members: RedBlackTreeMapSync<NodeId, Arc<MemberView>>,
+    /// Where too many nodes vanished at once to be taken for dead; most often nowhere.
+    pub preservation: Arc<[Preservation]>,
     /// The store's fingerprint: equal on two nodes exactly when they hold the same records.
     pub fingerprint: Fingerprint,
 }
@@ -64,8 +66,37 @@ pub struct ServiceView {
 pub struct Candidates {
     /// Usable beyond doubt.
     pub ready: Vec<Arc<InstanceView>>,
-    /// Their node is lost to this one; tried only when nothing is ready.
+    /// Tried only when nothing is ready: those in doubt, or, where there is nothing else at all, those of lost nodes. To
+    /// refuse a request spares nobody then, and this node may be the one that is wrong.
     pub doubtful: Vec<Arc<InstanceView>>,
+}
+
+/// Self-preservation of a zone, or of the whole mesh: see [`crate::preserve`].
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Preservation {
+    /// The zone; none: the mesh as a whole.
+    pub zone: Option<Zone>,
+    /// When it began, by this node's clock.
+    pub since: WallTime,
+    /// When it ends if nothing changes before.
+    pub ends: WallTime,
+    /// How many nodes there were.
+    pub of: usize,
+    /// Which of them vanished and are not back: their instances are doubtful.
+    pub missing: Vec<NodeId>,
+}
+
+/// What a node concludes of the owner of an instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owner {
+    /// It is there.
+    Alive,
+    /// It is not there, and this node may be the one that is cut off; or it has yet to appear.
+    Doubtful,
+    /// It is out of reach.
+    Lost,
+    /// It said good-bye.
+    Left,
 }
 
 /// One instance as this node sees it.
@@ -89,7 +120,10 @@ pub struct InstanceView {
 pub enum Usability {
     /// It may.
     Ready,
-    /// Its own record is good, but its node is lost from here.
+    /// Its own record is good, but its node vanished together with so many others that this one may be cut off itself,
+    /// or has not been heard of yet: tried when nothing is ready.
+    Doubtful,
+    /// Its node is lost from here.
     OwnerLost,
     /// Its node is gone for good or left cleanly.
     OwnerLeft,
@@ -178,9 +212,13 @@ impl ServiceView {
             for instance in self.instances.values() {
                 match instance.usability {
                     Usability::Ready => candidates.ready.push(instance.clone()),
-                    Usability::OwnerLost => candidates.doubtful.push(instance.clone()),
+                    Usability::Doubtful => candidates.doubtful.push(instance.clone()),
                     _ => {}
                 }
+            }
+            if candidates.ready.is_empty() && candidates.doubtful.is_empty() {
+                let lost = self.instances.values().filter(|instance| instance.usability == Usability::OwnerLost);
+                candidates.doubtful.extend(lost.cloned());
             }
             candidates
         })
@@ -203,8 +241,8 @@ impl InstanceView {
         self.override_.as_ref().and_then(|o| o.weight).unwrap_or(self.instance.weight)
     }
 
-    /// Decides whether it may take traffic, given what membership says of its owner.
-    pub fn judge(&self, owner: Option<MemberState>) -> Usability {
+    /// Decides whether it may take traffic, given what is concluded of its owner.
+    pub fn judge(&self, owner: Owner) -> Usability {
         if self.status() != Status::Up {
             Usability::Status
         } else if matches!(self.instance.health, Health::Failing | Health::Unknown) {
@@ -213,9 +251,10 @@ impl InstanceView {
             Usability::Weight
         } else {
             match owner {
-                Some(MemberState::Alive) => Usability::Ready,
-                Some(MemberState::Left) => Usability::OwnerLeft,
-                Some(MemberState::Lost) | None => Usability::OwnerLost,
+                Owner::Alive => Usability::Ready,
+                Owner::Doubtful => Usability::Doubtful,
+                Owner::Lost => Usability::OwnerLost,
+                Owner::Left => Usability::OwnerLeft,
             }
         }
     }
@@ -244,6 +283,7 @@ impl View {
             services: RedBlackTreeMapSync::new_sync(),
             configs: RedBlackTreeMapSync::new_sync(),
             members: RedBlackTreeMapSync::new_sync(),
+            preservation: Arc::default(),
             fingerprint: Fingerprint::default(),
         }
     }
@@ -271,6 +311,11 @@ impl View {
     /// The revision a watcher of this document compares with; never goes backwards.
     pub fn config_revision(&self, key: &ConfigKey) -> Revision {
         self.configs.get(key).map_or(self.absent_revision, |config| config.revision)
+    }
+
+    /// Whether a node is missing and yet not taken for dead.
+    pub fn preserves(&self, node: &NodeId) -> bool {
+        self.preservation.iter().any(|one| one.missing.contains(node))
     }
 
     /// What is known of a node.

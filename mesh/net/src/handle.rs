@@ -187,6 +187,12 @@ fn collect_view(view: &View, out: &mut Exposition) {
         let count = view.members.values().filter(|member| member.state == state).count();
         out.sample("starling_members", &[("state", name)], count as f64);
     }
+    out.family("starling_preserved", "gauge", "Nodes that vanished together and are not taken for dead, by zone.");
+    for one in view.preservation.iter() {
+        // All of one zone, or the mesh as a whole.
+        let zone = one.zone.as_ref().map_or("", |zone| zone.as_str());
+        out.sample("starling_preserved", &[("zone", zone)], one.missing.len() as f64);
+    }
     out.single("starling_services", "gauge", "Services with instances.", view.services.size() as f64);
     let (mut ready, mut total) = (0, 0);
     for instance in view.services.values().flat_map(|service| service.instances.values()) {

@@ -187,11 +187,12 @@ pub(crate) fn insert_trace(headers: &mut http::HeaderMap, trace: TraceId) {
 
 /// How many instances a service has and what keeps them from taking traffic.
 pub(crate) fn why_unusable(service: &ServiceView) -> String {
-    let mut counts = [0usize; 7];
+    let mut counts = [0usize; 8];
     let mut statuses = std::collections::BTreeMap::<String, usize>::new();
     for instance in service.instances.values() {
         match instance.usability {
             Usability::Ready => counts[0] += 1,
+            Usability::Doubtful => counts[7] += 1,
             Usability::OwnerLost => counts[1] += 1,
             Usability::OwnerLeft => counts[2] += 1,
             Usability::Status => *statuses.entry(instance.status().to_string()).or_default() += 1,
@@ -209,6 +210,7 @@ pub(crate) fn why_unusable(service: &ServiceView) -> String {
         "failing health",
         "not checked yet",
         "of weight 0",
+        "in doubt, on nodes that vanished together",
     ];
     parts.extend(counts.iter().zip(words).filter(|(n, _)| **n > 0).map(|(n, words)| format!("{n} {words}")));
     let n = service.instances.size();

@@ -143,6 +143,7 @@ fn against(service: &ServiceSummary) -> String {
         (counts.health, "not healthy"),
         (counts.status, "not UP"),
         (counts.weight, "of weight 0"),
+        (counts.doubtful, "in doubt"),
         (counts.owner_lost, "of a lost node"),
         (counts.owner_left, "of a node that left"),
     ];
@@ -233,9 +234,7 @@ fn instance_row(instance: &InstanceInfo) -> [Cell; 9] {
     };
     let takes = match (instance.usability, &instance.reason) {
         (Usability::Ready, _) => Cell::styled(Style::Good, "yes"),
-        (Usability::OwnerLost, reason) => {
-            Cell::styled(Style::Doubtful, reason.as_deref().unwrap_or("its node is lost"))
-        }
+        (Usability::Doubtful, reason) => Cell::styled(Style::Doubtful, reason.as_deref().unwrap_or("in doubt")),
         (_, reason) => Cell::styled(Style::Bad, reason.as_deref().unwrap_or("no")),
     };
     let overruled = |changed: bool| if changed { "*" } else { "" };
@@ -269,7 +268,7 @@ mod tests {
 
     fn service(name: &str, instances: u32, ready: u32) -> ServiceSummary {
         serde_json::from_value(serde_json::json!({ "namespace": "default", "service": name, "revision": 1,
-            "instances": instances, "usability": { "ready": ready, "owner_lost": instances - ready, "owner_left": 0,
+            "instances": instances, "usability": { "ready": ready, "doubtful": 0, "owner_lost": instances - ready, "owner_left": 0,
             "status": 0, "health": 0, "weight": 0 } }))
         .unwrap()
     }

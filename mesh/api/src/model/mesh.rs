@@ -13,6 +13,25 @@ pub struct MemberList {
     pub node: NodeId,
     /// Nodes seen, by name: those lost too, until they are forgotten.
     pub members: Vec<MemberInfo>,
+    /// Where it takes those that vanished not for dead.
+    pub preservation: Vec<PreservationInfo>,
+}
+
+/// Self-preservation: too many nodes of a zone, or of the whole mesh, vanished at once to be taken for dead. Their
+/// instances are doubtful until the nodes are back, or nothing has changed for a while.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PreservationInfo {
+    /// The zone; absent: the mesh as a whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<Zone>,
+    /// Since when, by the clock of the node that answers.
+    pub since_unix_ms: u64,
+    /// When it ends if nothing changes before.
+    pub ends_unix_ms: u64,
+    /// How many nodes there were.
+    pub of: u32,
+    /// Which of them are not back.
+    pub missing: Vec<NodeId>,
 }
 
 /// One node as the node that answers sees it.
@@ -24,6 +43,8 @@ pub struct MemberInfo {
     pub state: MemberState,
     /// Since when, by the clock of the node that answers.
     pub since_unix_ms: u64,
+    /// Whether it is lost and yet not taken for dead.
+    pub preserved: bool,
     /// Its zone.
     pub zone: Zone,
     /// Its region.
@@ -93,6 +114,8 @@ pub struct MeshStatus {
     pub agree: bool,
     /// One report per known member, by name, this node included.
     pub nodes: Vec<NodeReport>,
+    /// Where the node that answers takes those that vanished not for dead.
+    pub preservation: Vec<PreservationInfo>,
 }
 
 /// One node in a [`MeshStatus`].

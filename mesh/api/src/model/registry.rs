@@ -168,7 +168,10 @@ pub struct ServiceSummary {
 pub struct UsabilityCounts {
     /// Take traffic.
     pub ready: u32,
-    /// Good by their own record, but their node is lost from here; used only when nothing is ready.
+    /// Good by their own record, but their node vanished together with many others, or has yet to be heard of; used only
+    /// when nothing is ready.
+    pub doubtful: u32,
+    /// Good by their own record, but their node is lost from here; used only when there is nothing else.
     pub owner_lost: u32,
     /// Their node is gone for good or left cleanly.
     pub owner_left: u32,

@@ -182,7 +182,7 @@ fn the_own_zone_comes_first_and_others_only_when_it_has_nothing_usable() {
 
 #[test]
 fn doubtful_instances_are_tried_only_when_nothing_is_ready() {
-    let lost = instance("lost", 1_000, "default", Usability::OwnerLost);
+    let lost = instance("lost", 1_000, "default", Usability::Doubtful);
     let mut village = Village::of(&[lost, instance("far", 1, "other", Usability::Ready)]);
     assert!((0..100).all(|_| village.choose().unwrap() == "far"));
     assert_eq!(village.choose_except(&["far"]).unwrap(), "lost");
@@ -235,9 +235,21 @@ fn when_all_are_broken_by_their_answers_the_least_recently_failed_is_still_asked
 }
 
 #[test]
+fn instances_of_lost_nodes_are_no_candidates_unless_there_are_no_others() {
+    let lost = || instance("lost", 1_000, "default", Usability::OwnerLost);
+    for other in [Usability::Ready, Usability::Doubtful] {
+        let mut village = Village::of(&[lost(), instance("other", 1, "default", other)]);
+        assert_eq!(village.choose().unwrap(), "other");
+        assert_eq!(village.choose_except(&["other"]), None, "a retry does not go there");
+    }
+    let mut village = Village::of(&[lost(), instance("down", 1, "default", Usability::Status)]);
+    assert_eq!(village.choose().unwrap(), "lost", "this node may be the one that is wrong");
+}
+
+#[test]
 fn seats_outlive_a_change_of_the_service_but_not_newer_word_of_the_instance() {
     let ready = instance("a", 100, "default", Usability::Ready);
-    let lost = instance("a", 100, "default", Usability::OwnerLost);
+    let lost = instance("a", 100, "default", Usability::Doubtful);
     let heavier = instance("a", 300, "default", Usability::Ready);
     let mut rewritten = (*ready).clone();
     rewritten.stamp.time = HybridTime(2);

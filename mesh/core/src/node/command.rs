@@ -193,7 +193,7 @@ impl Node {
             neighbours.into_iter().map(|peer| Output::Send(peer, Message::Leaving(self.me.clone(), incarnation))),
         );
         self.peers.leave(now.wall);
-        self.member_changed(&self.me.clone());
+        self.member_changed(&self.me.clone(), now);
         Ok(None)
     }
 
@@ -259,7 +259,7 @@ impl Node {
         let key = record.key.clone();
         let changed = self.absorb(record.clone(), now, out);
         assert!(changed == Ok(true), "a write of our own is newer than all it replaces: {changed:?}");
-        self.show(&key);
+        self.show(&key, now);
         self.fresh.push(record.clone());
         out.push(Output::Persist(record));
     }

@@ -87,7 +87,7 @@ impl Node {
             match self.merge(record, now, out) {
                 Ok(true) => {
                     self.counters.merged += 1;
-                    self.show(&key);
+                    self.show(&key, now);
                     news.extend(self.news(key, owned_before, now, out));
                 }
                 Ok(false) => self.counters.duplicates += 1,
@@ -134,7 +134,7 @@ impl Node {
         }
         let neighbours = self.peers.neighbours().to_vec();
         let Some(changed) = self.peers.apply(PeerEvent::Left(node.clone(), incarnation), now.wall) else { return };
-        self.member_changed(&changed);
+        self.member_changed(&changed, now);
         let others = neighbours.into_iter().filter(|peer| peer != from && *peer != node);
         out.extend(others.map(|peer| Output::Send(peer, Message::Leaving(node.clone(), incarnation))));
     }

@@ -18,6 +18,7 @@ use crate::config::ConfigWrite;
 use crate::health::Monitor;
 use crate::id::{CommandId, ConfigKey, Incarnation, InstanceKey, NodeId};
 use crate::peers::Peers;
+use crate::preserve::Preserver;
 use crate::record::{Key, Record};
 use crate::registry::{Address, Check, Override, Registration, Status};
 use crate::store::Store;
@@ -184,6 +185,7 @@ pub struct Node {
     rng: fastrand::Rng,
     store: Store,
     peers: Peers,
+    preserver: Preserver,
     monitor: Monitor,
     /// How many instances this node owns.
     own_instances: usize,
@@ -224,6 +226,7 @@ impl Node {
             ),
             rng: fastrand::Rng::with_seed(seed),
             store: Store::default(),
+            preserver: Preserver::new(&settings, &me, &facts.zone, now),
             peers: Peers::new(me.clone(), facts, now.wall),
             monitor: Monitor::default(),
             own_instances: 0,
@@ -250,7 +253,7 @@ impl Node {
         for record in memory.records {
             let key = record.key.clone();
             match node.absorb(record, now, &mut Vec::new()) {
-                Ok(_) => node.show(&key),
+                Ok(_) => node.show(&key, now),
                 Err(why) => tracing::error!(?key, %why, "a remembered record does not fit and is left out"),
             }
         }
@@ -284,7 +287,8 @@ impl Node {
         if !self.started {
             return Some(Instant(0));
         }
-        [Some(self.repair_due), Some(self.collect_due), self.monitor.next_deadline()].into_iter().flatten().min()
+        let timers = [self.monitor.next_deadline(), self.preserver.next_deadline()];
+        [self.repair_due, self.collect_due].into_iter().chain(timers.into_iter().flatten()).min()
     }
 
     /// The last published picture.
@@ -306,7 +310,7 @@ impl Node {
 
     fn peer(&mut self, now: Now, event: PeerEvent) {
         if let Some(node) = self.peers.apply(event, now.wall) {
-            self.member_changed(&node);
+            self.member_changed(&node, now);
             if self.peers.has_returned() {
                 let jitter = Duration::from_micros(self.rng.u64(..=RETURN_JITTER.as_micros() as u64));
                 self.repair_due = self.repair_due.min(now.elapsed + jitter);
@@ -318,6 +322,10 @@ impl Node {
     fn pass_time(&mut self, now: Now, out: &mut Vec<Output>) {
         for (key, verdict) in self.monitor.due(now.elapsed, AT_ONCE) {
             self.verdict(now, &key, verdict, out);
+        }
+        let concluded = self.preserver.pass_time(now);
+        if !concluded.is_empty() {
+            self.concluded(concluded, now);
         }
         // Before the opening of a repair, which speaks of it.
         let fresh = std::mem::take(&mut self.fresh);
@@ -364,7 +372,7 @@ impl Node {
     fn collect(&mut self, now: Now, out: &mut Vec<Output>) -> usize {
         let collected = self.store.collect(self.horizon(now.wall), AT_ONCE);
         for key in &collected {
-            self.show(key);
+            self.show(key, now);
             out.push(Output::Forget(key.clone()));
         }
         collected.len()

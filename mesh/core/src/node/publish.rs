@@ -8,8 +8,12 @@ use rpds::RedBlackTreeMapSync;
 use super::Node;
 use crate::digest::{Fingerprint, KeyHash};
 use crate::id::{ConfigKey, InstanceId, InstanceKey, NodeId, ServiceKey};
+use crate::preserve::Conclusion;
 use crate::record::{Cell, Key, Record, versions};
-use crate::view::{ConfigView, InstanceView, MemberView, Revision, ServiceView, Usability, View};
+use crate::time::Now;
+use crate::view::{
+    ConfigView, InstanceView, MemberState, MemberView, Owner, Preservation, Revision, ServiceView, Usability, View,
+};
 
 /// The picture in the making and the last one published.
 #[derive(Debug)]
@@ -132,6 +136,13 @@ impl Publisher {
         self.draft.absent_revision = revision;
     }
 
+    fn put_preservation(&mut self, preservation: Vec<Preservation>) {
+        if *self.draft.preservation != *preservation {
+            self.touch();
+            self.draft.preservation = preservation.into();
+        }
+    }
+
     fn put_member(&mut self, member: MemberView) {
         self.touch();
         self.draft.members.insert_mut(member.node.clone(), Arc::new(member));
@@ -140,9 +151,9 @@ impl Publisher {
 
 impl Node {
     /// Brings the picture of one key up to date with the store.
-    pub(super) fn show(&mut self, key: &Key) {
+    pub(super) fn show(&mut self, key: &Key, now: Now) {
         match key {
-            Key::Instance(key) | Key::Override(key) => self.show_instance(key),
+            Key::Instance(key) | Key::Override(key) => self.show_instance(key, now),
             Key::Config(key) => match self.store.get(&Key::Config(key.clone())) {
                 Some(Cell::Config(register)) => self.publisher.put_config(key.clone(), versions(register)),
                 _ => self.publisher.remove_config(key),
@@ -154,19 +165,47 @@ impl Node {
     ///
     /// A restart that was too quick for anybody to miss the node changes nothing about its instances, and yet their
     /// services are published anew: who holds something against them (the balancer does) must hear of it.
-    pub(super) fn member_changed(&mut self, node: &NodeId) {
+    pub(super) fn member_changed(&mut self, node: &NodeId, now: Now) {
         let start = |member: &MemberView| member.facts.incarnation;
         let shown_start = self.publisher.draft.member(node).map(|shown| start(shown));
         let restarted = shown_start.is_some() && shown_start != self.peers.get(node).map(start);
         self.show_member(node);
-        let member = self.peers.state(node);
+        if let Some(member) = self.peers.get(node) {
+            let others = self.preserver.observe(node, &member.facts.zone, member.state, now);
+            self.concluded(others, now);
+        }
+        self.judge_owned_by(node, restarted, now);
+    }
+
+    /// Brings the picture of what these nodes own up to date with what is now concluded of them.
+    pub(super) fn concluded(&mut self, nodes: Vec<NodeId>, now: Now) {
+        for node in &nodes {
+            self.judge_owned_by(node, false, now);
+        }
+        self.publisher.put_preservation(self.preserver.shown());
+    }
+
+    fn judge_owned_by(&mut self, node: &NodeId, anew: bool, now: Now) {
+        let owner = self.conclusion(node);
         for hash in self.publisher.owned_by(node) {
             let Some(Record { key: Key::Instance(key), .. }) = self.store.by_hash(hash) else { continue };
-            let changed = self.publisher.instance(key).is_some_and(|shown| shown.judge(member) != shown.usability);
-            if changed || restarted {
+            let changed = self.publisher.instance(key).is_some_and(|shown| shown.judge(owner) != shown.usability);
+            if changed || anew {
                 let key = key.clone();
-                self.show_instance(&key);
+                self.show_instance(&key, now);
             }
+        }
+    }
+
+    /// What this node holds of another one.
+    fn conclusion(&self, node: &NodeId) -> Owner {
+        match self.peers.state(node) {
+            Some(MemberState::Alive) => Owner::Alive,
+            Some(MemberState::Left) => Owner::Left,
+            Some(MemberState::Lost) | None => match self.preserver.conclusion(node) {
+                Conclusion::Doubtful => Owner::Doubtful,
+                Conclusion::Lost => Owner::Lost,
+            },
         }
     }
 
@@ -176,7 +215,7 @@ impl Node {
         }
     }
 
-    fn show_instance(&mut self, key: &InstanceKey) {
+    fn show_instance(&mut self, key: &InstanceKey, now: Now) {
         let hash = KeyHash::of(&Key::Instance(key.clone()));
         // The store's own key: its names are shared.
         let Some(Record { key: Key::Instance(key), cell: Cell::Instance(register) }) = self.store.by_hash(hash) else {
@@ -194,7 +233,10 @@ impl Node {
             override_,
             usability: Usability::Ready,
         };
-        shown.usability = shown.judge(self.peers.state(shown.owner()));
+        if self.peers.state(shown.owner()).is_none() {
+            self.preserver.unheard_of(shown.owner(), now.elapsed);
+        }
+        shown.usability = shown.judge(self.conclusion(shown.owner()));
         self.publisher.put_instance(hash, shown);
     }
 }

@@ -21,6 +21,15 @@ pub struct Settings {
     /// How long a tombstone is kept; a node cut off for longer may bring back what was deleted meanwhile.
     /// 60,000 (a minute) to 31,536,000,000 (a year); default 86,400,000 (one day).
     pub tombstone_horizon_ms: u64,
+    /// Self-preservation begins when more than this share of a zone's nodes (or of all nodes) vanish within the window, and
+    /// at least two: then their instances stay candidates, doubtful. In fewer than ten nodes it takes half of them. 1 to
+    /// 100 percent (100: never); default 15.
+    pub preserve_share_percent: u32,
+    /// Within what time nodes vanish together. 1,000 to 3,600,000 (an hour); default 60,000 (a minute).
+    pub preserve_window_ms: u64,
+    /// Self-preservation ends after so long without a node vanishing or coming back, and at the latest after six times
+    /// that. 10,000 to 86,400,000 (a day); default 600,000 (ten minutes).
+    pub preserve_quiet_ms: u64,
     /// The most instances owned by this node. Default 100,000.
     pub max_own_instances: usize,
     /// The most configuration documents in the mesh, counting recently deleted ones. Default 100,000.
@@ -37,6 +46,9 @@ impl Default for Settings {
             repair_interval_ms: 1_000,
             max_clock_skew_ms: 5_000,
             tombstone_horizon_ms: 86_400_000,
+            preserve_share_percent: 15,
+            preserve_window_ms: 60_000,
+            preserve_quiet_ms: 600_000,
             max_own_instances: 100_000,
             max_configs: 100_000,
             max_config_bytes: 256 * 1024 * 1024,
@@ -58,6 +70,9 @@ impl Settings {
             ("repair_interval_ms", self.repair_interval_ms, REPAIR_INTERVAL_MS),
             ("max_clock_skew_ms", self.max_clock_skew_ms, 100..=5_000),
             ("tombstone_horizon_ms", self.tombstone_horizon_ms, 60_000..=year_ms),
+            ("preserve_share_percent", self.preserve_share_percent.into(), 1..=100),
+            ("preserve_window_ms", self.preserve_window_ms, 1_000..=3_600_000),
+            ("preserve_quiet_ms", self.preserve_quiet_ms, 10_000..=86_400_000),
         ] {
             if !range.contains(&value) {
                 return Err(format!("{key}: {value} is not within {} and {}", range.start(), range.end()));
