@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use starling_sim::picture::{Page, Scale};
 use starling_sim::scenario::{self, Scenario};
 
 use super::failure::Failure;
@@ -24,6 +25,12 @@ pub(crate) struct SimArgs {
     /// Play it with this seed [default: the file's]
     #[arg(long)]
     seed: Option<u64>,
+    /// Draw the run as a page to look at: who held what and when
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// The drawing alone, as SVG
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
 }
 
 pub(crate) fn run(args: &SimArgs, out: &mut Out) -> Result<(), Failure> {
@@ -31,7 +38,21 @@ pub(crate) fn run(args: &SimArgs, out: &mut Out) -> Result<(), Failure> {
     let text = std::fs::read_to_string(&args.file).map_err(|error| refused(error.to_string()))?;
     let scenario: Scenario = text.parse().map_err(|error: scenario::ScenarioError| refused(error.to_string()))?;
     let seed = args.seed.unwrap_or(scenario.seed());
-    let timeline = scenario::run(&scenario, seed);
+    let (timeline, recording) = scenario::record(&scenario, seed);
+    let replay = format!("starling sim {} --seed {seed}", args.file.display());
+    let page = Page {
+        title: scenario.name(),
+        replay: &replay,
+        story: timeline.lines(),
+        ok: timeline.ok(),
+        ..Page::of(&recording, timeline.report())
+    };
+    if let Some(path) = &args.html {
+        std::fs::write(path, page.html())?;
+    }
+    if let Some(path) = &args.svg {
+        std::fs::write(path, page.svg(Scale::Events))?;
+    }
     if out.wants_json() {
         out.json(&serde_json::json!({ "name": scenario.name(), "seed": seed, "ok": timeline.ok(),
             "lines": timeline.lines(), "report": timeline.report().to_string() }))?;

@@ -38,6 +38,7 @@
 //! | [`spread()`] | how fast and at what cost one change reaches everybody |
 //! | `world`, `host`, `links`, `detector` | the queue of events, and what is modelled |
 //! | `ledger`, `check`, [`Report`] | what is judged from outside of the nodes |
+//! | [`Recording`], [`picture`] | a run written down, and drawn as a page |
 //!
 //! The model is rougher than the world where that makes it stricter: a lost message stays lost (QUIC would send it again
 //! while the link lives), and one cut link makes two nodes lose each other although others hear both.
@@ -50,6 +51,7 @@ mod ledger;
 mod links;
 mod mesh;
 mod options;
+pub mod picture;
 mod recording;
 mod report;
 pub mod scenario;
@@ -62,7 +64,9 @@ pub use check::Story;
 pub use links::{Latency, Links};
 pub use mesh::{CommandError, Mesh, millis, secs};
 pub use options::{Builder, Options, Sabotage};
-pub use recording::{Counted, CutSpan, NodeState, NodeTrack, Noted, Recording, Second, StateChange, WriteTrack};
+pub use recording::{
+    Counted, CutSpan, Held, Judged, NodeState, NodeTrack, Noted, Recording, Second, StateChange, WriteTrack,
+};
 pub use report::{Report, Sent, Spread};
 pub use spread::{SpreadReport, spread};
 

@@ -6,9 +6,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
-use starling_core::record::{Key, Record};
+use starling_core::config::Body;
+use starling_core::record::{Cell, Key, Record, versions};
 use starling_core::time::Stamp;
-use starling_core::view::Revision;
+use starling_core::view::{MemberState, Revision, View};
 
 use crate::host::{Host, State};
 use crate::links::Cuts;
@@ -23,6 +24,8 @@ const MAX_ARRIVALS: usize = 2_000_000;
 const MAX_SPANS: usize = 20_000;
 /// The most seconds: a day.
 const MAX_SECONDS: usize = 86_400;
+/// How much of a document is told, in characters.
+const EXCERPT: usize = 40;
 /// One second of virtual time, in microseconds.
 const SECOND_US: u64 = 1_000_000;
 
@@ -41,6 +44,8 @@ pub struct Recording {
     pub writes: Vec<WriteTrack>,
     /// What was said in each second, and whether all knew the same at its end.
     pub seconds: Vec<Second>,
+    /// What was expected, in the order it was decided.
+    pub judged: Vec<Judged>,
     /// Notable happenings, as the journal tells them.
     pub notes: Vec<Noted>,
     /// Spans, writes, seconds and notes beyond the limits, together: not zero means that the picture is not whole.
@@ -54,10 +59,27 @@ pub struct NodeTrack {
     pub name: String,
     /// Its zone.
     pub zone: String,
+    /// Its cell.
+    pub cell: String,
     /// What it was doing from when on; each lasts until the next.
     pub states: Vec<StateChange>,
     /// How many nodes it held for alive from when on, itself included; sampled once a second.
     pub alive: Vec<Counted>,
+    /// What it held from when on.
+    pub held: Vec<Held>,
+}
+
+/// What a node holds from a time on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// When it began.
+    pub at_us: u64,
+    /// The fingerprint of its store: nodes of equal fingerprints hold the same.
+    pub store: String,
+    /// How many nodes it holds for lost.
+    pub lost: u32,
+    /// How many documents it shows with concurrent versions.
+    pub conflicts: u32,
 }
 
 /// What a node does from a time on.
@@ -121,6 +143,8 @@ pub struct CutSpan {
 pub struct WriteTrack {
     /// What was written: `instance default/orders/o1`, `override ...` or `document ...`.
     pub key: String,
+    /// What it says, in a few words.
+    pub says: String,
     /// Whether it removed what was there.
     pub removal: bool,
     /// Its stamp, unique in the run.
@@ -144,6 +168,21 @@ pub struct Second {
     pub running: u32,
     /// How many different stores they had at its end: 1 means that all knew the same.
     pub pictures: u32,
+}
+
+/// An expectation, and what became of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Judged {
+    /// From when on it was waited for.
+    pub asked_us: u64,
+    /// When it was decided.
+    pub at_us: u64,
+    /// What was expected.
+    pub what: String,
+    /// Whether it held.
+    pub held: bool,
+    /// What spoke against it.
+    pub findings: Vec<String>,
 }
 
 /// A notable happening.
@@ -177,8 +216,10 @@ impl Recorder {
         let track = |host: &Host| NodeTrack {
             name: host.id.to_string(),
             zone: host.facts.zone.to_string(),
+            cell: host.facts.cell.to_string(),
             states: Vec::new(),
             alive: Vec::new(),
+            held: Vec::new(),
         };
         let recording = Recording {
             replay: options.to_string(),
@@ -187,6 +228,7 @@ impl Recorder {
             cuts: Vec::new(),
             writes: Vec::new(),
             seconds: Vec::new(),
+            judged: Vec::new(),
             notes: Vec::new(),
             left_out: 0,
         };
@@ -244,6 +286,7 @@ impl Recorder {
         };
         let track = WriteTrack {
             key,
+            says: says(record, stamp),
             removal: record.cell.is_tombstone(),
             stamp: stamp.to_string(),
             author: author as u32,
@@ -267,6 +310,22 @@ impl Recorder {
         if let Some(place) = self.open.get(&(key.clone(), stamp.clone())) {
             self.recording.writes[*place].seen_us[node].get_or_insert(now);
         }
+    }
+
+    /// A node shows this now.
+    pub(crate) fn held(&mut self, node: usize, view: &View, now: u64) {
+        let lost = view.members.values().filter(|member| member.state == MemberState::Lost).count() as u32;
+        let conflicts = view.configs.values().filter(|config| config.in_conflict()).count() as u32;
+        let held = Held { at_us: now, store: view.fingerprint.to_string(), lost, conflicts };
+        let track = &mut self.recording.nodes[node].held;
+        let same = |last: &Held| (&last.store, last.lost, last.conflicts) == (&held.store, lost, conflicts);
+        if !track.last().is_some_and(same) {
+            keep(track, held, MAX_SPANS, &mut self.recording.left_out);
+        }
+    }
+
+    pub(crate) fn judged(&mut self, judged: Judged) {
+        keep(&mut self.recording.judged, judged, MAX_SPANS, &mut self.recording.left_out);
     }
 
     pub(crate) fn note(&mut self, now: u64, deed: bool, what: &str) {
@@ -323,4 +382,33 @@ fn keep<T>(list: &mut Vec<T>, item: T, most: usize, left_out: &mut u64) -> bool 
         *left_out += 1;
     }
     room
+}
+
+/// What a write says, in a few words.
+fn says(record: &Record, stamp: &Stamp) -> String {
+    match &record.cell {
+        Cell::Config(register) => {
+            let versions = versions(register);
+            let body =
+                versions.iter().find(|version| version.stamp == *stamp).and_then(|version| version.body.as_ref());
+            body.map_or("deleted".into(), excerpt)
+        }
+        Cell::Instance(register) => match &register.val {
+            Some(instance) => format!("{}, weight {}", instance.status, instance.weight),
+            None => "removed".into(),
+        },
+        Cell::Override(register) => match &register.val {
+            Some(value) => value.status.map_or("overridden".into(), |status| format!("overridden: {status}")),
+            None => "override cleared".into(),
+        },
+    }
+}
+
+fn excerpt(body: &Body) -> String {
+    let text = String::from_utf8_lossy(body.as_bytes());
+    let mut shown: String = text.chars().take(EXCERPT).collect();
+    if shown.len() < text.len() {
+        shown.push('…');
+    }
+    format!("{shown:?}")
 }

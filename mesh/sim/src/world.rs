@@ -319,11 +319,11 @@ impl World {
             let run = host.run();
             self.at(wake, Happening::Tick { node, run });
         }
-        let mut durable = Vec::new();
+        let (mut durable, mut published) = (Vec::new(), false);
         for output in outputs.drain(..) {
             match output {
                 Output::Send(peer, message) => self.send(node, &peer, message),
-                Output::Publish(_) => self.changed = true,
+                Output::Publish(_) => published = true,
                 Output::Probe(key, _, check) => {
                     let every = check.interval_ms.max(1) * 1_000;
                     let run = self.hosts[node].run();
@@ -347,6 +347,10 @@ impl World {
             }
         }
         self.outputs = outputs;
+        if published {
+            self.changed = true;
+            self.record_held(node);
+        }
         if !durable.is_empty() {
             self.sync(node, durable);
         }

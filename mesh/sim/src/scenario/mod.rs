@@ -103,7 +103,7 @@ use starling_core::id::{ConfigKey, InstanceKey};
 use crate::links::{Latency, Links};
 use crate::options::{Builder, Options};
 
-pub use run::{Timeline, run};
+pub use run::{Timeline, record, run};
 
 /// A scenario, read and checked: running it can disappoint but not fail. Its `Display` is the file it can be read from.
 #[derive(Debug, Clone)]

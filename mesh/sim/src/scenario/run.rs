@@ -9,6 +9,8 @@ use starling_core::view::{Usability, View};
 use super::{Action, Expectation, Scenario, Step};
 use crate::check::clock;
 use crate::mesh::Mesh;
+use crate::options::Builder;
+use crate::recording::{Judged, Recording};
 use crate::report::Report;
 
 /// With more nodes than this, what each learns of the others is counted instead of told.
@@ -58,7 +60,17 @@ impl fmt::Display for Timeline {
 
 /// Runs a scenario with this seed (its own is [`Scenario::seed`]).
 pub fn run(scenario: &Scenario, seed: u64) -> Timeline {
-    let mut builder = scenario.mesh.clone().quiet();
+    play(scenario, scenario.mesh.clone(), seed).0
+}
+
+/// The same, recorded to be drawn. The timeline is the same as without.
+pub fn record(scenario: &Scenario, seed: u64) -> (Timeline, Recording) {
+    let (timeline, mesh) = play(scenario, scenario.mesh.clone().record(), seed);
+    (timeline, mesh.recording().expect("a recording was asked for"))
+}
+
+fn play(scenario: &Scenario, builder: Builder, seed: u64) -> (Timeline, Mesh) {
+    let mut builder = builder.quiet();
     builder.options.seed = seed;
     let mut first = vec![builder.options.to_string()];
     if !scenario.name.is_empty() {
@@ -73,7 +85,7 @@ pub fn run(scenario: &Scenario, seed: u64) -> Timeline {
         run.step(step);
     }
     run.catch_up();
-    Timeline { report: run.mesh.report(), lines: run.lines, held: run.held, failed: run.failed }
+    (Timeline { report: run.mesh.report(), lines: run.lines, held: run.held, failed: run.failed }, run.mesh)
 }
 
 struct Run {
@@ -161,7 +173,14 @@ impl Run {
 
     fn expect(&mut self, what: &Expectation, on: &[String], within: Duration, line: usize) {
         let holds = |mesh: &Mesh| findings(mesh, what, on, false).is_empty();
-        match self.mesh.run_until(within, holds) {
+        let asked_us = self.mesh.world.now;
+        let took = self.mesh.run_until(within, holds);
+        let found = if took.is_some() { Vec::new() } else { findings(&self.mesh, what, on, true) };
+        if let Some(recorder) = &mut self.mesh.world.recorder {
+            let (what, findings) = (what.to_string(), found.clone());
+            recorder.judged(Judged { asked_us, at_us: self.mesh.world.now, what, held: took.is_some(), findings });
+        }
+        match took {
             Some(took) => {
                 self.held += 1;
                 let waited = if took.is_zero() { String::new() } else { format!(", after {took:?}") };
@@ -171,7 +190,6 @@ impl Run {
                 self.failed += 1;
                 let waited = if within.is_zero() { String::new() } else { format!(" within {within:?}") };
                 self.line("✗", &format!("{what}: not so{waited} (line {line})"));
-                let found = findings(&self.mesh, what, on, true);
                 let more = found.len().saturating_sub(TOLD_FINDINGS);
                 self.lines
                     .extend(found.into_iter().take(TOLD_FINDINGS).map(|finding| format!("             {finding}")));

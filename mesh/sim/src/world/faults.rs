@@ -120,9 +120,17 @@ impl World {
         self.note_shown(node);
     }
 
+    /// Records what a host has become and, when it is up, what it holds.
     fn record_state(&mut self, node: usize) {
         if let Some(recorder) = &mut self.recorder {
             recorder.state(node, self.hosts[node].state, self.now);
+        }
+        self.record_held(node);
+    }
+
+    pub(super) fn record_held(&mut self, node: usize) {
+        if let (Some(recorder), Some(heart)) = (&mut self.recorder, &self.hosts[node].heart) {
+            recorder.held(node, heart.view(), self.now);
         }
     }
 
