@@ -5,12 +5,20 @@ use starling_sim::scenario::{Scenario, run};
 const SHIPPED: &str = include_str!("../../../examples/scenarios/partition.toml");
 
 #[test]
-fn the_scenario_that_ships_goes_as_it_says_whatever_the_seed() {
-    let scenario: Scenario = SHIPPED.parse().unwrap();
-    for seed in 1..=10 {
-        let timeline = run(&scenario, seed);
-        assert!(timeline.ok(), "{timeline}");
+fn every_scenario_that_ships_goes_as_it_says_whatever_the_seed() {
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/scenarios");
+    let mut played = 0;
+    for entry in std::fs::read_dir(dir).expect("the scenarios are there") {
+        let path = entry.expect("a file").path();
+        let text = std::fs::read_to_string(&path).expect("a scenario is text");
+        let scenario: Scenario = text.parse().unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        for seed in (1..=10).chain([scenario.seed()]) {
+            let timeline = run(&scenario, seed);
+            assert!(timeline.ok(), "{} with seed {seed}\n{timeline}", path.display());
+        }
+        played += 1;
     }
+    assert!(played >= 11, "{played} scenarios");
 }
 
 #[test]

@@ -63,11 +63,13 @@ impl Axis {
         self.points.last().map_or(0.0, |(_, right)| *right)
     }
 
-    /// Moments to be named, at least so far apart on the page, each with how far in time the next one is.
+    /// Moments to be named, at least so far apart on the page, each with how far in time its nearest neighbour is.
     pub(super) fn ticks(&self, apart: f64) -> Vec<(u64, u64)> {
         let ticks = if self.points.len() == 2 { self.round_ticks(apart) } else { self.moment_ticks(apart) };
-        let next = ticks.iter().skip(1).copied().chain([u64::MAX]);
-        ticks.iter().zip(next).map(|(at, next)| (*at, next - at)).collect()
+        let gap = |pair: &[u64]| pair[1] - pair[0];
+        let before = [u64::MAX].into_iter().chain(ticks.windows(2).map(gap));
+        let after = ticks.windows(2).map(gap).chain([u64::MAX]);
+        ticks.iter().zip(before.zip(after)).map(|(at, (before, after))| (*at, before.min(after))).collect()
     }
 
     fn round_ticks(&self, apart: f64) -> Vec<u64> {

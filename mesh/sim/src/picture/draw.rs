@@ -146,8 +146,8 @@ fn order(run: &Run) -> Vec<usize> {
     places.sort_by_key(|(cell, _)| places_of(run, cell));
     let side = |node: usize| match run.cuts.first() {
         Some(cut) if cut.from.contains(&node) => 0,
-        Some(cut) if cut.to.contains(&node) => 2,
-        _ => 1,
+        Some(cut) if cut.to.contains(&node) => 1,
+        _ => 2,
     };
     let place = |node: usize| places.iter().position(|place| *place == (&run.nodes[node].cell, &run.nodes[node].zone));
     let mut order: Vec<usize> = (0..run.nodes.len()).collect();
