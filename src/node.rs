@@ -290,14 +290,18 @@ async fn declare(handle: &Handle, declared: Vec<Registration>) -> Result<(), Sta
     let stale: Vec<InstanceKey> = mine.map(|found| found.key.clone()).filter(|key| !keys.contains(key)).collect();
     for key in stale {
         tracing::info!("{key} is no longer declared and is deregistered");
-        if let Err(error) = handle.command(Command::Deregister(key.clone())).await {
-            return Err(StartError::Service { key, error });
+        match handle.command(Command::Deregister(key.clone())).await {
+            // The next start says it again.
+            Ok(_) | Err(CommandError::Unsaved(_)) => {}
+            Err(error) => return Err(StartError::Service { key, error }),
         }
     }
     for registration in declared {
         let key = registration.key.clone();
-        if let Err(error) = handle.command(Command::Register(registration)).await {
-            return Err(StartError::Service { key, error });
+        match handle.command(Command::Register(registration)).await {
+            // The settings remember it.
+            Ok(_) | Err(CommandError::Unsaved(_)) => {}
+            Err(error) => return Err(StartError::Service { key, error }),
         }
     }
     Ok(())

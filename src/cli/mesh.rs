@@ -175,6 +175,14 @@ fn show_status(status: &MeshStatus, out: &mut Out) -> io::Result<()> {
     out.table(&table)?;
     show_preservation(&status.preservation, &status.node, out)?;
     for report in &status.nodes {
+        if let Some(failing) = report.status.as_ref().and_then(|said| said.disk_failing.as_ref()) {
+            let since = ago(failing.since_unix_ms);
+            let sentence = format!(
+                "disk: node {} takes no new registrations, overrides and documents since {since}: {}",
+                report.node, failing.reason
+            );
+            out.styled(Style::Bad, &sentence)?;
+        }
         if let Some(offset) = report.clock_offset_ms.filter(|offset| offset.unsigned_abs() > CLOCK_WARNING_MS) {
             let direction = if offset > 0 { "ahead of" } else { "behind" };
             let by = span_of(offset.unsigned_abs());
@@ -326,6 +334,16 @@ mod tests {
         let text = shown(true, vec![report("a", "same"), report("b", "same")]);
         assert!(text.starts_with("2 nodes hold the same\n"), "{text}");
         assert!(shown(true, vec![report("a", "same")]).starts_with("node a is alone\n"));
+    }
+
+    #[test]
+    fn a_disk_that_takes_no_writes_is_named_with_its_node_and_what_to_do() {
+        let mut failing = report("b", "same");
+        failing["status"] = serde_json::json!({ "node": "b", "incarnation": 1, "version": "", "uptime_ms": 0,
+            "wall_unix_ms": 0, "revision": 1, "fingerprint": "ab/2", "records": 2, "members_alive": 2,
+            "disk_failing": { "since_unix_ms": 0, "reason": "disk full; make room" } });
+        let text = shown(true, vec![report("a", "same"), failing]);
+        assert!(text.contains("disk: node b takes no new registrations") && text.contains("make room"), "{text}");
     }
 
     #[test]

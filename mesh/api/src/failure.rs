@@ -81,8 +81,10 @@ impl From<CommandError> for Failure {
         let text = error.to_string();
         match error {
             CommandError::Busy => Self::new(StatusCode::SERVICE_UNAVAILABLE, text).hint("nothing was changed"),
-            CommandError::Disk(_) => Self::new(StatusCode::INSUFFICIENT_STORAGE, text)
-                .hint("see to this node's disk, or ask another node meanwhile"),
+            CommandError::Unsaved(_) => Self::new(StatusCode::INSUFFICIENT_STORAGE, text)
+                .hint("see to this node's disk; other nodes have been told and keep it"),
+            CommandError::Unwritable(_) => Self::new(StatusCode::SERVICE_UNAVAILABLE, text)
+                .hint("ask another node meanwhile; this one takes writes again as soon as its disk does"),
             CommandError::Stopped => Self::new(StatusCode::SERVICE_UNAVAILABLE, text).hint("ask another node"),
             CommandError::Refused(refusal) => refusal.into(),
         }

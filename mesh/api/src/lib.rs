@@ -55,8 +55,8 @@
 //!
 //! Everything that is not a success is a [`model::ErrorBody`]: 400 (which field), 403 (a browser's cross-origin write
 //! or a foreign Host), 404 (with near names), 405, 408 (a body that came too slowly), 409 (somebody wrote first; or the
-//! instance has another owner), 413, 429 (too many waiters), 503 (busy, stopping), 507 (a limit of the registry or the
-//! disk is reached).
+//! instance has another owner), 413, 429 (too many waiters), 503 (busy, stopping, or a disk that takes no writes; nothing
+//! was changed), 507 (a limit of the registry is reached; or done but not saved on this node's disk).
 //!
 //! A write is answered when it is on disk and in the view: a read at the same node that follows it shows it. It is then
 //! already on its way to the other nodes; `GET /v1/status` tells whether they have it.

@@ -74,7 +74,7 @@ pub(crate) async fn node(
     Ok(json(view.revision, encode(&detail)))
 }
 
-async fn own_status(context: &Context) -> Result<NodeStatus, Failure> {
+pub(crate) async fn own_status(context: &Context) -> Result<NodeStatus, Failure> {
     let me = context.mesh.me();
     match context.mesh.ask(me, Question::Status, context.settings.ask_timeout()).await {
         Ok(Reply::Status(status)) => Ok(status),

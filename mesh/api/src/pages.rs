@@ -5,9 +5,11 @@ use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use starling_core::observe::{Exposition, MetricSource};
+use starling_core::wire::{DiskFailing, NodeStatus};
 
 use crate::context::{Context, Shared};
 use crate::failure::Failure;
+use crate::mesh::own_status;
 
 /// The description of all routes, kept by hand; a test holds it against the router.
 pub(crate) const OPENAPI: &str = include_str!("openapi.json");
@@ -33,10 +35,16 @@ pub(crate) async fn healthz() -> &'static str {
     "ok\n"
 }
 
-/// `GET /readyz`: 200 once this node may be used, 503 before.
+/// `GET /readyz`: 200 once this node may be used, 503 before. A node whose disk fails may be used: it answers and
+/// carries traffic, and says so.
 pub(crate) async fn readyz(State(context): State<Shared>) -> Response {
     if context.is_ready() {
-        return "ready\n".into_response();
+        return match own_status(&context).await {
+            Ok(NodeStatus { disk_failing: Some(DiskFailing { reason, .. }), .. }) => {
+                format!("ready, but its data directory takes no writes: {reason}\n").into_response()
+            }
+            _ => "ready\n".into_response(),
+        };
     }
     Failure::new(StatusCode::SERVICE_UNAVAILABLE, format!("node {} is not ready yet", context.mesh.me()))
         .hint("it is joining the mesh or stopping; its log says which")

@@ -4,10 +4,10 @@ use starling_core::config::Version;
 use starling_core::observe::Span;
 use starling_core::registry::{Health, Override};
 use starling_core::view::{ConfigView, InstanceView, MemberView, Preservation, ServiceView, Usability, View};
-use starling_core::wire::NodeStatus;
+use starling_core::wire::{DiskFailing, NodeStatus};
 
 use crate::model::{
-    ConfigDocument, ConfigSummary, InstanceInfo, MemberInfo, NodeInfo, OverrideBody, OwnerSays, PreservationInfo,
+    self, ConfigDocument, ConfigSummary, InstanceInfo, MemberInfo, NodeInfo, OverrideBody, OwnerSays, PreservationInfo,
     ServiceSummary, SpanInfo, UsabilityCounts, VersionInfo,
 };
 
@@ -175,6 +175,9 @@ pub(crate) fn node(status: NodeStatus) -> NodeInfo {
         fingerprint: status.fingerprint.to_string(),
         records: status.fingerprint.count,
         members_alive: status.members_alive,
+        disk_failing: status
+            .disk_failing
+            .map(|DiskFailing { since, reason }| model::DiskFailing { since_unix_ms: since.0, reason }),
     }
 }
 

@@ -4,24 +4,41 @@
 //! itself; the thread takes all that has gathered, appends it, syncs once, and releases the waiters (group commit, so
 //! the rate of acknowledged writes is not bound to the rate of syncs). A kill at any byte loses nothing acknowledged.
 //!
-//! A disk that fails does not stop the node: what could not be written is kept in memory (the newest change per key)
-//! and tried again; until that works, every write is answered with the reason. The node goes on serving.
+//! # When the disk fails
+//!
+//! A disk that fails does not stop the node: it goes on serving and gossiping. What could not be written is kept in
+//! memory (the newest change per key) and tried again every second, so the node recovers by itself when the disk does.
+//! Until then [`Figures::failing`] says why, and the loop refuses what would be promised in vain.
+//!
+//! | At the start the data directory … | the node |
+//! |---|---|
+//! | is held by another process, belongs to another node, has another format | does not start |
+//! | cannot be made, entered or read, or may not be written (permissions) | does not start: its settings are wrong |
+//! | can be read but not written (full, read-only, failing disk) | starts, serves what it and its peers know, refuses new registrations, overrides and documents until the disk can be written |
+//! | is damaged in places, or not readable there | starts without those entries and names them; what peers still hold for this node's own comes back from them |
+//!
+//! After a failed sync nothing written since the last good one is taken for durable, even if a second sync succeeds
+//! (Linux reports such an error once and drops the pages: "fsyncgate", 2018): the log is written anew to another file.
 //!
 //! | Room | |
 //! |---|---|
+//! | `layer` | what is needed of an operating system, as traits; the real one |
 //! | `frame` | bytes of one entry, and reading a log whatever has happened to it |
 //! | `log` | open, repair, append, rewrite |
-//! | `file` | the directory's lock, and writing frames to a file |
+//! | `file` | writing frames to a file, reading files with bad places |
+//! | `figures` | what it has done, and whether it works |
 //! | this file | the thread, its queue, and what others hold of it |
 
+mod figures;
 mod file;
 mod frame;
+mod layer;
 mod log;
 #[cfg(test)]
 mod tests;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -31,7 +48,9 @@ use starling_core::record::{Key, Record};
 use starling_core::time::WallTime;
 use tokio::sync::oneshot;
 
-pub(crate) use self::log::Figures;
+pub(crate) use self::figures::{Failing, Figures};
+use self::file::Unreadable;
+use self::layer::{Directory, RealDirectory};
 use self::log::{Changes, CommitError, Log};
 
 /// How often the wall clock is noted, so that a clock set back over a restart is noticed.
@@ -108,8 +127,17 @@ pub enum Problem {
         bytes: u64,
         /// What it was about, when that can still be read.
         key: Option<Key>,
+        /// What the operating system says, when it did not give the bytes at all.
+        unreadable: Option<String>,
         /// Where the damaged log is kept.
         copy: Option<PathBuf>,
+    },
+    /// The directory can be read but not written: the node serves, and refuses what it could not keep.
+    Unwritable {
+        /// The directory.
+        dir: PathBuf,
+        /// What the operating system says, and what to do.
+        reason: String,
     },
 }
 
@@ -122,10 +150,26 @@ impl std::fmt::Display for Problem {
                  nothing needs to be done",
                 path.display()
             ),
-            Problem::Corrupt { path, offset, bytes, key, copy } => {
-                write!(f, "{}: {bytes} bytes at offset {offset} are damaged", path.display())?;
+            Problem::Unwritable { dir, reason } => write!(
+                f,
+                "data directory {} cannot be written: {reason}. The node serves what it and its peers know, and \
+                 refuses new registrations, overrides and documents until the directory can be written",
+                dir.display()
+            ),
+            Problem::Corrupt { path, offset, bytes, key, unreadable, copy } => {
+                match unreadable {
+                    Some(reason) => {
+                        write!(f, "{}: {bytes} bytes at offset {offset} cannot be read: {reason}", path.display())?;
+                    }
+                    None => write!(f, "{}: {bytes} bytes at offset {offset} are damaged", path.display())?,
+                }
                 match key {
-                    Some(Key::Instance(key)) => write!(f, " (instance {key}: register it again if it is missing)")?,
+                    Some(Key::Instance(key)) => {
+                        write!(
+                            f,
+                            " (instance {key}: peers that have it give it back; register it again if none does)"
+                        )?;
+                    }
                     Some(Key::Override(key)) => write!(f, " (override of {key}: set it again if it is missing)")?,
                     Some(Key::Config(key)) => write!(f, " (config {key}: peers have it, or write it again)")?,
                     None => write!(f, " (what they said is not readable; peers still have what they were told)")?,
@@ -141,12 +185,19 @@ impl std::fmt::Display for Problem {
 }
 
 impl Problem {
-    fn of(damage: &frame::Damage, path: &Path, copy: Option<&Path>) -> Self {
+    fn of(damage: &frame::Damage, unreadable: &[Unreadable], path: &Path, copy: Option<&Path>) -> Self {
         let (path, offset, bytes) = (path.into(), damage.offset, damage.bytes);
-        match damage.torn_tail {
-            true => Problem::TornTail { path, offset, bytes },
-            false => Problem::Corrupt { path, offset, bytes, key: damage.key.clone(), copy: copy.map(PathBuf::from) },
+        if damage.torn_tail {
+            return Problem::TornTail { path, offset, bytes };
         }
+        let part = unreadable.iter().find(|part| part.is_in(offset, bytes));
+        let (key, copy) = (damage.key.clone(), copy.map(PathBuf::from));
+        Problem::Corrupt { path, offset, bytes, key, unreadable: part.map(|part| part.reason.clone()), copy }
+    }
+
+    /// Whether something that was acknowledged may be gone.
+    fn is_damage(&self) -> bool {
+        matches!(self, Problem::Corrupt { .. })
     }
 }
 
@@ -175,7 +226,12 @@ pub(crate) struct Disk {
 impl Disk {
     /// Opens the disk of `node` in `dir`. Blocks.
     pub(crate) fn open(dir: &Path, mesh: &MeshName, node: &NodeId) -> Result<Opened, DiskError> {
+        Self::open_in(Box::new(RealDirectory(dir.into())), mesh, node)
+    }
+
+    fn open_in(dir: Box<dyn Directory>, mesh: &MeshName, node: &NodeId) -> Result<Opened, DiskError> {
         let figures = Arc::new(Figures::default());
+        let path = dir.path().to_owned();
         let (log, found) = Log::open(dir, mesh, node, wall_now(), figures.clone())?;
         let queue = Arc::new(Queue::default());
         let (done, closed) = oneshot::channel();
@@ -183,10 +239,10 @@ impl Disk {
         let thread = std::thread::Builder::new().name("starling-disk".into());
         thread
             .spawn(move || {
-                Writer { log, queue: thread_queue, figures: thread_figures, unsaved: Changes::new() }.run();
+                Writer::new(log, thread_queue, thread_figures).run();
                 let _ = done.send(());
             })
-            .map_err(|error| DiskError::Open { dir: dir.into(), doing: "start a thread", reason: error.to_string() })?;
+            .map_err(|error| DiskError::Open { dir: path, doing: "start a thread", reason: error.to_string() })?;
         let disk = Disk { queue: Some(queue), figures, closed: Some(closed) };
         Ok(Opened { disk, memory: found.memory, incarnation: found.incarnation, problems: found.problems })
     }
@@ -218,6 +274,17 @@ impl Disk {
     /// Whether everything handed over is on disk.
     pub(crate) fn is_settled(&self) -> bool {
         self.queue.as_ref().is_none_or(|queue| queue.lock().is_settled())
+    }
+
+    /// Why it takes no writes now, if it does not; counted as the refusal it is going to be.
+    pub(crate) fn refuses(&self) -> Option<Failing> {
+        self.figures.failing().inspect(|_| _ = self.figures.refused.fetch_add(1, Relaxed))
+    }
+
+    /// Keys whose records it has lost while the node ran. Whoever has them in memory hands them over again.
+    pub(crate) fn take_lost(&self) -> Vec<Key> {
+        let lost = self.queue.as_ref().filter(|queue| queue.has_lost.swap(false, Relaxed));
+        lost.map_or_else(Vec::new, |queue| std::mem::take(&mut queue.lock().lost))
     }
 
     /// Whether there is room for the waiters of further commands.
@@ -265,11 +332,18 @@ struct Queue {
     state: Mutex<State>,
     wake: Condvar,
     max_waiters: usize,
+    /// Something is in [`State::lost`]; looked at far more often than it is true.
+    has_lost: AtomicBool,
 }
 
 impl Default for Queue {
     fn default() -> Self {
-        Self { state: Mutex::default(), wake: Condvar::new(), max_waiters: MAX_WAITERS }
+        Self {
+            state: Mutex::default(),
+            wake: Condvar::new(),
+            max_waiters: MAX_WAITERS,
+            has_lost: AtomicBool::new(false),
+        }
     }
 }
 
@@ -280,6 +354,8 @@ struct State {
     /// The thread is writing, or could not write: not all is on disk even if nothing waits here.
     unsettled: bool,
     closing: bool,
+    /// Keys whose records the disk has lost; not more than the log has.
+    lost: Vec<Key>,
 }
 
 impl State {
@@ -309,77 +385,101 @@ struct Writer {
     figures: Arc<Figures>,
     /// What was handed over and is not on disk yet.
     unsaved: Changes,
+    next_mark: Instant,
+    /// Since when nothing could be written.
+    failing_since: Option<Instant>,
+    complain_at: Instant,
 }
 
 impl Writer {
+    fn new(log: Log, queue: Arc<Queue>, figures: Arc<Figures>) -> Self {
+        let now = Instant::now();
+        let failing_since = figures.failing().map(|_| now);
+        let next_mark = now + MARK_INTERVAL;
+        Self { log, queue, figures, unsaved: Changes::new(), next_mark, failing_since, complain_at: now }
+    }
+
     fn run(mut self) {
-        let mut next_mark = Instant::now() + MARK_INTERVAL;
-        let mut failing_since: Option<Instant> = None;
-        let mut complain_at = Instant::now();
         loop {
-            let retry_at = failing_since.map_or(next_mark, |_| next_mark.min(Instant::now() + RETRY_INTERVAL));
-            let mut state = self.queue.wait(retry_at);
+            let retry_at = self.failing_since.map(|_| Instant::now() + RETRY_INTERVAL);
+            let mut state = self.queue.wait(retry_at.map_or(self.next_mark, |at| at.min(self.next_mark)));
             let (waiters, closing) = (std::mem::take(&mut state.waiters), state.closing);
             self.unsaved.append(&mut state.changes);
             state.unsettled = !self.unsaved.is_empty();
             drop(state);
 
-            let mark = (closing || Instant::now() >= next_mark).then(wall_now);
-            let result = self.commit(mark);
+            let result = self.commit(closing);
             if self.unsaved.is_empty() {
                 self.queue.lock().unsettled = false;
             }
             for waiter in waiters {
                 waiter(result.clone().map_err(|error| error.to_string()));
             }
-            match (&result, failing_since) {
-                (Err(CommitError::Nothing(reason)), since) => {
-                    if Instant::now() >= complain_at {
-                        complain_at = Instant::now() + COMPLAIN_INTERVAL;
-                        tracing::error!(
-                            "cannot write to the data directory: {reason}. The node goes on from memory; {} changes \
-                             would be lost if it stopped now",
-                            self.unsaved.len()
-                        );
-                    }
-                    failing_since = since.or(Some(Instant::now()));
-                }
-                (_, Some(since)) => {
-                    tracing::warn!("the data directory can be written again, after {} s", since.elapsed().as_secs());
-                    failing_since = None;
-                    complain_at = Instant::now();
-                }
-                (_, None) => {}
-            }
-            if mark.is_some() {
-                next_mark = Instant::now() + MARK_INTERVAL;
-            }
             if closing {
                 return;
             }
-            if let Err(reason) = self.log.compact_if_due() {
+            if self.failing_since.is_none()
+                && let Err(reason) = self.log.compact_if_due()
+            {
                 tracing::error!("cannot rewrite the log in the data directory: {reason}. It goes on growing");
+            }
+            let lost = self.log.take_lost();
+            if !lost.is_empty() {
+                self.queue.lock().lost.extend(lost);
+                self.queue.has_lost.store(true, Relaxed);
             }
         }
     }
 
-    fn commit(&mut self, mark: Option<WallTime>) -> Result<(), CommitError> {
-        if self.unsaved.is_empty() && mark.is_none() {
+    /// Writes what there is to write, and the time when that is due. While the disk fails it always is: whether the
+    /// disk works again is found out by writing.
+    fn commit(&mut self, closing: bool) -> Result<(), CommitError> {
+        let begun = Instant::now();
+        let mark = closing || self.failing_since.is_some() || begun >= self.next_mark;
+        if self.unsaved.is_empty() && !mark {
             return Ok(());
         }
-        let begun = Instant::now();
-        let result = self.log.commit(&self.unsaved, mark);
-        if let Err(error) = &result {
-            self.figures.failures.fetch_add(1, Relaxed);
-            if matches!(error, CommitError::LeftOut(_)) {
-                tracing::error!("cannot be saved, and would be missing here after a restart: {error}");
+        let result = self.log.commit(&self.unsaved, mark.then(wall_now));
+        match &result {
+            Err(CommitError::Nothing(reason)) => self.failed(reason),
+            Err(CommitError::LeftOut(why)) => {
+                self.figures.failures.fetch_add(1, Relaxed);
+                tracing::error!("cannot be saved, and would be missing here after a restart: {why}");
+                self.worked();
             }
+            Ok(()) => self.worked(),
         }
-        if !matches!(result, Err(CommitError::Nothing(_))) {
-            self.unsaved.clear();
+        if mark {
+            self.next_mark = begun + MARK_INTERVAL;
         }
+        self.figures.unsaved.store(self.unsaved.len() as u64, Relaxed);
         self.figures.longest_commit_us.fetch_max(begun.elapsed().as_micros() as u64, Relaxed);
         result
+    }
+
+    fn failed(&mut self, reason: &str) {
+        self.figures.failures.fetch_add(1, Relaxed);
+        self.figures.fails(reason, wall_now());
+        let now = Instant::now();
+        if now >= self.complain_at {
+            self.complain_at = now + COMPLAIN_INTERVAL;
+            tracing::error!(
+                "cannot write to the data directory: {reason}. The node goes on serving, refuses what it could not \
+                 keep, and tries again every {} s; {} changes would be lost if it stopped now",
+                RETRY_INTERVAL.as_secs(),
+                self.unsaved.len()
+            );
+        }
+        self.failing_since.get_or_insert(now);
+    }
+
+    fn worked(&mut self) {
+        self.unsaved.clear();
+        if let Some(since) = self.failing_since.take() {
+            self.figures.works();
+            self.complain_at = Instant::now();
+            tracing::warn!("the data directory can be written again, after {} s", since.elapsed().as_secs());
+        }
     }
 }
 

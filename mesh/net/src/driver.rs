@@ -21,7 +21,7 @@ use starling_core::record::{Key, Record};
 use starling_core::time::{Instant, Now, WallTime};
 use starling_core::view::{Revision, View};
 use starling_core::wire::Message;
-use starling_core::{Answer, Input, Node, Output, PeerEvent, Refusal};
+use starling_core::{Answer, Command, Input, Node, Output, PeerEvent, Refusal};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::disk::{Disk, Waiter};
@@ -175,6 +175,12 @@ impl Driver {
     fn take(&mut self, taken: Taken, out: &mut Vec<Output>) {
         let (kind, input) = match taken {
             Taken::Command(request) => {
+                if needs_disk(&request.command)
+                    && let Some(failing) = self.world.disk.refuses()
+                {
+                    let _ = request.reply.send(Err(CommandError::Unwritable(failing.reason)));
+                    return;
+                }
                 self.commands_taken += 1;
                 let id = CommandId(self.commands_taken);
                 self.batch.callers.insert(id, request.reply);
@@ -203,7 +209,7 @@ impl Driver {
 
     /// Publishes, then hands over to the disk, then answers who need not wait for it.
     fn finish(&mut self) {
-        let Batch { mut callers, replies, changes, view } = std::mem::take(&mut self.batch);
+        let Batch { mut callers, replies, mut changes, view } = std::mem::take(&mut self.batch);
         if let Some(view) = view {
             let revision = view.revision;
             self.world.view.store(view);
@@ -216,12 +222,27 @@ impl Driver {
             match result {
                 Ok(answer) if !settled => waiters.push(Box::new(move |saved| {
                     // The caller may have gone; the command is carried out all the same.
-                    let _ = caller.send(saved.map(|()| answer).map_err(CommandError::Disk));
+                    let _ = caller.send(saved.map(|()| answer).map_err(CommandError::Unsaved));
                 })),
                 result => _ = caller.send(result.map_err(CommandError::Refused)),
             }
         }
+        for key in self.world.disk.take_lost() {
+            changes.extend(self.node.record(&key).map(|record| (key, Some(record))));
+        }
         self.world.disk.submit(changes, waiters);
+    }
+}
+
+/// Whether a command promises something that only this node's disk can keep. What takes an instance out or tells how it
+/// is goes on without: traffic depends on it now, and peers keep it. So does what the settings declare: they are on
+/// disk already.
+fn needs_disk(command: &Command) -> bool {
+    match command {
+        Command::Register(registration) => !registration.instance.declared,
+        Command::SetOverride(_, value) => value.is_some(),
+        Command::WriteConfig(_) => true,
+        _ => false,
     }
 }
 

@@ -10,7 +10,7 @@ use starling_core::id::{Incarnation, InstanceKey, NodeId};
 use starling_core::node::Counters;
 use starling_core::observe::{Exposition, MetricSource, SpanBuffer};
 use starling_core::view::{MemberState, Revision, Usability, View};
-use starling_core::wire::{NodeStatus, Question, Reply};
+use starling_core::wire::{DiskFailing, NodeStatus, Question, Reply};
 use starling_core::{Answer, Command, Refusal};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -59,7 +59,10 @@ pub enum CommandError {
     #[error(
         "done, but not saved on this node's disk ({0}): it may be lost if this node stops before its disk works again"
     )]
-    Disk(String),
+    Unsaved(String),
+    /// Nothing was done: the node could not keep it.
+    #[error("nothing was changed: this node's data directory takes no writes ({0})")]
+    Unwritable(String),
     /// The heart refused it.
     #[error(transparent)]
     Refused(#[from] Refusal),
@@ -143,6 +146,11 @@ impl Handle {
             revision: view.revision,
             fingerprint: view.fingerprint,
             members_alive: view.alive().count() as u32,
+            disk_failing: self
+                .shared
+                .disk
+                .failing()
+                .map(|failing| DiskFailing { since: failing.since, reason: failing.reason }),
         }
     }
 

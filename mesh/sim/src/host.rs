@@ -124,7 +124,8 @@ impl Host {
     pub(crate) fn start(&mut self, at: u64, settings: &Settings) {
         self.facts.incarnation.0 += 1;
         let settings = Settings { zone: self.facts.zone.clone(), ..settings.clone() };
-        let memory = Memory { records: self.disk.values().cloned().collect(), last_used: self.last_used };
+        let memory =
+            Memory { records: self.disk.values().cloned().collect(), last_used: self.last_used, incomplete: false };
         let (facts, seed, now) = (self.facts.clone(), self.seeds.u64(..), self.now(at));
         self.heart = Some(Node::new(self.id.clone(), facts, settings, memory, seed, now));
         self.state = State::Running;

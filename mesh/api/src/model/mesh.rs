@@ -80,6 +80,19 @@ pub struct NodeInfo {
     pub records: u64,
     /// Members it holds for alive, itself included.
     pub members_alive: u32,
+    /// What is wrong with its disk, while it takes no writes: the node serves, and refuses new registrations, overrides
+    /// and documents.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_failing: Option<DiskFailing>,
+}
+
+/// A disk that takes no writes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskFailing {
+    /// Since when, by the clock of the node whose disk it is.
+    pub since_unix_ms: u64,
+    /// What its operating system says, and what to do.
+    pub reason: String,
 }
 
 /// `GET /v1/node`: the node that answers, without asking any other.

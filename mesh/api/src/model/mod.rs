@@ -15,7 +15,9 @@ use starling_core::time::Stamp;
 use starling_core::view::Revision;
 
 pub use config::{ConfigDocument, ConfigList, ConfigSummary, VersionInfo};
-pub use mesh::{MemberInfo, MemberList, MeshStatus, NodeDetail, NodeInfo, NodeReport, PreservationInfo, Verdict};
+pub use mesh::{
+    DiskFailing, MemberInfo, MemberList, MeshStatus, NodeDetail, NodeInfo, NodeReport, PreservationInfo, Verdict,
+};
 pub use registry::{
     CheckBody, CheckWord, InstanceInfo, InstanceList, OverrideBody, OwnerSays, RegisterRequest, RenewRequest,
     ServiceList, ServiceSummary, StatusRequest, UsabilityCounts,

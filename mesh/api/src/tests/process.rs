@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::world::{World, settings};
+use crate::model::{MeshStatus, NodeDetail};
 use crate::settings::ApiSettings;
 
 #[tokio::test]
@@ -58,6 +59,19 @@ async fn readiness_is_what_the_assembler_says() {
     let error = server.get("/readyz").await.expect(503).error();
     assert!(error.error.contains("node a is not ready"), "{error:?}");
     server.get("/healthz").await.expect(200);
+}
+
+#[tokio::test]
+async fn a_disk_that_takes_no_writes_is_said_wherever_one_asks_how_the_node_is() {
+    let world = World::of(&["a", "b"]);
+    world.disk_fails("b", "no space left");
+    let (a, b) = (world.server("a"), world.server("b"));
+    assert!(b.get("/readyz").await.expect(200).text().contains("takes no writes: no space left"));
+    let node: NodeDetail = b.get("/v1/node").await.expect(200).json();
+    assert_eq!(node.node.disk_failing.unwrap().reason, "no space left");
+    let status: MeshStatus = a.get("/v1/status").await.expect(200).json();
+    let failing = status.nodes.iter().map(|report| report.status.as_ref().unwrap().disk_failing.is_some());
+    assert_eq!(failing.collect::<Vec<_>>(), [false, true]);
 }
 
 #[tokio::test]

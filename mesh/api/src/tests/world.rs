@@ -18,7 +18,7 @@ use starling_core::node::Memory;
 use starling_core::observe::Span;
 use starling_core::time::{Instant, Now, WallTime};
 use starling_core::view::{NodeFacts, Revision, View};
-use starling_core::wire::{NodeStatus, Question, Reply};
+use starling_core::wire::{DiskFailing, NodeStatus, Question, Reply};
 use starling_core::{Answer, Command, Input, Node, Output, PeerEvent, Refusal, Settings};
 use starling_net::{CommandError, LinkError};
 use tokio::sync::watch;
@@ -57,6 +57,7 @@ struct Place {
     view: Arc<View>,
     changes: watch::Sender<Revision>,
     spans: Vec<Span>,
+    disk_failing: Option<DiskFailing>,
 }
 
 const START_UNIX_MS: u64 = 1_700_000_000_000;
@@ -84,6 +85,12 @@ impl World {
             }
         }
         world
+    }
+
+    /// A node's disk takes no writes from here on, for this reason.
+    pub(super) fn disk_fails(&self, node: &str, reason: &str) {
+        let failing = DiskFailing { since: WallTime(START_UNIX_MS), reason: reason.into() };
+        self.lock().nodes.get_mut(&id(node)).unwrap().disk_failing = Some(failing);
     }
 
     /// From now on nothing passes between this node and the others.
@@ -209,7 +216,7 @@ impl Place {
         let now = Now { elapsed: Instant(0), wall: WallTime(START_UNIX_MS) };
         let heart = Node::new(id(name), facts(name), settings, Memory::default(), 1, now);
         let view = heart.view().clone();
-        Place { heart, changes: watch::Sender::new(view.revision), view, spans: Vec::new() }
+        Place { heart, changes: watch::Sender::new(view.revision), view, spans: Vec::new(), disk_failing: None }
     }
 }
 
@@ -251,6 +258,7 @@ impl Inner {
                 revision: place.view.revision,
                 fingerprint: place.view.fingerprint,
                 members_alive: place.view.alive().count() as u32,
+                disk_failing: place.disk_failing.clone(),
             }),
             Question::Trace(trace) => {
                 Reply::Spans(place.spans.iter().filter(|span| span.trace == *trace).cloned().collect())

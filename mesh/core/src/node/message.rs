@@ -106,14 +106,16 @@ impl Node {
         match &record.key {
             Key::Override(_) | Key::Config(_) => out.push(Output::Persist(record.clone())),
             Key::Instance(instance) if self.owns(&record.key) => {
-                if !owned_before {
+                if !owned_before && self.incomplete {
+                    tracing::info!(%instance, "taken back from peers: this node's disk had lost it");
+                } else if !owned_before {
                     // Peers remember it as ours, we do not: this host was reinstalled, or crashed before the write was
                     // acknowledged. Nobody here looks after it, so it goes.
                     tracing::info!(%instance, "removed: peers held it for this node's, but it is not registered here");
                     self.update_instance(now, instance.clone(), None, out);
                     return None;
                 }
-                // A write of ours that reached peers but not our disk.
+                // A write of ours that reached peers but not our disk, or that our disk did not keep.
                 out.push(Output::Persist(record.clone()));
             }
             Key::Instance(_) => {}

@@ -148,6 +148,8 @@ pub struct Memory {
     pub records: Vec<Record>,
     /// A hybrid time not earlier than any it has ever issued.
     pub last_used: HybridTime,
+    /// Some of it could not be read: instances that peers hold for this node's are believed to be, not removed.
+    pub incomplete: bool,
 }
 
 /// What the heart counts; all grow only.
@@ -189,6 +191,8 @@ pub struct Node {
     monitor: Monitor,
     /// How many instances this node owns.
     own_instances: usize,
+    /// See [`Memory::incomplete`].
+    incomplete: bool,
     publisher: Publisher,
     /// What was written here by the input under way, to be told in one go.
     fresh: Vec<Record>,
@@ -230,6 +234,7 @@ impl Node {
             peers: Peers::new(me.clone(), facts, now.wall),
             monitor: Monitor::default(),
             own_instances: 0,
+            incomplete: memory.incomplete,
             publisher: Publisher::new(View {
                 revision,
                 absent_revision: revision,
@@ -294,6 +299,11 @@ impl Node {
     /// The last published picture.
     pub fn view(&self) -> &Arc<View> {
         self.publisher.published()
+    }
+
+    /// What it holds under a key.
+    pub fn record(&self, key: &Key) -> Option<Record> {
+        self.store.get(key).map(|cell| Record { key: key.clone(), cell: cell.clone() })
     }
 
     /// What it has counted.

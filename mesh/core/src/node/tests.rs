@@ -18,6 +18,8 @@ struct Mesh {
     now: Now,
     commands: u64,
     sent: usize,
+    /// Whoever starts next knows that its disk has lost something.
+    incomplete: bool,
     /// What each node probes, and where.
     probes: BTreeMap<(NodeId, InstanceKey), u16>,
 }
@@ -36,6 +38,7 @@ impl Mesh {
             now,
             commands: 0,
             sent: 0,
+            incomplete: false,
             probes: BTreeMap::new(),
         };
         for name in names {
@@ -47,7 +50,7 @@ impl Mesh {
     fn start(&mut self, name: &str, incarnation: u64) {
         let me = id(name);
         let records = self.disks.entry(me.clone()).or_default().values().cloned().collect();
-        let memory = Memory { records, last_used: HybridTime::default() };
+        let memory = Memory { records, incomplete: self.incomplete, ..Memory::default() };
         let node = Node::new(me.clone(), facts(incarnation), Settings::default(), memory, 1, self.now);
         let others: Vec<(NodeId, NodeFacts)> = self
             .nodes
@@ -233,6 +236,20 @@ fn a_reinstalled_host_clears_what_it_no_longer_knows() {
     mesh.wait(Duration::from_secs(3));
     mesh.all_see("orders", "o1", None);
     mesh.all_agree();
+}
+
+#[test]
+fn a_node_whose_disk_lost_an_instance_takes_it_back_from_its_peers_and_keeps_it() {
+    let mut mesh = Mesh::of(&["a", "b"]);
+    mesh.register("b", "orders", "o1");
+    mesh.nodes.remove(&id("b"));
+    mesh.disks.clear();
+    mesh.incomplete = true;
+    mesh.start("b", 2);
+    mesh.wait(Duration::from_secs(3));
+    mesh.all_see("orders", "o1", Some(Usability::Ready));
+    mesh.all_agree();
+    assert_eq!(mesh.disks[&id("b")].len(), 1, "it is on its disk again");
 }
 
 #[test]

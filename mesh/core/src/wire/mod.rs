@@ -137,6 +137,18 @@ pub struct NodeStatus {
     pub fingerprint: Fingerprint,
     /// Members it holds for alive, itself included.
     pub members_alive: u32,
+    /// What is wrong with its disk, when it takes no writes.
+    #[serde(default)]
+    pub disk_failing: Option<DiskFailing>,
+}
+
+/// A node's disk that takes no writes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskFailing {
+    /// Since when, by that node's clock.
+    pub since: WallTime,
+    /// What its operating system says, and what to do.
+    pub reason: String,
 }
 
 /// Bytes that are not what they should be.

@@ -1,16 +1,13 @@
-//! Files under a log: who may have the directory, where frames go, and errors in words a person can act on.
+//! Writing frames to a file, and reading a file whatever its disk says.
 
-use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{Read, Seek, SeekFrom, Write};
-use std::path::Path;
+use std::io;
 
-use super::DiskError;
+use super::layer::{RawFile, io_reason, read_exact_at, write_all_at};
 
-/// Its lock is held as long as a process uses the directory; the system lets go of it when the process ends, however
-/// it ends.
-const LOCK: &str = "lock";
-/// How much is gathered in memory between two writes to the file.
-const WRITE_BYTES: usize = 1024 * 1024;
+/// How much is gathered in memory between two writes to the file, and read at once.
+const CHUNK_BYTES: usize = 1024 * 1024;
+/// Where a chunk cannot be read, it is read in pieces of this size: the smallest a disk loses.
+const SECTOR_BYTES: usize = 4096;
 
 /// Where a frame is in its file.
 #[derive(Debug, Clone, Copy)]
@@ -19,52 +16,58 @@ pub(super) struct Place {
     pub(super) bytes: u64,
 }
 
-/// Takes the directory for this process.
-pub(super) fn lock(dir: &Path) -> Result<File, DiskError> {
-    let path = dir.join(LOCK);
-    let failed = |error| DiskError::Open { dir: dir.into(), doing: "lock it", reason: io_reason(&error) };
-    let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
-    let mut file = open.map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => {
-            file.set_len(0).and_then(|()| write!(file, "{}", std::process::id())).map_err(failed)?;
-            Ok(file)
-        }
-        Err(TryLockError::WouldBlock) => {
-            let mut holder = String::new();
-            let _ = file.take(20).read_to_string(&mut holder);
-            Err(DiskError::InUse { dir: dir.into(), pid: holder.trim().parse().ok() })
-        }
-        Err(TryLockError::Error(error)) => Err(failed(error)),
-    }
-}
-
-pub(super) fn sync_dir(dir: &Path) -> std::io::Result<()> {
-    // A directory can only be opened for syncing on Unix; elsewhere the rename itself is all there is.
-    if cfg!(unix) { File::open(dir)?.sync_all() } else { Ok(()) }
-}
-
-pub(super) fn read_at(file: &mut File, place: Place) -> std::io::Result<Vec<u8>> {
+/// What stands at a place.
+pub(super) fn read_at(file: &mut dyn RawFile, place: Place) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; place.bytes as usize];
-    file.seek(SeekFrom::Start(place.offset))?;
-    file.read_exact(&mut bytes)?;
+    read_exact_at(file, place.offset, &mut bytes)?;
     Ok(bytes)
 }
 
-/// The error in words a person can act on.
-pub(super) fn io_reason(error: &std::io::Error) -> String {
-    match error.kind() {
-        std::io::ErrorKind::StorageFull => format!("{error}; make room on the disk"),
-        std::io::ErrorKind::ReadOnlyFilesystem | std::io::ErrorKind::PermissionDenied => {
-            format!("{error}; this process must be able to write there")
+/// A stretch of a file that its disk does not give back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Unreadable {
+    pub(super) offset: u64,
+    pub(super) bytes: u64,
+    /// What the operating system says.
+    pub(super) reason: String,
+}
+
+impl Unreadable {
+    /// Whether any of it lies within these bytes.
+    pub(super) fn is_in(&self, offset: u64, bytes: u64) -> bool {
+        self.offset < offset + bytes && offset < self.offset + self.bytes
+    }
+}
+
+/// Reads a whole file. What cannot be read is zeros, and told.
+pub(super) fn read_all(file: &mut dyn RawFile) -> io::Result<(Vec<u8>, Vec<Unreadable>)> {
+    let mut bytes = vec![0; file.length()? as usize];
+    let mut unreadable: Vec<Unreadable> = Vec::new();
+    for (at, chunk) in bytes.chunks_mut(CHUNK_BYTES).enumerate() {
+        let start = (at * CHUNK_BYTES) as u64;
+        if read_exact_at(file, start, chunk).is_err() {
+            read_by_sector(file, start, chunk, &mut unreadable);
         }
-        _ => error.to_string(),
+    }
+    Ok((bytes, unreadable))
+}
+
+/// Fills the chunk with what can be read of it.
+fn read_by_sector(file: &mut dyn RawFile, start: u64, chunk: &mut [u8], unreadable: &mut Vec<Unreadable>) {
+    for (at, sector) in chunk.chunks_mut(SECTOR_BYTES).enumerate() {
+        let (offset, bytes) = (start + (at * SECTOR_BYTES) as u64, sector.len() as u64);
+        let Err(error) = read_exact_at(file, offset, sector) else { continue };
+        sector.fill(0);
+        match unreadable.last_mut().filter(|last| last.offset + last.bytes == offset) {
+            Some(last) => last.bytes += bytes,
+            None => unreadable.push(Unreadable { offset, bytes, reason: io_reason(&error) }),
+        }
     }
 }
 
 /// Writes frames to a file in large pieces.
 pub(super) struct Appender<'a> {
-    file: &'a mut File,
+    file: &'a mut dyn RawFile,
     buffer: Vec<u8>,
     /// Where the buffer's first byte goes.
     base: u64,
@@ -77,7 +80,7 @@ pub(super) enum PushError {
     Frame(String),
     /// The file took nothing, or only a part.
     #[error("write the log: {}", io_reason(.0))]
-    File(std::io::Error),
+    File(io::Error),
 }
 
 impl From<PushError> for String {
@@ -88,9 +91,8 @@ impl From<PushError> for String {
 
 impl<'a> Appender<'a> {
     /// Writes from this offset on.
-    pub(super) fn at(file: &'a mut File, base: u64) -> Result<Self, String> {
-        file.seek(SeekFrom::Start(base)).map_err(|error| format!("seek in the log: {error}"))?;
-        Ok(Self { file, buffer: Vec::new(), base })
+    pub(super) fn at(file: &'a mut dyn RawFile, base: u64) -> Self {
+        Self { file, buffer: Vec::new(), base }
     }
 
     /// Appends one frame.
@@ -101,14 +103,14 @@ impl<'a> Appender<'a> {
         let start = self.buffer.len();
         frame(&mut self.buffer, self.base).map_err(PushError::Frame)?;
         let place = Place { offset: self.base + start as u64, bytes: (self.buffer.len() - start) as u64 };
-        if self.buffer.len() >= WRITE_BYTES {
+        if self.buffer.len() >= CHUNK_BYTES {
             self.write()?;
         }
         Ok(place)
     }
 
     fn write(&mut self) -> Result<(), PushError> {
-        self.file.write_all(&self.buffer).map_err(PushError::File)?;
+        write_all_at(self.file, self.base, &self.buffer).map_err(PushError::File)?;
         self.base += self.buffer.len() as u64;
         self.buffer.clear();
         Ok(())

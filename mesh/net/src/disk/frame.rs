@@ -34,6 +34,9 @@ pub(super) struct Meta {
     pub(super) mark: WallTime,
     /// The highest stamp among all records ever kept, also those forgotten since.
     pub(super) highest: HybridTime,
+    /// When parts of the log were found damaged last: what this node lost then, its peers may still have.
+    #[serde(default)]
+    pub(super) damaged: Option<WallTime>,
 }
 
 /// One entry of the log. For the same key, the last one counts.

@@ -1,23 +1,26 @@
 //! The log file of one node: opened and repaired, appended to and synced, rewritten when mostly dead.
 //!
 //! All calls block; only the disk thread and the start of a node make them.
+//!
+//! A log that can be read but not written (a disk that is full or read-only) is opened all the same: the first commit
+//! that succeeds brings this start's incarnation to it. Until then nothing is acknowledged.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Seek, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use starling_core::id::{Incarnation, MeshName, NodeId};
 use starling_core::node::Memory;
-use starling_core::observe::Exposition;
 use starling_core::record::{Key, Record};
 use starling_core::time::{HybridTime, WallTime};
 
-use super::file::{Appender, Place, PushError, io_reason, lock, read_at, sync_dir};
+use super::figures::Figures;
+use super::file::{Appender, Place, PushError, Unreadable, read_all, read_at};
 use super::frame::{self, Damage, Entry, HEADER, Meta};
+use super::layer::{Directory, Lock, LockError, Open, RawFile, io_reason, may_pass, write_all_at};
 use super::{DiskError, Problem};
 
 /// The log is rewritten when it is this many times as long as what it still says (so a rewrite copies at most a
@@ -28,45 +31,11 @@ pub(super) const COMPACT_MIN_BYTES: u64 = 4 * 1024 * 1024;
 /// How far a stamp may be ahead of the last mark: marks are five seconds apart, and a hybrid clock runs at most the
 /// allowed skew (five seconds unless set otherwise) ahead of the wall clock.
 const MARK_MARGIN: Duration = Duration::from_secs(10);
+/// How long after a damage what peers hold for this node's is believed: as long as tombstones are kept, by default.
+const DAMAGE_REMEMBERED: Duration = Duration::from_secs(86_400);
 
-const LOG: &str = "starling.log";
-const NEW_LOG: &str = "starling.log.new";
-
-/// What the disk has done; read by metrics.
-#[derive(Debug, Default)]
-pub(crate) struct Figures {
-    /// Entries written.
-    pub(crate) entries: AtomicU64,
-    /// Syncs; fewer than entries when the writers are many.
-    pub(crate) syncs: AtomicU64,
-    /// Commits that failed.
-    pub(crate) failures: AtomicU64,
-    /// Rewrites of the log.
-    pub(crate) compactions: AtomicU64,
-    /// The log's length now.
-    pub(crate) log_bytes: AtomicU64,
-    /// How much of it still says something.
-    pub(crate) live_bytes: AtomicU64,
-    /// The longest commit so far, in microseconds.
-    pub(crate) longest_commit_us: AtomicU64,
-}
-
-impl Figures {
-    /// Writes them.
-    pub(crate) fn collect(&self, out: &mut Exposition) {
-        let mut single = |name: &str, kind: &str, help: &str, figure: &AtomicU64, scale: f64| {
-            out.single(name, kind, help, figure.load(Relaxed) as f64 / scale);
-        };
-        single("starling_disk_entries_total", "counter", "Entries written to the log.", &self.entries, 1.0);
-        single("starling_disk_syncs_total", "counter", "Syncs of the log.", &self.syncs, 1.0);
-        single("starling_disk_failures_total", "counter", "Writes of the log that failed.", &self.failures, 1.0);
-        single("starling_disk_compactions_total", "counter", "Rewrites of the log.", &self.compactions, 1.0);
-        single("starling_disk_log_bytes", "gauge", "Length of the log.", &self.log_bytes, 1.0);
-        single("starling_disk_live_bytes", "gauge", "How much of the log still counts.", &self.live_bytes, 1.0);
-        let longest = "The longest write with its sync so far.";
-        single("starling_disk_longest_commit_seconds", "gauge", longest, &self.longest_commit_us, 1e6);
-    }
-}
+pub(super) const LOG: &str = "starling.log";
+pub(super) const NEW_LOG: &str = "starling.log.new";
 
 /// What to put on disk: per key the newest record, or `None` to forget it.
 pub(super) type Changes = BTreeMap<Key, Option<Record>>;
@@ -97,19 +66,24 @@ impl From<String> for CommitError {
 /// An open log.
 #[derive(Debug)]
 pub(super) struct Log {
-    dir: PathBuf,
-    file: File,
+    dir: Box<dyn Directory>,
+    /// None while there is none and none could be begun.
+    file: Option<Box<dyn RawFile>>,
     /// Up to here the file is what it should be and on disk.
     sound_bytes: u64,
     live: BTreeMap<Key, Place>,
     live_bytes: u64,
     meta: Meta,
+    /// This start's incarnation is on disk; it goes before anything else.
+    introduced: bool,
     /// The file may hold something we did not mean; only a rewrite makes it trustworthy again.
     suspect: bool,
+    /// Keys whose records the disk has lost while the node ran.
+    lost: Vec<Key>,
     /// Not before the log is this long; moved up when a rewrite did not work.
     compact_at_bytes: u64,
     figures: Arc<Figures>,
-    _lock: File,
+    _lock: Lock,
 }
 
 /// What an opened log had to say.
@@ -122,70 +96,89 @@ pub(super) struct Recovered {
 
 impl Log {
     /// Opens (or begins) the log in `dir`, drops what a crash left unfinished, reports and sets aside what is
-    /// damaged, and begins a new incarnation, which is on disk when this returns.
+    /// damaged, and begins a new incarnation, which is on disk when this returns, unless a [`Problem::Unwritable`]
+    /// says that nothing can be written now.
     pub(super) fn open(
-        dir: &Path,
+        dir: Box<dyn Directory>,
         mesh: &MeshName,
         node: &NodeId,
         now: WallTime,
         figures: Arc<Figures>,
     ) -> Result<(Log, Recovered), DiskError> {
-        let failed =
-            |doing: &'static str| move |error| DiskError::Open { dir: dir.into(), doing, reason: io_reason(&error) };
-        fs::create_dir_all(dir).map_err(failed("create it"))?;
-        let lock = lock(dir)?;
-        let _ = fs::remove_file(dir.join(NEW_LOG)); // a rewrite that a crash interrupted; the old log is whole
-        let path = dir.join(LOG);
-        let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
-        let mut file = open.map_err(failed("open its log"))?;
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes).map_err(failed("read its log"))?;
+        let lock = take(&*dir)?;
+        let path = dir.path().join(LOG);
+        let Begun { mut file, mut unwritable } = Begun::open(&*dir)?;
+        let read = file.as_mut().map_or(Ok(Default::default()), |file| read_all(&mut **file));
+        let (bytes, unreadable) = read.map_err(|error| refused(&*dir, "read its log", &error))?;
 
         let header = check_header(&path, &bytes)?;
-        let contents = Contents::read(&bytes);
+        let mut contents = Contents::read(&bytes);
+        contents.blame(&unreadable);
         if let Some(meta) = &contents.meta
             && (&meta.node != node || &meta.mesh != mesh)
         {
-            return Err(DiskError::Foreign { dir: dir.into(), node: meta.node.clone(), mesh: meta.mesh.clone() });
+            let (node, mesh) = (meta.node.clone(), meta.mesh.clone());
+            return Err(DiskError::Foreign { dir: dir.path().into(), node, mesh });
         }
-        let meta = contents.next_meta(mesh, node, now);
         let torn = contents.damages.iter().find(|damage| damage.torn_tail).map(|damage| damage.offset);
         let damaged = header.is_some() || contents.damages.iter().any(|damage| !damage.torn_tail);
-        let sound_bytes = torn.unwrap_or(bytes.len() as u64).max(HEADER.len() as u64);
-        let aside = damaged.then(|| dir.join(format!("{LOG}.damaged-{}", meta.incarnation.0)));
-        if let Some(aside) = &aside {
-            fs::copy(&path, aside).map_err(failed("set its damaged log aside"))?;
-        }
+        let meta = contents.next_meta(mesh, node, now, damaged);
+        let aside = if damaged { set_aside(&*dir, &bytes, meta.incarnation) } else { None };
         let mut problems: Vec<Problem> = header.into_iter().collect();
-        problems.extend(contents.damages.iter().map(|damage| Problem::of(damage, &path, aside.as_deref())));
-        let memory = Memory { last_used: last_used(&contents, &meta, now), records: contents.records };
+        problems
+            .extend(contents.damages.iter().map(|damage| Problem::of(damage, &unreadable, &path, aside.as_deref())));
+        figures.damages.store(problems.iter().filter(|problem| problem.is_damage()).count() as u64, Relaxed);
+        let incomplete = meta.damaged.is_some();
+        let memory = Memory { last_used: last_used(&contents, &meta, now), records: contents.records, incomplete };
 
         let live_bytes = contents.live.values().map(|place| place.bytes).sum();
         let mut log = Log {
-            dir: dir.into(),
+            suspect: damaged || unwritable.is_some(),
+            dir,
             file,
-            sound_bytes,
+            sound_bytes: torn.unwrap_or(bytes.len() as u64).max(HEADER.len() as u64),
             live: contents.live,
             live_bytes,
             meta,
-            suspect: damaged,
+            introduced: false,
+            lost: Vec::new(),
             compact_at_bytes: COMPACT_MIN_BYTES,
             figures,
             _lock: lock,
         };
-        if torn.is_some() {
-            log.file.set_len(sound_bytes).map_err(failed("cut off an unfinished write"))?;
+        if !log.suspect {
+            let _ = log.dir.remove(NEW_LOG); // of a rewrite that a crash interrupted; the old log is whole
+            unwritable = log.mend(bytes.len() as u64, torn.is_some()).err();
         }
-        if bytes.len() < HEADER.len() {
-            log.begin().map_err(failed("begin its log"))?;
+        if unwritable.is_none() {
+            unwritable = log.commit(&Changes::new(), Some(now)).err().map(|error| error.to_string());
         }
-        log.commit(&Changes::new(), Some(now)).map_err(|error| DiskError::Open {
-            dir: dir.into(),
-            doing: "write this start's incarnation",
-            reason: error.to_string(),
-        })?;
+        if let Some(reason) = unwritable {
+            log.figures.fails(&reason, now);
+            problems.push(Problem::Unwritable { dir: log.dir.path().into(), reason });
+        }
         let incarnation = log.meta.incarnation;
         Ok((log, Recovered { memory, incarnation, problems }))
+    }
+
+    /// Cuts off what a crash left unfinished, or begins the file.
+    fn mend(&mut self, length: u64, torn: bool) -> Result<(), String> {
+        let Some(file) = &mut self.file else { return Ok(()) };
+        let mended = if length < HEADER.len() as u64 {
+            // New, or half a header: nothing in it yet.
+            file.set_len(0)
+                .and_then(|()| write_all_at(&mut **file, 0, &HEADER))
+                .and_then(|()| file.sync())
+                .and_then(|()| self.dir.sync())
+        } else if torn {
+            file.set_len(self.sound_bytes)
+        } else {
+            Ok(())
+        };
+        mended.map_err(|error| {
+            self.suspect = true;
+            format!("mend the log: {}", io_reason(&error))
+        })
     }
 
     /// Puts changes (and with `mark` the wall time) on disk.
@@ -196,7 +189,7 @@ impl Log {
         if self.suspect {
             self.rewrite()?;
         }
-        let written = self.append(changes, mark.is_some());
+        let written = self.append(changes, mark.is_some() || !self.introduced);
         if matches!(written, Err(CommitError::Nothing(_))) {
             self.roll_back();
         }
@@ -215,25 +208,34 @@ impl Log {
         self.rewrite().inspect_err(|_| self.compact_at_bytes = self.sound_bytes + COMPACT_MIN_BYTES)
     }
 
+    /// Keys whose records the disk has lost since this was asked last; whoever has them in memory gives them again.
+    pub(super) fn take_lost(&mut self) -> Vec<Key> {
+        std::mem::take(&mut self.lost)
+    }
+
     fn append(&mut self, changes: &Changes, with_meta: bool) -> Result<(), CommitError> {
+        let file = self.file.as_mut().ok_or_else(|| "the log has not been begun".to_owned())?;
         let mut left_out = Ok(());
-        let mut writer = Appender::at(&mut self.file, self.sound_bytes)?;
-        let mut highest = self.meta.highest;
+        let mut writer = Appender::at(&mut **file, self.sound_bytes);
+        let written = changes.values().flatten().map(latest);
+        let highest = written.fold(self.meta.highest, Ord::max);
+        if with_meta {
+            // First: whatever else of this write survives a crash, a start that wrote is known to have been.
+            let meta = Meta { highest, ..self.meta.clone() };
+            writer.push(|buffer, base| frame::push_meta(buffer, base, &meta))?;
+        }
         let mut places = Vec::with_capacity(changes.len());
         for (key, record) in changes {
             let place = match record {
-                Some(record) => {
-                    highest = highest.max(latest(record));
-                    match writer.push(|buffer, base| frame::push_record(buffer, base, record)) {
-                        Ok(place) => Some(place),
-                        Err(PushError::Frame(why)) => {
-                            // One record that cannot be kept must not keep all others from the disk for ever.
-                            left_out = Err(CommitError::LeftOut(format!("{key:?}: {why}")));
-                            continue;
-                        }
-                        Err(error) => return Err(error.into()),
+                Some(record) => match writer.push(|buffer, base| frame::push_record(buffer, base, record)) {
+                    Ok(place) => Some(place),
+                    Err(PushError::Frame(why)) => {
+                        // One record that cannot be kept must not keep all others from the disk for ever.
+                        left_out = Err(CommitError::LeftOut(format!("{key:?}: {why}")));
+                        continue;
                     }
-                }
+                    Err(error) => return Err(error.into()),
+                },
                 None if self.live.contains_key(key) => {
                     writer.push(|buffer, base| frame::push_forget(buffer, base, key))?;
                     None
@@ -242,12 +244,8 @@ impl Log {
             };
             places.push((key, place));
         }
-        if with_meta {
-            let meta = Meta { highest, ..self.meta.clone() };
-            writer.push(|buffer, base| frame::push_meta(buffer, base, &meta))?;
-        }
         let end = writer.finish()?;
-        self.file.sync_data().map_err(|error| {
+        file.sync().map_err(|error| {
             // After a failed sync the kernel may have dropped what we wrote and will not say so again.
             self.suspect = true;
             format!("sync the log: {}", io_reason(&error))
@@ -256,6 +254,7 @@ impl Log {
         self.figures.entries.fetch_add(changes.len() as u64, Relaxed);
         self.sound_bytes = end;
         self.meta.highest = highest;
+        self.introduced |= with_meta;
         for (key, place) in places {
             let before = match place {
                 Some(place) => self.live.insert(key.clone(), place),
@@ -269,70 +268,124 @@ impl Log {
 
     /// Cuts off what a failed write left behind.
     fn roll_back(&mut self) {
-        if self.file.set_len(self.sound_bytes).is_err() {
+        let cut = self.file.as_mut().map(|file| file.set_len(self.sound_bytes));
+        if !matches!(cut, Some(Ok(()))) {
             self.suspect = true;
         }
     }
 
-    /// Makes every further write fail, as a disk does that went read-only.
-    #[cfg(test)]
-    pub(super) fn break_file(&mut self) {
-        self.file = File::open(self.dir.join(LOG)).unwrap();
-    }
-
-    fn begin(&mut self) -> std::io::Result<()> {
-        self.file.set_len(0)?;
-        self.file.rewind()?; // half a header may have been read
-        self.file.write_all(&HEADER)?;
-        self.file.sync_all()?;
-        sync_dir(&self.dir)
-    }
-
     /// Writes what the log still says to a new file and puts it in the place of the old one.
     pub(super) fn rewrite(&mut self) -> Result<(), String> {
-        let path = self.dir.join(NEW_LOG);
-        self.rewrite_at(&path).inspect_err(|_| {
+        self.rewrite_file().inspect_err(|_| {
             // Half a new log must not take the room the old one needs: a full disk is why most rewrites fail.
-            let _ = fs::remove_file(&path);
+            let _ = self.dir.remove(NEW_LOG);
         })
     }
 
-    fn rewrite_at(&mut self, path: &Path) -> Result<(), String> {
-        let doing = |what: &'static str| move |error| format!("{what} {NEW_LOG}: {}", io_reason(&error));
-        let open = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path);
-        let mut file = open.map_err(doing("create"))?;
-        file.write_all(&HEADER).map_err(doing("write"))?;
-        let mut live = BTreeMap::new();
-        let mut writer = Appender::at(&mut file, HEADER.len() as u64)?;
+    fn rewrite_file(&mut self) -> Result<(), String> {
+        let doing = |what: &'static str| move |error: io::Error| format!("{what} {NEW_LOG}: {}", io_reason(&error));
+        let mut file = self.dir.open(NEW_LOG, Open::Anew).map_err(doing("create"))?;
+        write_all_at(&mut *file, 0, &HEADER).map_err(doing("write"))?;
+        let (mut live, mut lost) = (BTreeMap::new(), Vec::new());
+        let mut writer = Appender::at(&mut *file, HEADER.len() as u64);
+        let now_lost = |why: &str, key: &Key, place: &Place, log: &Path| {
+            tracing::error!(
+                "the record of {key:?} at offset {} of {} {why}; it is written again from memory. Check the disk",
+                place.offset,
+                log.display()
+            );
+        };
+        let log = self.dir.path().join(LOG);
         writer.push(|buffer, base| frame::push_meta(buffer, base, &self.meta))?;
         for (key, place) in &self.live {
-            let bytes = read_at(&mut self.file, *place).map_err(|error| format!("read the log: {error}"))?;
-            match frame::checked_payload(&bytes) {
-                Some(payload) => {
+            let read = self.file.as_mut().map(|file| read_at(&mut **file, *place));
+            let bytes = read.unwrap_or_else(|| Err(io::ErrorKind::NotFound.into()));
+            match bytes.as_ref().map(|bytes| frame::checked_payload(bytes)) {
+                Ok(Some(payload)) => {
                     let place = writer.push(|buffer, base| frame::push_payload(buffer, base, payload));
                     live.insert(key.clone(), place?);
                 }
-                None => tracing::error!(
-                    "the record of {key:?} at offset {} of {} is damaged on disk and no longer saved; peers and this \
-                     node's memory still have it: write it again, and check the disk",
-                    place.offset,
-                    self.dir.join(LOG).display()
-                ),
+                Ok(None) => {
+                    now_lost("is damaged on disk", key, place, &log);
+                    lost.push(key.clone());
+                }
+                Err(error) => {
+                    now_lost(&format!("cannot be read ({error})"), key, place, &log);
+                    lost.push(key.clone());
+                }
             }
         }
         let end = writer.finish()?;
-        file.sync_all().map_err(doing("sync"))?;
-        fs::rename(path, self.dir.join(LOG)).map_err(doing("put into place"))?;
+        file.sync().map_err(doing("sync"))?;
+        self.dir.rename(NEW_LOG, LOG).map_err(doing("put into place"))?;
         // From here on the old file is gone by name; whatever happens, the new one is ours.
-        self.file = file;
+        self.file = Some(file);
         self.sound_bytes = end;
         self.live_bytes = live.values().map(|place| place.bytes).sum();
         self.live = live;
+        self.lost.extend(lost);
         self.suspect = true;
-        sync_dir(&self.dir).map_err(|error| format!("sync the directory: {}", io_reason(&error)))?;
+        self.dir.sync().map_err(|error| format!("sync the directory: {}", io_reason(&error)))?;
         self.suspect = false;
+        self.introduced = true;
         self.figures.compactions.fetch_add(1, Relaxed);
         Ok(())
+    }
+}
+
+fn refused(dir: &dyn Directory, doing: &'static str, error: &io::Error) -> DiskError {
+    DiskError::Open { dir: dir.path().into(), doing, reason: io_reason(error) }
+}
+
+/// Makes the directory, if there is none, and takes it for this process.
+fn take(dir: &dyn Directory) -> Result<Lock, DiskError> {
+    dir.create().map_err(|error| refused(dir, "create it", &error))?;
+    dir.lock().map_err(|error| match error {
+        LockError::Held(pid) => DiskError::InUse { dir: dir.path().into(), pid },
+        LockError::Failed(error) => refused(dir, "lock it", &error),
+    })
+}
+
+/// A log's file, as far as the disk lets us.
+struct Begun {
+    file: Option<Box<dyn RawFile>>,
+    /// Why it cannot be written, if it cannot for now.
+    unwritable: Option<String>,
+}
+
+impl Begun {
+    /// What is a mistake in how the directory was set up is refused; what may pass is not.
+    fn open(dir: &dyn Directory) -> Result<Begun, DiskError> {
+        let error = match dir.open(LOG, Open::OrCreate) {
+            Ok(file) => return Ok(Begun { file: Some(file), unwritable: None }),
+            Err(error) => error,
+        };
+        if !may_pass(&error) {
+            return Err(refused(dir, "open its log", &error));
+        }
+        let unwritable = Some(format!("open the log: {}", io_reason(&error)));
+        match dir.open(LOG, Open::ToRead) {
+            Ok(file) => Ok(Begun { file: Some(file), unwritable }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Begun { file: None, unwritable }),
+            Err(error) => Err(refused(dir, "read its log", &error)),
+        }
+    }
+}
+
+/// Keeps a damaged log for whoever wants to look at it, if there is room.
+fn set_aside(dir: &dyn Directory, bytes: &[u8], incarnation: Incarnation) -> Option<PathBuf> {
+    let name = format!("{LOG}.damaged-{}", incarnation.0);
+    let copy = || {
+        let mut copy = dir.open(&name, Open::Anew)?;
+        write_all_at(&mut *copy, 0, bytes).and_then(|()| copy.sync()).and_then(|()| dir.sync())
+    };
+    match copy() {
+        Ok(()) => Some(dir.path().join(name)),
+        Err(error) => {
+            let _ = dir.remove(&name); // half a copy helps nobody, and takes room
+            tracing::warn!("no copy of the damaged log in {} is kept: {}", dir.path().display(), io_reason(&error));
+            None
+        }
     }
 }
 
@@ -369,12 +422,21 @@ impl Contents {
         contents
     }
 
+    /// What the disk did not give back is not a write that a crash cut short.
+    fn blame(&mut self, unreadable: &[Unreadable]) {
+        for damage in &mut self.damages {
+            damage.torn_tail &= !unreadable.iter().any(|part| part.is_in(damage.offset, damage.bytes));
+        }
+    }
+
     /// What this start writes first. The incarnation follows the wall clock's milliseconds, so that it grows even
     /// when the directory was lost; it grows anyway when the clock is wrong, and steps over any start whose own entry
     /// may be among what is damaged.
-    fn next_meta(&self, mesh: &MeshName, node: &NodeId, now: WallTime) -> Meta {
+    fn next_meta(&self, mesh: &MeshName, node: &NodeId, now: WallTime, damaged: bool) -> Meta {
         let lost = self.damages.len() as u64;
         let last = self.meta.as_ref().map_or(0, |meta| meta.incarnation.0);
+        let remembered = self.meta.as_ref().and_then(|meta| meta.damaged);
+        let recent = |at: &WallTime| now.0.saturating_sub(at.0) < DAMAGE_REMEMBERED.as_millis() as u64;
         Meta {
             mesh: mesh.clone(),
             node: node.clone(),
@@ -385,6 +447,7 @@ impl Contents {
                 _ => now,
             },
             highest: self.highest,
+            damaged: if damaged { Some(now) } else { remembered.filter(recent) },
         }
     }
 }
@@ -412,10 +475,7 @@ fn check_header(path: &Path, bytes: &[u8]) -> Result<Option<Problem>, DiskError>
     } else if name == &HEADER[..HEADER.len() - 1] {
         Err(DiskError::Version { path: path.into(), theirs: version[0] })
     } else {
-        Ok(Some(Problem::of(
-            &Damage { offset: 0, bytes: HEADER.len() as u64, key: None, torn_tail: false },
-            path,
-            None,
-        )))
+        let damage = Damage { offset: 0, bytes: HEADER.len() as u64, key: None, torn_tail: false };
+        Ok(Some(Problem::of(&damage, &[], path, None)))
     }
 }

@@ -181,9 +181,34 @@ async fn a_disk_that_fails_is_told_to_the_caller_and_the_node_goes_on() {
     // Answered together with the picture, so the refusal shows that the disk has been given its work.
     assert!(a.command(Command::Deregister(key("nobody"))).await.is_err());
     go_on(Err("no space left".into()));
-    assert_eq!(answer.await.unwrap(), Err(CommandError::Disk("no space left".into())));
+    assert_eq!(answer.await.unwrap(), Err(CommandError::Unsaved("no space left".into())));
     a.give(register("o2"));
     a.sees(|view| view.instance(&key("o2")).is_some()).await;
+}
+
+#[tokio::test]
+async fn while_the_disk_takes_no_writes_nothing_is_promised_but_what_traffic_needs_is_done() {
+    let (disk, go_on) = Disk::hanging(100);
+    let figures = disk.figures();
+    let a = Loop::start(Opened { disk, ..Disk::none(wall_now()) });
+    let before = a.give(register("o1"));
+    a.sees(|view| view.instance(&key("o1")).is_some()).await;
+    figures.fails("no space left", WallTime(1));
+    assert_eq!(a.command(register("o2")).await, Err(CommandError::Unwritable("no space left".into())));
+    assert!(a.view.load().instance(&key("o2")).is_none(), "nothing was changed");
+    let removal = a.give(Command::Deregister(key("o1")));
+    a.sees(|view| view.instance(&key("o1")).is_none()).await;
+    let Command::Register(mut registration) = register("declared") else { panic!("it registers") };
+    registration.instance.declared = true;
+    let declared = a.give(Command::Register(registration));
+    a.sees(|view| view.instance(&key("declared")).is_some()).await;
+    figures.works();
+    let after = a.give(register("o2"));
+    a.sees(|view| view.instance(&key("o2")).is_some()).await;
+    go_on(Ok(()));
+    for answer in [before, removal, declared, after] {
+        assert!(answer.await.unwrap().is_ok());
+    }
 }
 
 #[tokio::test]

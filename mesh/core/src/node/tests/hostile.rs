@@ -44,7 +44,7 @@ fn no_stamp_is_believed_that_leaves_no_room_for_later_ones() {
     let mut mesh = Mesh::of(&["a", "b"]);
     let settings = Settings { max_clock_skew_ms: u64::MAX, ..Settings::default() };
     let poisoned = instance_record("orders", "disk", "b", u64::MAX);
-    let memory = Memory { records: vec![poisoned], last_used: HybridTime(u64::MAX) };
+    let memory = Memory { records: vec![poisoned], last_used: HybridTime(u64::MAX), incomplete: false };
     let node = Node::new(id("a"), facts(1), settings, memory, 1, mesh.now);
     mesh.nodes.insert(id("a"), node);
     push(&mut mesh, "a", "b", vec![instance_record("orders", "wire", "b", u64::MAX)]);
