@@ -9,6 +9,7 @@
 //! | [`id`], [`time`] | names and stamps that cannot be confused |
 //! | [`registry`], [`config`] | what is said of instances and documents |
 //! | [`record`], [`store`], [`digest`] | the replicated data: CRDT cells, merging, fingerprints |
+//! | [`graveyard`] | what is dead although its tombstone is gone |
 //! | [`wire`] | what nodes say to each other |
 //! | [`node`] | the one door: [`Node::handle`] |
 //! | [`peers`], [`repair`], [`health`] | whom to tell, what is missing, which probes count |
@@ -20,6 +21,7 @@
 pub mod balance;
 pub mod config;
 pub mod digest;
+pub mod graveyard;
 pub mod guard;
 pub mod health;
 pub mod id;

@@ -99,15 +99,15 @@ impl Store {
         Ok(true)
     }
 
-    /// Removes tombstones older than the horizon, oldest first and at most so many, and returns their keys.
-    pub fn collect(&mut self, horizon: HybridTime, limit: usize) -> Vec<Key> {
+    /// Removes tombstones older than the horizon, oldest first and at most so many, and returns them.
+    pub fn collect(&mut self, horizon: HybridTime, limit: usize) -> Vec<Record> {
         let mut collected = Vec::new();
         while collected.len() < limit && self.tombstones.first().is_some_and(|(time, _)| *time < horizon) {
             let Some((_, hash)) = self.tombstones.pop_first() else { break };
             self.digest.set(hash, None);
             let Some(record) = self.records.remove(&hash) else { continue };
             self.configs -= usize::from(matches!(record.key, Key::Config(_)));
-            collected.push(record.key);
+            collected.push(record);
         }
         collected
     }

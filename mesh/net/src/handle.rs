@@ -222,6 +222,9 @@ fn collect_counters(counters: Counters, out: &mut Exposition) {
     single("starling_records_duplicate_total", "Records from peers that were known already.", counters.duplicates);
     single("starling_records_refused_total", "Records from peers that were refused.", counters.refused);
     single("starling_records_pushed_total", "Records pushed to peers, copies counted.", counters.pushed);
+    single("starling_tombstones_buried_total", "Tombstones past the horizon.", counters.buried);
+    single("starling_records_reburied_total", "Records from peers that were dead, by a grave.", counters.reburied);
+    single("starling_graves_dropped_total", "Graves dropped early, being too many.", counters.graves_dropped);
     single("starling_repairs_begun_total", "Repair exchanges begun.", counters.repairs_begun);
     single("starling_repairs_differing_total", "Repair exchanges that found a difference.", counters.repairs_differing);
 }

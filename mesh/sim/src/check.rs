@@ -157,7 +157,10 @@ impl World {
     /// Acknowledged writes that are neither shown nor replaced where they must be: always at their author, and at every
     /// node of a group that agrees. Also what is shown but was never written.
     pub(crate) fn losses(&self) -> Vec<String> {
-        let horizon_ms = self.options.settings.tombstone_horizon_ms;
+        // As the clock that is furthest ahead has it.
+        let ahead_ms = self.hosts.iter().map(|host| host.skew_ms.max(0) as u64).max().unwrap_or_default();
+        let kept_ms = self.options.settings.tombstone_horizon_ms.saturating_sub(ahead_ms);
+        let horizon = self.now.saturating_sub(kept_ms.saturating_mul(1_000));
         let mut found = Vec::new();
         for component in self.components() {
             let agreed = component.windows(2).all(|pair| {
@@ -168,7 +171,7 @@ impl World {
                 let Some(view) = self.view(*node) else { continue };
                 // Views of equal fingerprints were compared elsewhere; one of them speaks for all.
                 let speaks = agreed && at == 0;
-                let missing = self.ledger.missing(view, horizon_ms, |write| {
+                let missing = self.ledger.missing(view, horizon, |write| {
                     let author_here = write.author == *node;
                     let author_near = component.contains(&write.author);
                     let outlives_author = || write.holders.iter().any(|holder| component.contains(holder));

@@ -231,5 +231,8 @@ pub(crate) fn add(a: Counters, b: Counters) -> Counters {
         repairs_begun: a.repairs_begun + b.repairs_begun,
         repairs_differing: a.repairs_differing + b.repairs_differing,
         pushed: a.pushed + b.pushed,
+        buried: a.buried + b.buried,
+        reburied: a.reburied + b.reburied,
+        graves_dropped: a.graves_dropped + b.graves_dropped,
     }
 }

@@ -186,11 +186,12 @@ impl Ledger {
         covered
     }
 
-    /// The acknowledged writes a view lacks, among those `held` says are to be there.
-    pub(crate) fn missing(&self, view: &View, horizon_ms: u64, held: impl Fn(&Write) -> bool) -> Vec<Missing> {
+    /// The acknowledged writes a view lacks, among those `held` says are to be there. Deletions from before `horizon` (a
+    /// virtual time) may be buried.
+    pub(crate) fn missing(&self, view: &View, horizon: u64, held: impl Fn(&Write) -> bool) -> Vec<Missing> {
         let mut missing = Vec::new();
         for (key, writes) in &self.writes {
-            let collected = || self.collected(key, writes, view, horizon_ms);
+            let collected = || self.collected(key, writes, view, horizon);
             let covered = match key {
                 Key::Config(config) => {
                     let mut shown = shown_stamps(view, config);
@@ -213,16 +214,17 @@ impl Ledger {
         missing
     }
 
-    /// Deletions so old that their traces may be gone.
-    fn collected(&self, key: &Key, writes: &BTreeMap<Stamp, Write>, view: &View, horizon_ms: u64) -> Vec<Stamp> {
+    /// Deletions so old that a view need not show them any more. What they replaced it must not show either.
+    fn collected(&self, key: &Key, writes: &BTreeMap<Stamp, Write>, view: &View, horizon: u64) -> Vec<Stamp> {
         let Key::Config(config) = key else { return Vec::new() };
-        if view.config(config).is_some() {
-            return Vec::new();
-        }
-        let newest = writes.keys().map(|stamp| stamp.time.wall().0).max().unwrap_or_default();
-        let old = |stamp: &&Stamp| newest.saturating_sub(stamp.time.wall().0) >= horizon_ms;
-        let deletions = writes.iter().filter(|(_, write)| write.said == Said::Config(false));
-        deletions.map(|(stamp, _)| stamp).filter(old).cloned().collect()
+        let shown = shown_stamps(view, config);
+        let old = |write: &Write| write.said == Said::Config(false) && write.at < horizon;
+        let deletions = writes.iter().filter(|(_, write)| old(write)).map(|(stamp, _)| stamp.clone());
+        let is_buried = |stamp: &Stamp| {
+            let replaced = self.covered_versions(key, vec![stamp.clone()]);
+            !shown.iter().any(|version| replaced.contains(version))
+        };
+        deletions.filter(is_buried).collect()
     }
 
     /// What nobody ever wrote, or wrote differently, and is shown all the same.

@@ -180,7 +180,9 @@ impl Node {
         let ConfigWrite { key, body, format, author, comment, .. } = write;
         let version = Version { stamp: stamp.clone(), body, format, author, comment };
         let key = Key::Config(key);
-        let cell = Cell::config_write(self.store.get(&key), version);
+        // What is buried stays so: an old version that returns is then older than this one, not beside it.
+        let seen = self.store.get(&key).or_else(|| self.graveyard.cell(&key));
+        let cell = Cell::config_write(seen, version);
         self.write(now, Record { key, cell }, out);
         Ok(Some(stamp))
     }

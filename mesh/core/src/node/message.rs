@@ -1,12 +1,13 @@
 //! What peers say: merged, passed on, answered.
 
+use super::graves::Merged;
 use super::{Node, Output, PeerEvent};
-use crate::digest::Prefix;
+use crate::digest::{KeyHash, Prefix};
 use crate::id::{Incarnation, InstanceKey, NodeId};
 use crate::record::{Cell, Key, Record, versions};
 use crate::registry::Instance;
 use crate::repair;
-use crate::time::{Now, Stamp};
+use crate::time::Now;
 use crate::wire::{Exchange, Message};
 
 /// The most records believed of one message.
@@ -79,21 +80,24 @@ impl Node {
 
     /// Merges what a peer sent, passes at most so many news on and tells how many there were.
     fn learn(&mut self, now: Now, from: &NodeId, records: Vec<Record>, pass_on: usize, out: &mut Vec<Output>) -> usize {
-        let mut news = Vec::new();
+        let (mut news, mut dead) = (Vec::new(), Vec::new());
         let merged_before = self.counters.merged;
         for record in records.into_iter().take(MAX_PUSHED) {
             let key = record.key.clone();
             let owned_before = self.owns(&key);
             match self.merge(record, now, out) {
-                Ok(true) => {
+                Ok(Merged::News) => {
                     self.counters.merged += 1;
                     self.show(&key, now);
                     news.extend(self.news(key, owned_before, now, out));
                 }
-                Ok(false) => self.counters.duplicates += 1,
+                Ok(Merged::Known) => self.counters.duplicates += 1,
+                Ok(Merged::Dead(tombstone)) => dead.push(tombstone),
                 Err(why) => self.refuse(from, &key, &why),
             }
         }
+        self.counters.reburied += dead.len() as u64;
+        out.extend(repair::push(dead).into_iter().map(|message| Output::Send(from.clone(), message)));
         news.truncate(pass_on);
         self.tell(news, Some(from), out);
         (self.counters.merged - merged_before) as usize
@@ -103,6 +107,10 @@ impl Node {
     /// as it is now (the merged cell says at least as much as the one that came).
     fn news(&mut self, key: Key, owned_before: bool, now: Now, out: &mut Vec<Output>) -> Option<Record> {
         let record = Record { cell: self.store.get(&key)?.clone(), key };
+        if record.cell.is_tombstone() && self.is_old(&record, now) {
+            // It has killed what this node was alone to keep; it is told to others, and buried.
+            self.collect_due = now.elapsed;
+        }
         match &record.key {
             Key::Override(_) | Key::Config(_) => out.push(Output::Persist(record.clone())),
             Key::Instance(instance) if self.owns(&record.key) => {
@@ -142,13 +150,9 @@ impl Node {
     }
 
     /// Merges a peer's record, if it can be believed.
-    fn merge(&mut self, record: Record, now: Now, out: &mut Vec<Output>) -> Result<bool, Refused> {
+    fn merge(&mut self, record: Record, now: Now, out: &mut Vec<Output>) -> Result<Merged, Refused> {
         self.believable(&record, now)?;
-        let key = record.key.clone();
-        if self.store.get(&key).is_none() && record.cell.is_tombstone() && self.is_collected(&record, now) {
-            return Ok(false);
-        }
-        self.absorb(record, now, out)
+        self.merge_with_graves(record, now, out)
     }
 
     /// Merges a record into the store and keeps everything that follows ownership (probes, leases, counts, disk) right.
@@ -158,6 +162,7 @@ impl Node {
         if !self.store.merge(record)? {
             return Ok(false);
         }
+        self.graveyard.dig_up(KeyHash::of(&key));
         if let Key::Instance(instance) = &key {
             self.follow_ownership(instance, owned_before, now, out);
         }
@@ -175,10 +180,6 @@ impl Node {
             Cell::Config(register) => versions(register).iter().try_for_each(|version| version.check_limits()),
         };
         within_limits.map_err(Refused::Limits)
-    }
-
-    fn is_collected(&self, record: &Record, now: Now) -> bool {
-        record.cell.latest().is_some_and(|Stamp { time, .. }| time < self.horizon(now.wall))
     }
 
     fn owns(&self, key: &Key) -> bool {

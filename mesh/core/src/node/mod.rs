@@ -2,9 +2,10 @@
 //!
 //! Everything that can happen to a node comes in as an [`Input`], everything it wants from the world goes out as an
 //! [`Output`]; the picture for readers is republished whenever it changed. What commands do is in `command`, what
-//! peers' messages do in `message`, how the picture is kept in `publish`.
+//! peers' messages do in `message`, what becomes of what is gone in `graves`, how the picture is kept in `publish`.
 
 mod command;
+mod graves;
 mod message;
 mod publish;
 mod settings;
@@ -15,6 +16,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::config::ConfigWrite;
+use crate::graveyard::Graveyard;
 use crate::health::Monitor;
 use crate::id::{CommandId, ConfigKey, Incarnation, InstanceKey, NodeId};
 use crate::peers::Peers;
@@ -22,7 +24,7 @@ use crate::preserve::Preserver;
 use crate::record::{Key, Record};
 use crate::registry::{Address, Check, Override, Registration, Status};
 use crate::store::Store;
-use crate::time::{HybridClock, HybridTime, Instant, Now, Stamp, WallTime};
+use crate::time::{HybridClock, HybridTime, Instant, Now, Stamp};
 use crate::view::{NodeFacts, Revision, View};
 use crate::wire::Message;
 use publish::Publisher;
@@ -167,6 +169,12 @@ pub struct Counters {
     pub repairs_differing: u64,
     /// Records pushed to peers, copies counted.
     pub pushed: u64,
+    /// Tombstones past the horizon: no longer replicated, but not forgotten.
+    pub buried: u64,
+    /// Records a peer offered that were dead, by a grave.
+    pub reburied: u64,
+    /// Graves dropped before their time, since there were too many.
+    pub graves_dropped: u64,
 }
 
 /// How long after a peer came back the repair with it begins, at most: spread, so that a heal is not a stampede.
@@ -186,6 +194,7 @@ pub struct Node {
     clock: HybridClock,
     rng: fastrand::Rng,
     store: Store,
+    graveyard: Graveyard,
     peers: Peers,
     preserver: Preserver,
     monitor: Monitor,
@@ -230,6 +239,7 @@ impl Node {
             ),
             rng: fastrand::Rng::with_seed(seed),
             store: Store::default(),
+            graveyard: Graveyard::new(settings.max_graves),
             preserver: Preserver::new(&settings, &me, &facts.zone, now),
             peers: Peers::new(me.clone(), facts, now.wall),
             monitor: Monitor::default(),
@@ -262,6 +272,8 @@ impl Node {
                 Err(why) => tracing::error!(?key, %why, "a remembered record does not fit and is left out"),
             }
         }
+        // Those the disk has kept for their graves; peers have none of them in their stores.
+        while node.bury_old(now, &mut Vec::new()) > 0 {}
         node
     }
 
@@ -344,8 +356,7 @@ impl Node {
             self.begin_repair(now, out);
         }
         if now.elapsed >= self.collect_due {
-            let collected = self.collect(now, out);
-            self.collect_due = now.elapsed + if collected < AT_ONCE { COLLECT_INTERVAL } else { COLLECT_PAUSE };
+            self.collect(now, out);
         }
     }
 
@@ -376,21 +387,6 @@ impl Node {
         let jitter = Duration::from_micros(self.rng.u64(..=interval.as_micros() as u64 / 4));
         let pause = if self.peers.has_returned() { RETURN_JITTER } else { interval + jitter };
         self.repair_due = now.elapsed + pause;
-    }
-
-    /// Removes tombstones nobody needs any more and tells how many.
-    fn collect(&mut self, now: Now, out: &mut Vec<Output>) -> usize {
-        let collected = self.store.collect(self.horizon(now.wall), AT_ONCE);
-        for key in &collected {
-            self.show(key, now);
-            out.push(Output::Forget(key.clone()));
-        }
-        collected.len()
-    }
-
-    /// Tombstones written before this are collected, and refused when they come back from a peer that has not yet.
-    fn horizon(&self, wall: WallTime) -> HybridTime {
-        HybridTime::from_wall(WallTime(wall.0.saturating_sub(self.settings.tombstone_horizon_ms)))
     }
 }
 

@@ -18,9 +18,14 @@ pub struct Settings {
     /// How far ahead of this node's clock a stamp may be before its record is refused. 100 to 5,000 (the disk reckons
     /// with no more when it promises never to use a stamp twice); default 5,000.
     pub max_clock_skew_ms: u64,
-    /// How long a tombstone is kept; a node cut off for longer may bring back what was deleted meanwhile.
-    /// 60,000 (a minute) to 31,536,000,000 (a year); default 86,400,000 (one day).
+    /// How long a tombstone is replicated; then it is buried ([`crate::graveyard`]). 60,000 (a minute) to 31,536,000,000
+    /// (a year); default 86,400,000 (one day).
     pub tombstone_horizon_ms: u64,
+    /// How long it is known after that what is dead, counted from its death; a node cut off for longer brings back what
+    /// was deleted meanwhile. 60,000 (a minute) to 315,360,000,000 (ten years); default 2,592,000,000 (30 days).
+    pub grave_ms: u64,
+    /// The most graves; the oldest go first. About 100 bytes each; default 200,000.
+    pub max_graves: usize,
     /// Self-preservation begins when more than this share of a zone's nodes (or of all nodes) vanish within the window, and
     /// at least two: then their instances stay candidates, doubtful. In fewer than ten nodes it takes half of them. 1 to
     /// 100 percent (100: never); default 15.
@@ -46,6 +51,8 @@ impl Default for Settings {
             repair_interval_ms: 1_000,
             max_clock_skew_ms: 5_000,
             tombstone_horizon_ms: 86_400_000,
+            grave_ms: 30 * 86_400_000,
+            max_graves: 200_000,
             preserve_share_percent: 15,
             preserve_window_ms: 60_000,
             preserve_quiet_ms: 600_000,
@@ -70,6 +77,7 @@ impl Settings {
             ("repair_interval_ms", self.repair_interval_ms, REPAIR_INTERVAL_MS),
             ("max_clock_skew_ms", self.max_clock_skew_ms, 100..=5_000),
             ("tombstone_horizon_ms", self.tombstone_horizon_ms, 60_000..=year_ms),
+            ("grave_ms", self.grave_ms, 60_000..=10 * year_ms),
             ("preserve_share_percent", self.preserve_share_percent.into(), 1..=100),
             ("preserve_window_ms", self.preserve_window_ms, 1_000..=3_600_000),
             ("preserve_quiet_ms", self.preserve_quiet_ms, 10_000..=86_400_000),

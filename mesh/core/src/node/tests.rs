@@ -8,6 +8,7 @@ use crate::config::ConfigWrite;
 use crate::registry::Instance;
 use crate::registry::{CheckKind, Health};
 use crate::testing::{facts, instance, instance_key};
+use crate::time::WallTime;
 use crate::view::{MemberState, Usability};
 
 /// Hearts with links that deliver at once unless they are cut.
@@ -374,6 +375,7 @@ fn collected_tombstones_are_gone_everywhere_and_do_not_come_back() {
     let mut mesh = Mesh::of(&["a", "b"]);
     for node in mesh.nodes.values_mut() {
         node.settings.tombstone_horizon_ms = 30_000;
+        node.settings.grave_ms = 120_000;
     }
     mesh.register("a", "orders", "o1");
     mesh.command("a", Command::Deregister(instance_key("orders", "o1"))).unwrap();
@@ -381,7 +383,10 @@ fn collected_tombstones_are_gone_everywhere_and_do_not_come_back() {
     mesh.wait(Duration::from_secs(60));
     mesh.all_agree();
     assert_eq!(mesh.nodes[&id("b")].view().fingerprint.count, 0);
-    assert!(mesh.disks[&id("a")].is_empty());
+    assert_eq!(mesh.disks[&id("a")].len(), 1, "the disk remembers what is dead as long as the node does");
+    mesh.wait(Duration::from_secs(90));
+    assert!(mesh.disks.values().all(BTreeMap::is_empty));
+    assert!(mesh.nodes.values().all(|node| node.graveyard.is_empty()));
 }
 
 #[test]
