@@ -84,7 +84,7 @@ impl World {
         components
     }
 
-    fn linked(&self, a: usize, b: usize) -> bool {
+    pub(crate) fn linked(&self, a: usize, b: usize) -> bool {
         self.cuts.is_open(a, b) && self.cuts.is_open(b, a)
     }
 
