@@ -14,7 +14,7 @@
 //! | [`node`] | the one door: [`Node::handle`] |
 //! | [`peers`], [`repair`], [`health`] | whom to tell, what is missing, which probes count |
 //! | [`preserve`] | whether those who vanished are dead, or this node is cut off |
-//! | [`view`] | the immutable picture readers use |
+//! | [`view`], [`sorted`] | the immutable picture readers use |
 //! | [`route`], [`balance`], [`guard`] | which service a host means, which instance gets a request, what is kept from whom |
 //! | [`observe`] | spans and metrics |
 
@@ -34,6 +34,7 @@ pub mod record;
 pub mod registry;
 pub mod repair;
 pub mod route;
+pub mod sorted;
 pub mod store;
 #[cfg(test)]
 mod testing;

@@ -138,23 +138,28 @@ impl Checker for NoGoingBack {
             if std::mem::replace(run, host.run()) != host.run() {
                 known.clear();
             }
-            for shown in view.services.values().flat_map(|service| service.instances.values()) {
+            for shown in view.services.values().flat_map(|service| service.instances.iter()) {
                 let key = Key::Instance(shown.key.clone());
                 let order = |stamp| mesh.world.ledger.order(&key, stamp);
                 match known.get(&shown.key) {
-                    Some(before) if order(&shown.stamp) < order(&before.stamp) => found.push(format!(
+                    Some(before) if order(shown.stamp()) < order(&before.stamp) => found.push(format!(
                         "{} showed {} as of {} and now shows it as of {}",
-                        host.id, shown.key, before.stamp, shown.stamp
+                        host.id,
+                        shown.key,
+                        before.stamp,
+                        shown.stamp()
                     )),
-                    Some(before) if !before.now && shown.stamp == before.stamp => {
+                    Some(before) if !before.now && *shown.stamp() == before.stamp => {
                         found.push(format!(
                             "{} shows {} as of {} again after it was gone",
-                            host.id, shown.key, shown.stamp
+                            host.id,
+                            shown.key,
+                            shown.stamp()
                         ));
                     }
                     _ => {}
                 }
-                known.insert(shown.key.clone(), Shown { stamp: shown.stamp.clone(), now: true });
+                known.insert(shown.key.clone(), Shown { stamp: shown.stamp().clone(), now: true });
             }
             for (key, before) in known.iter_mut() {
                 before.now = view.instance(key).is_some();
@@ -188,7 +193,7 @@ impl Checker for NoGhost {
             if ghosts.is_empty() {
                 continue;
             }
-            for shown in view.services.values().flat_map(|service| service.instances.values()) {
+            for shown in view.services.values().flat_map(|service| service.instances.iter()) {
                 if let Some(gone_us) = ghosts.get(shown.owner()).filter(|_| shown.usability == Usability::Ready) {
                     let (me, owner, gone_ms) = (&host.id, shown.owner(), gone_us / 1_000);
                     let why = format!("although {owner} has been out of its reach for {gone_ms} ms");

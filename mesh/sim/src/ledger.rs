@@ -170,7 +170,7 @@ impl Ledger {
 
     fn covers_instance(&self, view: &View, key: &Key, instance: &InstanceKey, stamp: &Stamp) -> bool {
         match view.instance(instance) {
-            Some(shown) => self.order(key, &shown.stamp) >= self.order(key, stamp),
+            Some(shown) => self.order(key, shown.stamp()) >= self.order(key, stamp),
             // A removal of that age or newer explains the absence.
             None => {
                 let this = self.order(key, stamp);
@@ -255,10 +255,10 @@ impl Ledger {
     /// What nobody ever wrote, or wrote differently, and is shown all the same.
     pub(crate) fn invented(&self, view: &View) -> Vec<String> {
         let mut invented = Vec::new();
-        for shown in view.services.values().flat_map(|service| service.instances.values()) {
-            let said = self.write(&Key::Instance(shown.key.clone()), &shown.stamp).map(|write| &write.said);
-            if said != Some(&Said::Instance(Some(shown.instance.clone()))) {
-                invented.push(format!("instance {} as of {}", shown.key, shown.stamp));
+        for shown in view.services.values().flat_map(|service| service.instances.iter()) {
+            let write = self.write(&Key::Instance(shown.key.clone()), shown.stamp());
+            if !matches!(write, Some(Write { said: Said::Instance(Some(said)), .. }) if **said == shown.instance) {
+                invented.push(format!("instance {} as of {}", shown.key, shown.stamp()));
             }
         }
         for config in view.configs.values() {
