@@ -10,7 +10,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
-use starling::sim::{Links, spread};
+use starling::sim::{Links, Trial, spread};
 
 #[path = "machine.rs"]
 mod machine;
@@ -93,23 +93,35 @@ fn watch(api: SocketAddr, tell: impl Fn(String) -> bool) {
     }
 }
 
+/// Simulated meshes by size.
+const HEARTS: [usize; 7] = [3, 30, 100, 300, 1_000, 10_000, 30_000];
+/// The load of the loaded rows, in changes per second over the whole mesh.
+const LOAD: u64 = 1_000;
+
 fn simulated() {
     let (clean, lossy) = (Links::default(), Links { loss: 0.01, ..Links::default() });
     println!(
-        "simulated hearts, links of {}, seed {SEED} (times are the protocol's own: hops and links):",
+        "simulated hearts, links of {}, seed {SEED} (times are the protocol's own: hops and links);",
         clean.latency
     );
+    println!("loaded: {LOAD} changes/s over the whole mesh; lossy: 1 % of messages lost and 2 % of nodes just dead");
     println!(
-        "{:>8} {:>6} {:>10} {:>10} {:>12} {:>12} {:>14} {:>8} {:>12}",
-        "hearts", "loss", "p50 ms", "p99 ms", "last p50 ms", "worst ms", "bytes/receiver", "copies", "missed"
+        "{:>8} {:>14} {:>8} {:>8} {:>8} {:>12} {:>10} {:>15} {:>8} {:>8}",
+        "hearts", "", "changes", "p50 ms", "p99 ms", "last p50 ms", "worst ms", "bytes/receiver", "copies", "missed"
     );
-    for links in [clean, lossy] {
-        for hearts in [3, 30, 100, 1_000, 10_000] {
-            let report = spread(hearts, SEED, links);
+    for (load, links, dead, what) in [
+        (0, clean, 0.0, "quiet"),
+        (0, lossy, 0.02, "quiet, lossy"),
+        (LOAD, clean, 0.0, "loaded"),
+        (LOAD, lossy, 0.02, "loaded, lossy"),
+    ] {
+        for hearts in HEARTS {
+            let trial = if load == 0 { Trial::quiet(hearts, SEED) } else { Trial::loaded(hearts, SEED, load) };
+            let report = spread(Trial { links, dead, ..trial });
             let millis = |time: Duration| time.as_secs_f64() * 1e3;
             println!(
-                "{hearts:>8} {:>6} {:>10.2} {:>10.2} {:>12.2} {:>12.2} {:>14.0} {:>8.2} {:>12}",
-                format!("{} %", links.loss * 100.0),
+                "{hearts:>8} {what:>14} {:>8} {:>8.2} {:>8.2} {:>12.2} {:>10.2} {:>15.0} {:>8.2} {:>8}",
+                report.trial.changes,
                 millis(report.visible.quantile(0.5)),
                 millis(report.visible.quantile(0.99)),
                 millis(report.last.quantile(0.5)),

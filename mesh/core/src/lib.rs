@@ -12,9 +12,9 @@
 //! | [`graveyard`] | what is dead although its tombstone is gone |
 //! | [`wire`] | what nodes say to each other |
 //! | [`node`] | the one door: [`Node::handle`] |
-//! | [`peers`], [`repair`], [`health`] | whom to tell, what is missing, which probes count |
 //! | [`preserve`] | whether those who vanished are dead, or this node is cut off |
-//! | [`view`], [`sorted`] | the immutable picture readers use |
+//! | [`peers`], [`push`], [`repair`], [`health`] | whom to tell and how, what is missing, which probes count |
+//! | [`view`] | the immutable picture readers use |
 //! | [`route`], [`balance`], [`guard`] | which service a host means, which instance gets a request, what is kept from whom |
 //! | [`observe`] | spans and metrics |
 
@@ -30,11 +30,11 @@ pub mod node;
 pub mod observe;
 pub mod peers;
 pub mod preserve;
+pub mod push;
 pub mod record;
 pub mod registry;
 pub mod repair;
 pub mod route;
-pub mod sorted;
 pub mod store;
 #[cfg(test)]
 mod testing;

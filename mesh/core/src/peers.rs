@@ -11,6 +11,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::id::{Incarnation, NodeId};
 use crate::node::PeerEvent;
+use crate::push::rank;
 use crate::time::WallTime;
 use crate::view::{MemberState, MemberView, NodeFacts};
 
@@ -26,6 +27,8 @@ pub struct Peers {
     members: BTreeMap<NodeId, MemberView>,
     /// Computed when first needed after a change: membership changes in bursts.
     neighbours: Option<Vec<NodeId>>,
+    /// Whether this node is the first of the living by rank, see [`crate::push`]; computed with the neighbours.
+    leads: bool,
     returned: VecDeque<NodeId>,
 }
 
@@ -33,7 +36,7 @@ impl Peers {
     /// A node that knows only itself.
     pub fn new(me: NodeId, facts: NodeFacts, since: WallTime) -> Self {
         let myself = MemberView { node: me.clone(), facts, state: MemberState::Alive, since };
-        Self { members: [(me.clone(), myself)].into(), me, neighbours: None, returned: VecDeque::new() }
+        Self { members: [(me.clone(), myself)].into(), me, neighbours: None, leads: false, returned: VecDeque::new() }
     }
 
     /// What is known of a node.
@@ -116,8 +119,17 @@ impl Peers {
     pub fn neighbours(&mut self) -> &[NodeId] {
         if self.neighbours.is_none() {
             self.neighbours = Some(self.overlay());
+            let living = self.members.values().filter(|member| member.state == MemberState::Alive);
+            let first = living.map(|member| &member.node).min_by_key(|node| (rank(node), *node));
+            self.leads = first == Some(&self.me);
         }
         self.neighbours.as_deref().unwrap_or_default()
+    }
+
+    /// Whether this node is the one whose beacons make the tree of a busy mesh, as far as it knows.
+    pub fn leads(&mut self) -> bool {
+        self.neighbours();
+        self.leads
     }
 
     /// A living peer that has just come back and not been repaired with yet, if any.

@@ -145,8 +145,8 @@ impl Filling {
 
     fn add(&mut self, store: &Store, hash: KeyHash) {
         if let Some(record) = store.by_hash(hash) {
-            self.bytes += rough_bytes(&record);
-            self.records.push(record);
+            self.bytes += rough_bytes(record);
+            self.records.push(record.clone());
         }
     }
 
@@ -238,7 +238,7 @@ mod tests {
                     Message::Push(records) | Message::Fill { records, .. } => {
                         records.into_iter().for_each(|record| _ = here.merge(record).unwrap());
                     }
-                    Message::Same(_) | Message::Leaving(..) => {}
+                    _ => {}
                 }
             }
             inbox = answers;

@@ -203,7 +203,7 @@ fn collect_view(view: &View, out: &mut Exposition) {
     }
     out.single("starling_services", "gauge", "Services with instances.", view.services.size() as f64);
     let (mut ready, mut total) = (0, 0);
-    for instance in view.services.values().flat_map(|service| service.instances.iter()) {
+    for instance in view.services.values().flat_map(|service| service.instances.values()) {
         total += 1;
         ready += u64::from(instance.usability == Usability::Ready);
     }
@@ -225,6 +225,10 @@ fn collect_counters(counters: Counters, out: &mut Exposition) {
     single("starling_tombstones_buried_total", "Tombstones past the horizon.", counters.buried);
     single("starling_records_reburied_total", "Records from peers that were dead, by a grave.", counters.reburied);
     single("starling_graves_dropped_total", "Graves dropped early, being too many.", counters.graves_dropped);
+    single("starling_ids_sent_total", "Ids of changes sent in place of the changes.", counters.ids_sent);
+    single("starling_ids_dropped_total", "Ids left to repair, since too many waited.", counters.ids_dropped);
+    single("starling_grafts_total", "Changes asked for because only their ids had come.", counters.grafts);
+    single("starling_prunes_total", "Links told to send ids only, for duplicates.", counters.prunes);
     single("starling_repairs_begun_total", "Repair exchanges begun.", counters.repairs_begun);
     single("starling_repairs_differing_total", "Repair exchanges that found a difference.", counters.repairs_differing);
 }

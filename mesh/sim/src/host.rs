@@ -234,5 +234,9 @@ pub(crate) fn add(a: Counters, b: Counters) -> Counters {
         buried: a.buried + b.buried,
         reburied: a.reburied + b.reburied,
         graves_dropped: a.graves_dropped + b.graves_dropped,
+        ids_sent: a.ids_sent + b.ids_sent,
+        ids_dropped: a.ids_dropped + b.ids_dropped,
+        grafts: a.grafts + b.grafts,
+        prunes: a.prunes + b.prunes,
     }
 }

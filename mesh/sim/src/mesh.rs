@@ -11,7 +11,6 @@ use starling_core::registry::{Instance, Status};
 use starling_core::{Answer, Command, Refusal};
 
 use crate::ask;
-use crate::checker::Watch;
 use crate::links::micros;
 use crate::options::{Builder, Options};
 use crate::world::World;
@@ -52,7 +51,6 @@ pub enum CommandError {
 #[derive(Debug)]
 pub struct Mesh {
     pub(crate) world: World,
-    pub(crate) watch: Watch,
 }
 
 /// Making it, and its time.
@@ -63,7 +61,7 @@ impl Mesh {
     }
 
     pub(crate) fn of(world: World) -> Self {
-        Self { world, watch: Watch::default() }
+        Self { world }
     }
 
     /// What the run is made of; its `Display` is the line that replays it.
@@ -78,7 +76,7 @@ impl Mesh {
 
     /// Lets this much virtual time pass.
     pub fn run_for(&mut self, time: Duration) {
-        self.pass_until(self.world.now + micros(time));
+        self.world.run_until(self.world.now + micros(time));
     }
 
     /// Lets time pass until a condition holds, but no more than this; tells how much it took, if it came to hold.
@@ -94,7 +92,7 @@ impl Mesh {
             }
             // Nothing changes before the next event; then glance once a millisecond.
             let next = self.world.next_event().unwrap_or(deadline);
-            self.pass_until(next.max(self.world.now + GLANCE_US).min(deadline));
+            self.world.run_until(next.max(self.world.now + GLANCE_US).min(deadline));
         }
     }
 

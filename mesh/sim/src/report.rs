@@ -71,7 +71,11 @@ pub(crate) fn records(message: &Message) -> &[Record] {
         | Message::Entries { .. }
         | Message::Want { .. }
         | Message::Same(_)
-        | Message::Leaving(..) => &[],
+        | Message::Leaving(..)
+        | Message::Have(_)
+        | Message::Graft(_)
+        | Message::Prune
+        | Message::Beacon(_) => &[],
     }
 }
 
@@ -188,11 +192,6 @@ impl Figures {
         self.copies += records(message).len() as u64;
     }
 
-    /// Bytes sent so far.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.sent.values().map(|sent| sent.bytes).sum()
-    }
-
     /// Begins to follow a change, unless too many are followed already.
     pub(crate) fn follow(&mut self, key: Key, stamp: Stamp, now: u64, nodes: usize, troubled: bool) {
         if self.follows < MAX_FOLLOWED {
@@ -216,6 +215,14 @@ impl Figures {
 
     pub(crate) fn all_followed(&self) -> Vec<Key> {
         self.followed.keys().cloned().collect()
+    }
+
+    /// Follows only what is written from now on.
+    pub(crate) fn forget_followed(&mut self) {
+        self.followed.clear();
+        self.follows = 0;
+        self.calm.clear();
+        self.troubled.clear();
     }
 
     /// Something was cut, crashed or healed: no change that is on its way travels in calm.

@@ -140,7 +140,7 @@ pub(crate) struct World {
     queue: BinaryHeap<Queued>,
     number: u64,
     up: usize,
-    pub(crate) detector: Option<Detector>,
+    detector: Option<Detector>,
     transit: fastrand::Rng,
     outputs: Vec<Output>,
     concerned: Vec<Key>,

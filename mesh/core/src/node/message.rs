@@ -2,8 +2,9 @@
 
 use super::graves::Merged;
 use super::{Node, Output, PeerEvent};
-use crate::digest::{KeyHash, Prefix};
+use crate::digest::{ItemHash, KeyHash, Prefix};
 use crate::id::{Incarnation, InstanceKey, NodeId};
+use crate::push::ChangeId;
 use crate::record::{Cell, Key, Record, versions};
 use crate::registry::Instance;
 use crate::repair;
@@ -15,6 +16,16 @@ const MAX_PUSHED: usize = 16_384;
 /// How much of what repair taught is passed on to the neighbours in each repair interval, in records: enough for an
 /// ordinary heal, little beside what filling a new node takes.
 pub(super) const MAX_PASSED_ON: usize = 2_048;
+
+/// How records came.
+#[derive(Debug, Clone, Copy)]
+enum Way {
+    Push,
+    /// Of which so many may be passed on.
+    Repair {
+        pass_on: usize,
+    },
+}
 
 /// Why a record was not merged.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -30,7 +41,7 @@ pub(super) enum Refused {
 impl Node {
     pub(super) fn message(&mut self, now: Now, from: NodeId, message: Message, out: &mut Vec<Output>) {
         match message {
-            Message::Push(records) => _ = self.learn(now, &from, records, usize::MAX, out),
+            Message::Push(records) => _ = self.learn(now, &from, records, Way::Push, out),
             Message::Fill { records, exchange } => self.filled(now, from, records, exchange, out),
             Message::Ranges { ranges, exchange } => {
                 let answer = repair::compare_ranges(&self.store, &ranges, exchange, self.rng.u64(..));
@@ -48,7 +59,21 @@ impl Node {
             }
             Message::Same(_) => {}
             Message::Leaving(node, incarnation) => self.heard_leaving(now, &from, node, incarnation, out),
+            Message::Have(ids) => self.push.heard_of(now.elapsed, &from, &ids, &mut self.counters),
+            Message::Graft(ids) => self.grafted(from, &ids, out),
+            Message::Prune => self.push.pruned(&from),
+            Message::Beacon(beacon) => {
+                self.push.beacon(now.elapsed, &from, beacon, self.peers.neighbours(), out);
+            }
         }
+    }
+
+    /// Sends what a neighbour has heard of and not got.
+    fn grafted(&mut self, from: NodeId, ids: &[ChangeId], out: &mut Vec<Output>) {
+        let hashes = self.push.grafted(&from, ids, self.peers.neighbours());
+        let records: Vec<Record> = hashes.into_iter().filter_map(|hash| self.store.by_hash(hash).cloned()).collect();
+        self.counters.pushed += records.len() as u64;
+        out.extend(repair::push(records).into_iter().map(|message| Output::Send(from.clone(), message)));
     }
 
     fn answer(&mut self, to: NodeId, messages: Vec<Message>, out: &mut Vec<Output>) {
@@ -68,7 +93,7 @@ impl Node {
             self.pass_on_renewed = now.elapsed;
             self.pass_on_left = MAX_PASSED_ON;
         }
-        let learnt = self.learn(now, &from, records, self.pass_on_left, out);
+        let learnt = self.learn(now, &from, records, Way::Repair { pass_on: self.pass_on_left }, out);
         self.pass_on_left = self.pass_on_left.saturating_sub(learnt);
         self.learnt_by_repair += learnt;
         // Others open exchanges with this node too; to go on with each would be to learn the same several times over.
@@ -78,14 +103,24 @@ impl Node {
         }
     }
 
-    /// Merges what a peer sent, passes at most so many news on and tells how many there were.
-    fn learn(&mut self, now: Now, from: &NodeId, records: Vec<Record>, pass_on: usize, out: &mut Vec<Output>) -> usize {
+    /// Merges what a peer sent, passes news on and tells how many there were.
+    fn learn(&mut self, now: Now, from: &NodeId, records: Vec<Record>, way: Way, out: &mut Vec<Output>) -> usize {
         let (mut news, mut dead) = (Vec::new(), Vec::new());
         let merged_before = self.counters.merged;
         for record in records.into_iter().take(MAX_PUSHED) {
             let key = record.key.clone();
             let owned_before = self.owns(&key);
-            match self.merge(record, now, out) {
+            let hash = KeyHash::of(&key);
+            let id = ItemHash::of(hash, &record.cell).into();
+            let merged = self.merge(record, now, out);
+            match way {
+                Way::Push => {
+                    let news = !matches!(merged, Ok(Merged::Known));
+                    self.push.arrived(now.elapsed, from, (id, hash), news, &mut self.counters, out);
+                }
+                Way::Repair { .. } => self.push.filled(from, id),
+            }
+            match merged {
                 Ok(Merged::News) => {
                     self.counters.merged += 1;
                     self.show(&key, now);
@@ -98,15 +133,17 @@ impl Node {
         }
         self.counters.reburied += dead.len() as u64;
         out.extend(repair::push(dead).into_iter().map(|message| Output::Send(from.clone(), message)));
-        news.truncate(pass_on);
-        self.tell(news, Some(from), out);
+        if let Way::Repair { pass_on } = way {
+            news.truncate(pass_on);
+        }
+        self.tell(now, news, Some(from), out);
         (self.counters.merged - merged_before) as usize
     }
 
     /// What to do with a record that a peer has just changed here: keep it on disk if it is everybody's, and pass it on
     /// as it is now (the merged cell says at least as much as the one that came).
     fn news(&mut self, key: Key, owned_before: bool, now: Now, out: &mut Vec<Output>) -> Option<Record> {
-        let record = Record { cell: self.store.get(&key)?, key };
+        let record = Record { cell: self.store.get(&key)?.clone(), key };
         if record.cell.is_tombstone() && self.is_old(&record, now) {
             // It has killed what this node was alone to keep; it is told to others, and buried.
             self.collect_due = now.elapsed;
@@ -183,27 +220,28 @@ impl Node {
     }
 
     fn owns(&self, key: &Key) -> bool {
-        let Key::Instance(key) = key else { return false };
-        self.store.instance(key).is_some_and(|known| known.claim.stamp.node == self.me)
+        match self.store.get(key) {
+            Some(Cell::Instance(register)) => register.val.is_some() && register.marker.stamp.node == self.me,
+            _ => false,
+        }
     }
 
     fn follow_ownership(&mut self, key: &InstanceKey, owned_before: bool, now: Now, out: &mut Vec<Output>) {
-        let own = self.store.instance(key).filter(|known| known.claim.stamp.node == self.me);
-        match (owned_before, &own) {
-            (false, None) => return,
-            (false, Some(_)) => self.own_instances += 1,
-            (true, Some(_)) => {}
-            (true, None) => {
+        let Some(Cell::Instance(register)) = self.store.get(&Key::Instance(key.clone())) else { return };
+        let instance = register.val.as_deref();
+        let owned = instance.is_some() && register.marker.stamp.node == self.me;
+        match (owned_before, owned) {
+            (false, true) => self.own_instances += 1,
+            (true, false) => {
                 self.own_instances -= 1;
-                let key = Key::Instance(key.clone());
-                let last_write = self.store.get(&key).and_then(|cell| cell.latest());
-                if last_write.is_some_and(|stamp| stamp.node != self.me) {
-                    out.push(Output::Forget(key));
+                if register.marker.stamp.node != self.me {
+                    out.push(Output::Forget(Key::Instance(key.clone())));
                 }
             }
+            _ => {}
         }
         let before = self.monitor.probe(key).map(|(address, check)| (address.clone(), check.clone()));
-        match own.and_then(|own| Some((&own.instance, own.instance.details.check()?))) {
+        match instance.filter(|_| owned).and_then(|instance| Some((instance, instance.details.check()?))) {
             Some((Instance { address, health, .. }, check)) => {
                 self.monitor.watch(key, address, check, *health, now.elapsed);
             }

@@ -21,6 +21,7 @@ use crate::health::Monitor;
 use crate::id::{CommandId, ConfigKey, Incarnation, InstanceKey, NodeId};
 use crate::peers::Peers;
 use crate::preserve::Preserver;
+use crate::push::Push;
 use crate::record::{Key, Record};
 use crate::registry::{Address, Check, Override, Registration, Status};
 use crate::store::Store;
@@ -175,6 +176,14 @@ pub struct Counters {
     pub reburied: u64,
     /// Graves dropped before their time, since there were too many.
     pub graves_dropped: u64,
+    /// Ids sent instead of records, over links outside the tree of a busy mesh.
+    pub ids_sent: u64,
+    /// Ids left to repair, because too many waited.
+    pub ids_dropped: u64,
+    /// Changes asked for because only their id had come.
+    pub grafts: u64,
+    /// Links told that ids are enough, because they brought duplicates only.
+    pub prunes: u64,
 }
 
 /// How long after a peer came back the repair with it begins, at most: spread, so that a heal is not a stampede.
@@ -197,6 +206,7 @@ pub struct Node {
     graveyard: Graveyard,
     peers: Peers,
     preserver: Preserver,
+    push: Push,
     monitor: Monitor,
     /// How many instances this node owns.
     own_instances: usize,
@@ -242,6 +252,7 @@ impl Node {
             graveyard: Graveyard::new(settings.max_graves),
             preserver: Preserver::new(&settings, &me, &facts.zone, now),
             peers: Peers::new(me.clone(), facts, now.wall),
+            push: Push::new(&me, settings.flood_below_per_second),
             monitor: Monitor::default(),
             own_instances: 0,
             incomplete: memory.incomplete,
@@ -304,7 +315,7 @@ impl Node {
         if !self.started {
             return Some(Instant(0));
         }
-        let timers = [self.monitor.next_deadline(), self.preserver.next_deadline()];
+        let timers = [self.monitor.next_deadline(), self.preserver.next_deadline(), self.push.next_wakeup()];
         [self.repair_due, self.collect_due].into_iter().chain(timers.into_iter().flatten()).min()
     }
 
@@ -351,7 +362,11 @@ impl Node {
         }
         // Before the opening of a repair, which speaks of it.
         let fresh = std::mem::take(&mut self.fresh);
-        self.tell(fresh, None, out);
+        self.tell(now, fresh, None, out);
+        if self.push.next_wakeup().is_some_and(|due| due <= now.elapsed) {
+            let leads = self.peers.leads();
+            self.push.pass_time(now.elapsed, leads, self.peers.neighbours(), &mut self.counters, out);
+        }
         if now.elapsed >= self.repair_due {
             self.begin_repair(now, out);
         }

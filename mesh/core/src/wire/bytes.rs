@@ -123,6 +123,17 @@ impl<'a> Reader<'a> {
         Ok(u64::from_le_bytes(bytes))
     }
 
+    pub(super) fn fixed32(&mut self) -> Result<u32, DecodeError> {
+        let mut bytes = [0; 4];
+        bytes.copy_from_slice(self.take(4)?);
+        Ok(u32::from_le_bytes(bytes))
+    }
+
+    /// A number of at most 32 bits.
+    pub(super) fn small(&mut self) -> Result<u32, DecodeError> {
+        u32::try_from(self.number()?).map_err(|_| DecodeError::malformed("a number has more than 32 bits"))
+    }
+
     pub(super) fn blob(&mut self) -> Result<&'a [u8], DecodeError> {
         let bytes = self.number()?;
         self.take(usize::try_from(bytes).unwrap_or(usize::MAX))

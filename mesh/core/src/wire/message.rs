@@ -5,6 +5,7 @@ use super::record::{put_records, records};
 use super::{DecodeError, Exchange, Message, Received, WIRE_VERSION, body};
 use crate::digest::{Fingerprint, ItemHash, KeyHash, Prefix};
 use crate::id::{Incarnation, NodeId};
+use crate::push::{Beacon, ChangeId};
 use crate::record::Record;
 
 /// Kinds of message.
@@ -15,6 +16,10 @@ const WANT: u8 = 4;
 const FILL: u8 = 5;
 const SAME: u8 = 6;
 const LEAVING: u8 = 7;
+const HAVE: u8 = 8;
+const GRAFT: u8 = 9;
+const PRUNE: u8 = 10;
+const BEACON: u8 = 11;
 
 /// The most ranges, entries or hashes read of one message; senders stay below.
 const MAX_LISTED: usize = 65_536;
@@ -72,6 +77,21 @@ impl Message {
                 to.extend_from_slice(node.as_str().as_bytes());
                 LEAVING
             }
+            Message::Have(ids) => {
+                put_ids(ids, to);
+                HAVE
+            }
+            Message::Graft(ids) => {
+                put_ids(ids, to);
+                GRAFT
+            }
+            Message::Prune => PRUNE,
+            Message::Beacon(Beacon { root, number, hops }) => {
+                to.extend_from_slice(&root.to_le_bytes());
+                put_number(to, u64::from(*number));
+                to.push(*hops);
+                BEACON
+            }
         };
         out[1] = kind;
         out
@@ -105,6 +125,13 @@ impl Message {
                 let node = from.text()?.parse::<NodeId>();
                 Message::Leaving(node.map_err(|error| DecodeError::Malformed(error.to_string()))?, incarnation)
             }
+            HAVE => Message::Have(list(from, 4, id)?),
+            GRAFT => Message::Graft(list(from, 4, id)?),
+            PRUNE => Message::Prune,
+            BEACON => {
+                let (root, number) = (from.fixed()?, from.small()?);
+                Message::Beacon(Beacon { root, number, hops: from.byte()? })
+            }
             _ => return Ok(Received { message: None, skipped }),
         };
         Ok(Received { message: Some(message), skipped })
@@ -130,14 +157,22 @@ fn entry(from: &mut Reader) -> Result<(KeyHash, ItemHash), DecodeError> {
     Ok((KeyHash(from.fixed()?), ItemHash(from.fixed()?)))
 }
 
+fn put_ids(ids: &[ChangeId], to: &mut Vec<u8>) {
+    put_number(to, ids.len() as u64);
+    ids.iter().for_each(|id| to.extend_from_slice(&id.0.to_le_bytes()));
+}
+
+fn id(from: &mut Reader) -> Result<ChangeId, DecodeError> {
+    Ok(ChangeId(from.fixed32()?))
+}
+
 fn put_exchange(exchange: &Exchange, to: &mut Vec<u8>) {
     to.extend_from_slice(&exchange.id.to_le_bytes());
     to.push(u8::from(exchange.cut));
 }
 
 fn exchange(from: &mut Reader) -> Result<Exchange, DecodeError> {
-    let id = from.take(4)?;
-    Ok(Exchange { id: u32::from_le_bytes([id[0], id[1], id[2], id[3]]), cut: from.byte()? & 1 == 1 })
+    Ok(Exchange { id: from.fixed32()?, cut: from.byte()? & 1 == 1 })
 }
 
 fn put_fingerprint(fingerprint: &Fingerprint, to: &mut Vec<u8>) {
@@ -197,6 +232,10 @@ mod tests {
             Message::Fill { records, exchange },
             Message::Same(fingerprint),
             Message::Leaving("node-7.example".parse().unwrap(), Incarnation(3)),
+            Message::Have(vec![ChangeId(1), ChangeId(u32::MAX)]),
+            Message::Graft(vec![ChangeId(77)]),
+            Message::Prune,
+            Message::Beacon(Beacon { root: u64::MAX, number: 300, hops: 9 }),
         ]
     }
 

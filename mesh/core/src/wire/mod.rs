@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::digest::{Fingerprint, ItemHash, KeyHash, Prefix};
 use crate::id::{Incarnation, NodeId};
 use crate::observe::{Span, TraceId};
+use crate::push::{Beacon, ChangeId};
 use crate::record::Record;
 use crate::time::WallTime;
 use crate::view::Revision;
@@ -76,6 +77,14 @@ pub enum Message {
     Same(Fingerprint),
     /// "This start of this node is stopping cleanly"; passed on by whoever hears it first.
     Leaving(NodeId, Incarnation),
+    /// Push, busy: "these changes I have, and send you only if you ask".
+    Have(Vec<ChangeId>),
+    /// Push, busy: "send me these, and from now on whatever comes".
+    Graft(Vec<ChangeId>),
+    /// Push, busy: "to me, ids are enough".
+    Prune,
+    /// Push, busy: what the tree is made by.
+    Beacon(Beacon),
 }
 
 impl Message {
@@ -89,6 +98,10 @@ impl Message {
             Message::Fill { .. } => "fill",
             Message::Same(_) => "same",
             Message::Leaving(..) => "leaving",
+            Message::Have(_) => "have",
+            Message::Graft(_) => "graft",
+            Message::Prune => "prune",
+            Message::Beacon(_) => "beacon",
         }
     }
 

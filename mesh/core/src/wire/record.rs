@@ -220,7 +220,7 @@ fn instance(from: &mut Reader, names: &mut Names) -> Result<Instance, DecodeErro
         instance.version = from.text()?.into();
     }
     if has(HAS_WEIGHT) {
-        instance.weight = small(from)?;
+        instance.weight = from.small()?;
     }
     if flags & (HAS_TAGS | HAS_METADATA | HAS_CHECK) != 0 {
         let tags = if has(HAS_TAGS) { from.count(1, MAX_TAGS)? } else { 0 };
@@ -230,10 +230,6 @@ fn instance(from: &mut Reader, names: &mut Names) -> Result<Instance, DecodeErro
         instance.details = Details::new(tags, pairs, has(HAS_CHECK).then(|| check(from)).transpose()?);
     }
     Ok(instance)
-}
-
-fn small(from: &mut Reader) -> Result<u32, DecodeError> {
-    u32::try_from(from.number()?).map_err(|_| DecodeError::malformed("a number has more than 32 bits"))
 }
 
 /// The four octets of an address in its only usual form, which can be had back from them.
@@ -279,8 +275,8 @@ fn check(from: &mut Reader) -> Result<Check, DecodeError> {
         kind,
         interval_ms: from.number()?,
         timeout_ms: from.number()?,
-        failures_to_fail: small(from)?,
-        successes_to_pass: small(from)?,
+        failures_to_fail: from.small()?,
+        successes_to_pass: from.small()?,
         deregister_after_ms: from.number()?.checked_sub(1),
     })
 }
