@@ -90,7 +90,7 @@ fn quantiles(histogram: &Histogram<u64>) -> String {
 /// What a sidecar or the API does to answer: find the service, walk its instances.
 fn list(view: &View, service: usize) {
     let shown = view.service(&service_key(&format!("service{service}"))).expect("the service was filled in");
-    let ready = shown.instances.values().filter(|instance| instance.weight() > 0).count();
+    let ready = shown.instances.iter().filter(|instance| instance.weight() > 0).count();
     assert!(ready > 0);
 }
 

@@ -285,8 +285,8 @@ fn source_address(towards: Option<SocketAddr>) -> Option<IpAddr> {
 async fn declare(handle: &Handle, declared: Vec<Registration>) -> Result<(), StartError> {
     let keys: BTreeSet<&InstanceKey> = declared.iter().map(|registration| &registration.key).collect();
     let view = handle.view();
-    let instances = view.services.values().flat_map(|service| service.instances.values());
-    let mine = instances.filter(|found| found.instance.declared && found.stamp.node == *handle.me());
+    let instances = view.services.values().flat_map(|service| service.instances.iter());
+    let mine = instances.filter(|found| found.instance.declared && found.stamp().node == *handle.me());
     let stale: Vec<InstanceKey> = mine.map(|found| found.key.clone()).filter(|key| !keys.contains(key)).collect();
     for key in stale {
         tracing::info!("{key} is no longer declared and is deregistered");

@@ -79,7 +79,12 @@ fn the_heart_is_pure() {
 fn the_simulator_has_no_real_time() {
     for path in rust_files_under("mesh/sim/src") {
         let text = read(&path);
+        // Whole runs may be spread over threads; within a run there is none.
+        let spreads_runs = path.ends_with("swarm/mod.rs");
         for forbidden in ["SystemTime", "Instant::now", "std::thread", "HashMap", "HashSet", "std::net"] {
+            if spreads_runs && forbidden == "std::thread" {
+                continue;
+            }
             assert!(!text.contains(forbidden), "{}: {forbidden} would make a run unrepeatable", path.display());
         }
     }

@@ -63,7 +63,7 @@ pub(crate) async fn node(
         documents: 0,
         conflicts: 0,
     };
-    for instance in view.services.values().flat_map(|service| service.instances.values()) {
+    for instance in view.services.values().flat_map(|service| service.instances.iter()) {
         detail.instances += 1;
         detail.own_instances += u32::from(*instance.owner() == view.me);
     }

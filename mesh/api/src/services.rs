@@ -79,13 +79,13 @@ impl InstancesQuery {
         let candidates = service.candidates();
         // As a sidecar chooses: a client that asks for what it may use is not left with nothing by a cut.
         let usable = if candidates.ready.is_empty() { &candidates.doubtful } else { &candidates.ready };
-        let all = service.instances.values().filter(|_| !self.ready);
+        let all = service.instances.iter().filter(|_| !self.ready);
         let wanted = all.chain(usable.iter().filter(|_| self.ready)).filter(|instance| self.wants(instance));
         InstanceList {
             namespace: service.key.namespace.clone(),
             service: service.key.service.clone(),
             revision: service.revision,
-            instances: wanted.map(|instance| show::instance(instance)).collect(),
+            instances: wanted.map(show::instance).collect(),
         }
     }
 }
@@ -140,7 +140,7 @@ fn no_service(view: &View, key: &ServiceKey) -> Failure {
 /// 404 for an instance: the service may be misspelt, or the instance.
 pub(crate) fn no_instance(view: &View, key: &InstanceKey) -> Failure {
     let Some(service) = view.service(&key.service) else { return no_service(view, &key.service) };
-    let near = nearest(key.instance.as_str(), service.instances.keys().map(InstanceId::as_str));
+    let near = nearest(key.instance.as_str(), service.instances.iter().map(|known| known.key.instance.as_str()));
     Failure::absent(format!("no instance {key} is known at node {}", view.me))
         .at(service.revision)
         .maybe_hint(near.map(|near| format!("did you mean {near}?")))

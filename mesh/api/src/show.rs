@@ -14,7 +14,7 @@ use crate::model::{
 /// One line of the list of services.
 pub(crate) fn service(service: &ServiceView) -> ServiceSummary {
     let mut counts = UsabilityCounts::default();
-    for instance in service.instances.values() {
+    for instance in &service.instances {
         *match instance.usability {
             Usability::Ready => &mut counts.ready,
             Usability::Doubtful => &mut counts.doubtful,
@@ -29,14 +29,14 @@ pub(crate) fn service(service: &ServiceView) -> ServiceSummary {
         namespace: service.key.namespace.clone(),
         service: service.key.service.clone(),
         revision: service.revision,
-        instances: service.instances.size() as u32,
+        instances: service.instances.len() as u32,
         usability: counts,
     }
 }
 
 /// One instance.
 pub(crate) fn instance(view: &InstanceView) -> InstanceInfo {
-    let instance = &*view.instance;
+    let instance = &view.instance;
     let owner_says = || OwnerSays { status: instance.status, weight: instance.weight };
     InstanceInfo {
         id: view.key.instance.clone(),
@@ -58,7 +58,7 @@ pub(crate) fn instance(view: &InstanceView) -> InstanceInfo {
         check: instance.details.check().map(Into::into),
         override_: view.override_.as_deref().map(operator),
         owner_says: view.override_.as_ref().map(|_| owner_says()),
-        stamp: view.stamp.clone(),
+        stamp: view.stamp().clone(),
     }
 }
 

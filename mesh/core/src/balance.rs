@@ -157,7 +157,7 @@ impl<T> Drop for InFlight<T> {
 #[derive(Debug)]
 pub struct Slot<T> {
     /// The instance as the view shows it.
-    pub instance: Arc<InstanceView>,
+    pub instance: InstanceView,
     /// What is known of it here.
     pub seat: Arc<Seat<T>>,
     /// Which start of its owner this is, if membership knows.
@@ -183,7 +183,7 @@ impl<T: Default> Group<T> {
         // By id, once: a look through all of them per instance would cost a large service's next request dearly.
         let known: BTreeMap<&InstanceId, &Slot<T>> =
             previous.into_iter().flat_map(Group::slots).map(|old| (&old.instance.key.instance, old)).collect();
-        let slot = |instance: &Arc<InstanceView>| {
+        let slot = |instance: &InstanceView| {
             let owner_start = view.member(instance.owner()).map(|owner| owner.facts.incarnation);
             let kept = known.get(&instance.key.instance).filter(|old| old.is_current(instance, owner_start));
             let seat = kept.map(|old| old.seat.clone()).unwrap_or_else(|| {
@@ -193,7 +193,7 @@ impl<T: Default> Group<T> {
             Slot { instance: instance.clone(), seat, owner_start, cumulative: 0, share: 1.0 }
         };
         let candidates = service.candidates();
-        let tier = |of: &[Arc<InstanceView>], near: bool| {
+        let tier = |of: &[InstanceView], near: bool| {
             let members = of.iter().filter(|i| (i.instance.zone == view.zone) == near && i.weight() > 0);
             weighted(members.map(slot).collect())
         };
@@ -225,7 +225,7 @@ impl<T> Slot<T> {
         let before = &self.instance;
         let was_away = matches!(before.usability, Usability::OwnerLost | Usability::Doubtful);
         let came_back = was_away && now.usability == Usability::Ready;
-        before.stamp == now.stamp && self.owner_start == owner_start && !came_back
+        before.stamp() == now.stamp() && self.owner_start == owner_start && !came_back
     }
 }
 

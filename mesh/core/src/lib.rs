@@ -12,9 +12,9 @@
 //! | [`graveyard`] | what is dead although its tombstone is gone |
 //! | [`wire`] | what nodes say to each other |
 //! | [`node`] | the one door: [`Node::handle`] |
-//! | [`preserve`] | whether those who vanished are dead, or this node is cut off |
 //! | [`peers`], [`push`], [`repair`], [`health`] | whom to tell and how, what is missing, which probes count |
-//! | [`view`] | the immutable picture readers use |
+//! | [`preserve`] | whether those who vanished are dead, or this node is cut off |
+//! | [`view`], [`sorted`] | the immutable picture readers use |
 //! | [`route`], [`balance`], [`guard`] | which service a host means, which instance gets a request, what is kept from whom |
 //! | [`observe`] | spans and metrics |
 
@@ -35,6 +35,7 @@ pub mod record;
 pub mod registry;
 pub mod repair;
 pub mod route;
+pub mod sorted;
 pub mod store;
 #[cfg(test)]
 mod testing;

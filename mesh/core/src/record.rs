@@ -11,6 +11,7 @@ use crdts::{CmRDT, CvRDT, LWWReg, MVReg, VClock, mvreg};
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 use crate::config::Version;
+use crate::digest::{ItemHash, KeyHash};
 use crate::id::{ConfigKey, InstanceKey, NodeId};
 use crate::registry::{Instance, Override};
 use crate::time::{HybridTime, Stamp};
@@ -56,7 +57,25 @@ impl Claim {
     }
 }
 
-/// A key with its cell, as it is stored, sent and kept on disk.
+/// An instance with its name and its owner's last write: what a store and the picture for readers hold together, once.
+/// There may be a million, so all of it is one piece of memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claimed {
+    /// Its name.
+    pub key: InstanceKey,
+    /// The owner's last write.
+    pub claim: Claim,
+    /// What the owner says.
+    pub instance: Instance,
+}
+
+impl From<&Claimed> for Cell {
+    fn from(claimed: &Claimed) -> Cell {
+        Cell::Instance(LWWReg { val: Some(Arc::new(claimed.instance.clone())), marker: claimed.claim.clone() })
+    }
+}
+
+/// A key with its cell, as it is sent and kept on disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     /// What it is about.
@@ -172,6 +191,17 @@ impl Cell {
 }
 
 impl Record {
+    /// Where it stands, and what it says there.
+    pub fn hashes(&self) -> (KeyHash, ItemHash) {
+        let hash = KeyHash::of(&self.key);
+        let item = match &self.cell {
+            Cell::Instance(register) => ItemHash::of(hash, [&register.marker.stamp]),
+            Cell::Override(register) => ItemHash::of(hash, [&register.marker]),
+            Cell::Config(_) => ItemHash::of(hash, &self.cell.stamps()),
+        };
+        (hash, item)
+    }
+
     /// Checks what a peer sent before it is believed.
     ///
     /// # Errors
@@ -231,7 +261,7 @@ pub(crate) fn register_from_bytes(bytes: &[u8]) -> Result<MVReg<Arc<Version>, No
 }
 
 /// What orders the writes of a register.
-trait Marker: Ord {
+pub(crate) trait Marker: Ord {
     fn stamp(&self) -> &Stamp;
 }
 
@@ -247,19 +277,28 @@ impl Marker for Claim {
     }
 }
 
+/// Whether what somebody else holds is newer than what is held here.
+///
+/// # Errors
+/// [`MergeError::StampReused`] when it has the same stamp and is not the same.
+pub(crate) fn is_newer<M: Marker>(mine: &M, theirs: &M, is_same: impl FnOnce() -> bool) -> Result<bool, MergeError> {
+    if mine.stamp() != theirs.stamp() {
+        return Ok(theirs > mine);
+    }
+    if mine == theirs && is_same() { Ok(false) } else { Err(MergeError::StampReused(theirs.stamp().clone())) }
+}
+
+/// Merges a last-write register into another and tells whether anything changed.
 fn merge_last_write<T: PartialEq, M: Marker>(
     mine: &mut LWWReg<T, M>,
     theirs: LWWReg<T, M>,
 ) -> Result<bool, MergeError> {
-    if mine.marker.stamp() == theirs.marker.stamp() {
-        let same = mine.marker == theirs.marker && mine.val == theirs.val;
-        return if same { Ok(false) } else { Err(MergeError::StampReused(theirs.marker.stamp().clone())) };
-    }
-    let changes = theirs.marker > mine.marker;
+    let changes = is_newer(&mine.marker, &theirs.marker, || mine.val == theirs.val)?;
     CvRDT::merge(mine, theirs);
     Ok(changes)
 }
 
+/// Merges a register of concurrent versions into another and tells whether anything changed.
 fn merge_versions(
     mine: &mut MVReg<Arc<Version>, NodeId>,
     theirs: MVReg<Arc<Version>, NodeId>,

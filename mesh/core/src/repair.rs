@@ -145,8 +145,8 @@ impl Filling {
 
     fn add(&mut self, store: &Store, hash: KeyHash) {
         if let Some(record) = store.by_hash(hash) {
-            self.bytes += rough_bytes(record);
-            self.records.push(record.clone());
+            self.bytes += rough_bytes(&record);
+            self.records.push(record);
         }
     }
 

@@ -74,9 +74,8 @@ fn without_port(host: &str) -> &str {
 mod tests {
     use std::sync::Arc;
 
-    use rpds::RedBlackTreeMapSync;
-
     use super::*;
+    use crate::sorted::Sorted;
     use crate::view::{Revision, ServiceView};
 
     fn view_with(names: &[&str]) -> View {
@@ -84,7 +83,7 @@ mod tests {
         for name in names {
             let (namespace, service) = name.split_once('/').unwrap();
             let key = ServiceKey { namespace: namespace.parse().unwrap(), service: service.parse().unwrap() };
-            let service = ServiceView::new(key.clone(), Revision(1), RedBlackTreeMapSync::new_sync());
+            let service = ServiceView::new(key.clone(), Revision(1), Sorted::default());
             view.services.insert_mut(key, Arc::new(service));
         }
         view

@@ -2,21 +2,26 @@
 //!
 //! Merging is idempotent, commutative and associative, record by record, so it does not matter how records come. The
 //! store does not know what the records mean.
+//!
+//! What it holds may be a million instances, so it holds them as [`Claimed`]: one piece of memory each, which the picture
+//! for readers shares. [`Record`]s, as they are sent and kept on disk, are made of that when they are asked for.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use crdts::LWWReg;
+
 use crate::digest::{Digest, Fingerprint, ItemHash, KeyHash};
+use crate::id::InstanceKey;
 use crate::names::Names;
-use crate::record::{Cell, Key, MergeError, Record};
+use crate::record::{Cell, Claim, Claimed, Key, MergeError, Record, is_newer};
+use crate::registry::{Instance, Override};
 use crate::time::HybridTime;
 
 /// All records of a node.
 #[derive(Debug, Default)]
 pub struct Store {
-    /// By the hash of their keys: eight bytes are compared faster than names, and repair asks by them.
-    records: BTreeMap<KeyHash, Record>,
-    digest: Digest,
+    records: Digest<Kept>,
     /// Tombstones by age, so that collecting them does not look at anything else.
     tombstones: BTreeSet<(HybridTime, KeyHash)>,
     configs: usize,
@@ -24,31 +29,71 @@ pub struct Store {
     names: Names,
 }
 
+/// A record as the store holds it.
+#[derive(Debug)]
+enum Kept {
+    Instance(Arc<Claimed>),
+    Gone(Box<Gone>),
+    /// An override or a document: there are few of them.
+    Other(Box<Record>),
+}
+
+/// An instance that was removed.
+#[derive(Debug)]
+struct Gone {
+    key: InstanceKey,
+    claim: Claim,
+}
+
 impl Store {
     /// What is known of a key.
-    pub fn get(&self, key: &Key) -> Option<&Cell> {
-        self.records.get(&KeyHash::of(key)).filter(|record| record.key == *key).map(|record| &record.cell)
+    pub fn get(&self, key: &Key) -> Option<Cell> {
+        self.records.get(KeyHash::of(key)).filter(|kept| kept.is_of(key)).map(Kept::cell)
+    }
+
+    /// An instance that is there.
+    pub fn instance(&self, key: &InstanceKey) -> Option<&Arc<Claimed>> {
+        self.instance_by_hash(KeyHash::of_instance(key)).filter(|known| known.key == *key)
+    }
+
+    /// The instance under a key hash.
+    pub fn instance_by_hash(&self, hash: KeyHash) -> Option<&Arc<Claimed>> {
+        match self.records.get(hash)? {
+            Kept::Instance(known) => Some(known),
+            _ => None,
+        }
+    }
+
+    /// What operators say of an instance.
+    pub fn override_of(&self, key: &InstanceKey) -> Option<&Arc<Override>> {
+        let Kept::Other(kept) = self.records.get(KeyHash::of_override(key))? else { return None };
+        match &**kept {
+            Record { key: Key::Override(known), cell: Cell::Override(register) } if known == key => {
+                register.val.as_ref()
+            }
+            _ => None,
+        }
     }
 
     /// The record under a key hash.
-    pub fn by_hash(&self, hash: KeyHash) -> Option<&Record> {
-        self.records.get(&hash)
+    pub fn by_hash(&self, hash: KeyHash) -> Option<Record> {
+        self.records.get(hash).map(Kept::record)
     }
 
     /// Whether another key has the hash of this one. Two of 64 bits meet by chance in no mesh there will ever be, but
     /// somebody may search for two that do.
     pub fn is_taken(&self, key: &Key) -> bool {
-        self.by_hash(KeyHash::of(key)).is_some_and(|record| record.key != *key)
+        self.records.get(KeyHash::of(key)).is_some_and(|kept| !kept.is_of(key))
     }
 
     /// The fingerprints of all ranges.
-    pub fn digest(&self) -> &Digest {
-        &self.digest
+    pub fn digest(&self) -> &Digest<impl Sized> {
+        &self.records
     }
 
     /// The fingerprint of everything.
     pub fn fingerprint(&self) -> Fingerprint {
-        self.digest.root()
+        self.records.root()
     }
 
     /// How many configuration documents there are, deleted ones included until they are collected.
@@ -62,41 +107,41 @@ impl Store {
     }
 
     /// All records, in order of their key hashes.
-    pub fn iter(&self) -> impl Iterator<Item = &Record> {
-        self.records.values()
+    pub fn iter(&self) -> impl Iterator<Item = Record> {
+        self.records.records().map(Kept::record)
     }
 
     /// Merges a record and tells whether anything changed.
     ///
     /// # Errors
     /// [`MergeError`]; the store is then unchanged.
-    pub fn merge(&mut self, mut record: Record) -> Result<bool, MergeError> {
+    pub fn merge(&mut self, record: Record) -> Result<bool, MergeError> {
         record.validate()?;
         let hash = KeyHash::of(&record.key);
-        match self.records.get_mut(&hash) {
-            Some(mine) if mine.key != record.key => return Err(MergeError::HashTaken),
-            Some(mine) => {
-                let tombstone = mine.cell.is_tombstone().then(|| mine.cell.latest()).flatten();
-                let bytes = mine.cell.body_bytes();
-                share_cell(&mut self.names, &mut record.cell);
-                if !mine.cell.merge(record.cell)? {
-                    return Ok(false);
-                }
-                self.config_bytes = self.config_bytes - bytes + mine.cell.body_bytes();
-                if let Some(stamp) = tombstone {
-                    self.tombstones.remove(&(stamp.time, hash));
-                }
-            }
-            None => {
-                self.configs += usize::from(matches!(record.key, Key::Config(_)));
-                self.config_bytes += record.cell.body_bytes();
-                share_key(&mut self.names, &mut record.key);
-                share_cell(&mut self.names, &mut record.cell);
-                self.records.insert(hash, record);
-            }
+        let Self { records, tombstones, configs, config_bytes, names } = self;
+        if records.get(hash).is_none() {
+            let kept = Kept::new(record, names);
+            *configs += usize::from(kept.is_config());
+            *config_bytes += kept.body_bytes();
+            tombstones.extend(kept.tombstone().map(|time| (time, hash)));
+            records.insert(hash, kept.item(hash), kept);
+            return Ok(true);
         }
-        self.index(hash);
-        Ok(true)
+        records.change(hash, |kept| {
+            if !kept.is_of(&record.key) {
+                return Err(MergeError::HashTaken);
+            }
+            let (tombstone, bytes) = (kept.tombstone(), kept.body_bytes());
+            if !kept.merge(record.cell, names)? {
+                return Ok(None);
+            }
+            *config_bytes = *config_bytes - bytes + kept.body_bytes();
+            if let Some(time) = tombstone {
+                tombstones.remove(&(time, hash));
+            }
+            tombstones.extend(kept.tombstone().map(|time| (time, hash)));
+            Ok(Some(kept.item(hash)))
+        })
     }
 
     /// Removes tombstones older than the horizon, oldest first and at most so many, and returns them.
@@ -104,46 +149,117 @@ impl Store {
         let mut collected = Vec::new();
         while collected.len() < limit && self.tombstones.first().is_some_and(|(time, _)| *time < horizon) {
             let Some((_, hash)) = self.tombstones.pop_first() else { break };
-            self.digest.set(hash, None);
-            let Some(record) = self.records.remove(&hash) else { continue };
-            self.configs -= usize::from(matches!(record.key, Key::Config(_)));
-            collected.push(record);
+            let Some(kept) = self.records.remove(hash) else { continue };
+            self.configs -= usize::from(kept.is_config());
+            collected.push(kept.record());
         }
         collected
     }
-
-    /// Brings fingerprints and the tombstone index up to date with a record that has just changed.
-    fn index(&mut self, hash: KeyHash) {
-        let cell = &self.records[&hash].cell;
-        self.digest.set(hash, Some(ItemHash::of(hash, cell)));
-        if let Some(stamp) = cell.is_tombstone().then(|| cell.latest()).flatten() {
-            self.tombstones.insert((stamp.time, hash));
-        }
-    }
 }
 
-fn share_key(names: &mut Names, key: &mut Key) {
-    match key {
-        Key::Instance(key) | Key::Override(key) => {
-            names.share(&mut key.service.namespace);
-            names.share(&mut key.service.service);
-        }
-        Key::Config(key) => names.share(&mut key.namespace),
-    }
-}
-
-fn share_cell(names: &mut Names, cell: &mut Cell) {
-    match cell {
-        Cell::Instance(register) => {
-            names.share(&mut register.marker.stamp.node);
-            if let Some(instance) = register.val.as_mut().and_then(Arc::get_mut) {
-                names.share(&mut instance.zone);
-                names.share(&mut instance.version);
+impl Kept {
+    /// A record nothing was known of.
+    fn new(record: Record, names: &mut Names) -> Self {
+        match record {
+            Record { key: Key::Instance(mut key), cell: Cell::Instance(LWWReg { val, marker }) } => {
+                share_key(names, &mut key);
+                Self::last_write(key, val.as_deref(), marker, names)
+            }
+            mut other => {
+                match &mut other.key {
+                    Key::Instance(key) | Key::Override(key) => share_key(names, key),
+                    Key::Config(key) => names.share(&mut key.namespace),
+                }
+                Kept::Other(Box::new(other))
             }
         }
-        Cell::Override(register) => names.share(&mut register.marker.node),
-        Cell::Config(_) => {}
     }
+
+    fn last_write(key: InstanceKey, value: Option<&Instance>, mut claim: Claim, names: &mut Names) -> Self {
+        names.share(&mut claim.stamp.node);
+        let Some(mut instance) = value.cloned() else { return Kept::Gone(Box::new(Gone { key, claim })) };
+        names.share(&mut instance.zone);
+        names.share(&mut instance.version);
+        Kept::Instance(Arc::new(Claimed { key, claim, instance }))
+    }
+
+    /// Merges a cell of the same key; see [`Cell::merge`].
+    fn merge(&mut self, cell: Cell, names: &mut Names) -> Result<bool, MergeError> {
+        let (key, mine, instance) = match self {
+            Kept::Other(kept) => return kept.cell.merge(cell),
+            Kept::Instance(known) => (&known.key, &known.claim, Some(&known.instance)),
+            Kept::Gone(gone) => (&gone.key, &gone.claim, None),
+        };
+        let Cell::Instance(LWWReg { val, marker }) = cell else { return Err(MergeError::Kind) };
+        let newer = is_newer(mine, &marker, || val.as_deref() == instance)?;
+        if newer {
+            *self = Self::last_write(key.clone(), val.as_deref(), marker, names);
+        }
+        Ok(newer)
+    }
+
+    fn is_of(&self, key: &Key) -> bool {
+        match (self, key) {
+            (Kept::Instance(known), Key::Instance(key)) => known.key == *key,
+            (Kept::Gone(gone), Key::Instance(key)) => gone.key == *key,
+            (Kept::Other(kept), key) => kept.key == *key,
+            _ => false,
+        }
+    }
+
+    fn is_config(&self) -> bool {
+        matches!(self, Kept::Other(kept) if matches!(kept.key, Key::Config(_)))
+    }
+
+    fn key(&self) -> Key {
+        match self {
+            Kept::Instance(known) => Key::Instance(known.key.clone()),
+            Kept::Gone(gone) => Key::Instance(gone.key.clone()),
+            Kept::Other(kept) => kept.key.clone(),
+        }
+    }
+
+    fn cell(&self) -> Cell {
+        match self {
+            Kept::Instance(known) => Cell::from(&**known),
+            Kept::Gone(gone) => Cell::Instance(LWWReg { val: None, marker: gone.claim.clone() }),
+            Kept::Other(kept) => kept.cell.clone(),
+        }
+    }
+
+    fn record(&self) -> Record {
+        Record { key: self.key(), cell: self.cell() }
+    }
+
+    fn item(&self, hash: KeyHash) -> ItemHash {
+        match self {
+            Kept::Instance(known) => ItemHash::of(hash, [&known.claim.stamp]),
+            Kept::Gone(gone) => ItemHash::of(hash, [&gone.claim.stamp]),
+            Kept::Other(kept) => ItemHash::of(hash, &kept.cell.stamps()),
+        }
+    }
+
+    /// When it was written, if it says only that something is gone.
+    fn tombstone(&self) -> Option<HybridTime> {
+        match self {
+            Kept::Instance(_) => None,
+            Kept::Gone(gone) => Some(gone.claim.stamp.time),
+            Kept::Other(kept) => kept.cell.is_tombstone().then(|| kept.cell.latest())?.map(|stamp| stamp.time),
+        }
+    }
+
+    /// How many bytes of documents it holds, in all versions.
+    fn body_bytes(&self) -> usize {
+        match self {
+            Kept::Other(kept) => kept.cell.body_bytes(),
+            _ => 0,
+        }
+    }
+}
+
+fn share_key(names: &mut Names, key: &mut InstanceKey) {
+    names.share(&mut key.service.namespace);
+    names.share(&mut key.service.service);
 }
 
 #[cfg(test)]
@@ -175,7 +291,8 @@ mod tests {
         let mut store = Store::default();
         let taken = instance_record("orders", "o1", "a", 10);
         let other = instance_record("orders", "o2", "a", 20);
-        store.records.insert(KeyHash::of(&other.key), taken);
+        let kept = Kept::new(taken, &mut store.names);
+        store.records.insert(KeyHash::of(&other.key), ItemHash(1), kept);
         assert!(store.is_taken(&other.key));
         assert_eq!(store.get(&other.key), None);
         assert_eq!(store.merge(other), Err(MergeError::HashTaken));

@@ -3,6 +3,7 @@
 //! A view is made of persistent maps. Publishing a change copies the path to the changed service and shares the rest,
 //! so its cost does not grow with the registry. Readers hold an `Arc<View>` as long as they like and never wait.
 
+use std::ops::Deref;
 use std::sync::{Arc, OnceLock};
 
 use rpds::RedBlackTreeMapSync;
@@ -10,7 +11,9 @@ use rpds::RedBlackTreeMapSync;
 use crate::config::Version;
 use crate::digest::Fingerprint;
 use crate::id::{CellName, ConfigKey, Incarnation, InstanceId, InstanceKey, NodeId, Region, ServiceKey, Zone};
-use crate::registry::{Health, Instance, Override, Status};
+use crate::record::Claimed;
+use crate::registry::{Health, Override, Status};
+use crate::sorted::{Keyed, Sorted};
 use crate::time::{Stamp, WallTime};
 
 /// Counts the changes of one node's view; comparable only with revisions of the same node. Those of a later start are
@@ -57,7 +60,7 @@ pub struct ServiceView {
     /// When anything in it last changed.
     pub revision: Revision,
     /// Its instances, by id, usable or not.
-    pub instances: RedBlackTreeMapSync<InstanceId, Arc<InstanceView>>,
+    pub instances: Sorted<InstanceView>,
     candidates: OnceLock<Candidates>,
 }
 
@@ -65,10 +68,10 @@ pub struct ServiceView {
 #[derive(Debug, Default)]
 pub struct Candidates {
     /// Usable beyond doubt.
-    pub ready: Vec<Arc<InstanceView>>,
+    pub ready: Vec<InstanceView>,
     /// Tried only when nothing is ready: those in doubt, or, where there is nothing else at all, those of lost nodes. To
     /// refuse a request spares nobody then, and this node may be the one that is wrong.
-    pub doubtful: Vec<Arc<InstanceView>>,
+    pub doubtful: Vec<InstanceView>,
 }
 
 /// Self-preservation of a zone, or of the whole mesh: see [`crate::preserve`].
@@ -99,15 +102,12 @@ pub enum Owner {
     Left,
 }
 
-/// One instance as this node sees it.
+/// One instance as this node sees it: its record, with its name, what its owner says, and when it said so (all fields of
+/// [`Claimed`] can be read through it), and what follows here. Cheap to clone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InstanceView {
-    /// Its name.
-    pub key: InstanceKey,
-    /// What its owner says.
-    pub instance: Arc<Instance>,
-    /// The owner's last write; its node is the owner.
-    pub stamp: Stamp,
+    /// Its record, shared with the store.
+    pub record: Arc<Claimed>,
     /// What operators say.
     pub override_: Option<Arc<Override>>,
     /// Whether it may take traffic.
@@ -190,16 +190,12 @@ pub enum MemberState {
 
 impl ServiceView {
     /// A service with these instances.
-    pub fn new(
-        key: ServiceKey,
-        revision: Revision,
-        instances: RedBlackTreeMapSync<InstanceId, Arc<InstanceView>>,
-    ) -> Self {
+    pub fn new(key: ServiceKey, revision: Revision, instances: Sorted<InstanceView>) -> Self {
         Self { key, revision, instances, candidates: OnceLock::new() }
     }
 
     /// Its instances, to be changed at this revision, while nobody reads it yet.
-    pub(crate) fn change(&mut self, revision: Revision) -> &mut RedBlackTreeMapSync<InstanceId, Arc<InstanceView>> {
+    pub(crate) fn change(&mut self, revision: Revision) -> &mut Sorted<InstanceView> {
         self.revision = revision;
         self.candidates = OnceLock::new();
         &mut self.instances
@@ -209,7 +205,7 @@ impl ServiceView {
     pub fn candidates(&self) -> &Candidates {
         self.candidates.get_or_init(|| {
             let mut candidates = Candidates::default();
-            for instance in self.instances.values() {
+            for instance in &self.instances {
                 match instance.usability {
                     Usability::Ready => candidates.ready.push(instance.clone()),
                     Usability::Doubtful => candidates.doubtful.push(instance.clone()),
@@ -217,7 +213,7 @@ impl ServiceView {
                 }
             }
             if candidates.ready.is_empty() && candidates.doubtful.is_empty() {
-                let lost = self.instances.values().filter(|instance| instance.usability == Usability::OwnerLost);
+                let lost = self.instances.iter().filter(|instance| instance.usability == Usability::OwnerLost);
                 candidates.doubtful.extend(lost.cloned());
             }
             candidates
@@ -225,10 +221,29 @@ impl ServiceView {
     }
 }
 
+impl Keyed for InstanceView {
+    type Key = InstanceId;
+    fn key(&self) -> &InstanceId {
+        &self.record.key.instance
+    }
+}
+
+impl Deref for InstanceView {
+    type Target = Claimed;
+    fn deref(&self) -> &Claimed {
+        &self.record
+    }
+}
+
 impl InstanceView {
+    /// The owner's last write; its node is the owner.
+    pub fn stamp(&self) -> &Stamp {
+        &self.claim.stamp
+    }
+
     /// The node that owns it.
     pub fn owner(&self) -> &NodeId {
-        &self.stamp.node
+        &self.stamp().node
     }
 
     /// The status after any override.
@@ -294,7 +309,7 @@ impl View {
     }
 
     /// One instance.
-    pub fn instance(&self, key: &InstanceKey) -> Option<&Arc<InstanceView>> {
+    pub fn instance(&self, key: &InstanceKey) -> Option<&InstanceView> {
         self.services.get(&key.service)?.instances.get(&key.instance)
     }
 

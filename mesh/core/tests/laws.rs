@@ -99,7 +99,7 @@ fn replicas(history: &[(usize, Write)]) -> Vec<Store> {
                 let body = body.map(|byte| vec![byte].into());
                 let version =
                     Version { stamp, body, format: String::new(), author: String::new(), comment: String::new() };
-                Record { cell: Cell::config_write(stores[*at].get(&key), version), key }
+                Record { cell: Cell::config_write(stores[*at].get(&key).as_ref(), version), key }
             }
             Write::Hear { from } => {
                 let heard = records(&stores[*from]);
@@ -113,7 +113,7 @@ fn replicas(history: &[(usize, Write)]) -> Vec<Store> {
 }
 
 fn records(store: &Store) -> Vec<Record> {
-    store.iter().cloned().collect()
+    store.iter().collect()
 }
 
 fn merge_all(store: &mut Store, records: &[Record]) {
@@ -127,7 +127,7 @@ fn content(store: &Store) -> Vec<String> {
     store
         .iter()
         .map(|Record { key, cell }| match cell {
-            Cell::Config(register) => format!("{key:?} {:?}", starling_core::record::versions(register)),
+            Cell::Config(register) => format!("{key:?} {:?}", starling_core::record::versions(&register)),
             other => format!("{key:?} {other:?}"),
         })
         .collect()

@@ -203,7 +203,7 @@ fn collect_view(view: &View, out: &mut Exposition) {
     }
     out.single("starling_services", "gauge", "Services with instances.", view.services.size() as f64);
     let (mut ready, mut total) = (0, 0);
-    for instance in view.services.values().flat_map(|service| service.instances.values()) {
+    for instance in view.services.values().flat_map(|service| service.instances.iter()) {
         total += 1;
         ready += u64::from(instance.usability == Usability::Ready);
     }

@@ -121,7 +121,7 @@ async fn steps(
 }
 
 /// The instance, if it is this node's to deliver to; asked for every request, since a tunnel may outlive it.
-fn owned_instance(carrier: &Carrier, key: &InstanceKey) -> Result<Arc<InstanceView>, Refused> {
+fn owned_instance(carrier: &Carrier, key: &InstanceKey) -> Result<InstanceView, Refused> {
     let me = carrier.mesh.me();
     let view = carrier.mesh.view();
     let owned = view.instance(key).filter(|instance| instance.owner() == me);

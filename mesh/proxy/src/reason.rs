@@ -189,7 +189,7 @@ pub(crate) fn insert_trace(headers: &mut http::HeaderMap, trace: TraceId) {
 pub(crate) fn why_unusable(service: &ServiceView) -> String {
     let mut counts = [0usize; 8];
     let mut statuses = std::collections::BTreeMap::<String, usize>::new();
-    for instance in service.instances.values() {
+    for instance in &service.instances {
         match instance.usability {
             Usability::Ready => counts[0] += 1,
             Usability::Doubtful => counts[7] += 1,
@@ -213,6 +213,6 @@ pub(crate) fn why_unusable(service: &ServiceView) -> String {
         "in doubt, on nodes that vanished together",
     ];
     parts.extend(counts.iter().zip(words).filter(|(n, _)| **n > 0).map(|(n, words)| format!("{n} {words}")));
-    let n = service.instances.size();
+    let n = service.instances.len();
     format!("service {} has {n} instance{}: {}", service.key, if n == 1 { "" } else { "s" }, parts.join(", "))
 }

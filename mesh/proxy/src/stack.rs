@@ -120,7 +120,7 @@ type Attempted = Result<(Response<Incoming>, Sender, InFlight<Pool>), Failure>;
 /// Where the next attempt goes. Holds nothing of the group it was drawn from, which may be another one by the attempt
 /// after.
 struct Chosen {
-    instance: Arc<InstanceView>,
+    instance: InstanceView,
     in_flight: InFlight<Pool>,
     permit: Permit,
 }

@@ -84,7 +84,7 @@ impl World {
         components
     }
 
-    fn linked(&self, a: usize, b: usize) -> bool {
+    pub(crate) fn linked(&self, a: usize, b: usize) -> bool {
         self.cuts.is_open(a, b) && self.cuts.is_open(b, a)
     }
 
@@ -148,7 +148,7 @@ impl World {
             Some(owner) => (owner == a || self.linked(a, owner)) == (owner == b || self.linked(b, owner)),
             None => true,
         };
-        here.stamp == there.stamp
+        here.stamp() == there.stamp()
             && here.instance == there.instance
             && here.override_ == there.override_
             && (!alike || (here.usability == Usability::Ready) == (there.usability == Usability::Ready))
@@ -191,7 +191,7 @@ impl World {
 fn lost(view: &View, missing: &Missing) -> String {
     let Missing { key, stamp, at, what } = missing;
     let shown = match key {
-        Key::Instance(key) | Key::Override(key) => said_of_instance(view.instance(key).map(|shown| &**shown)),
+        Key::Instance(key) | Key::Override(key) => said_of_instance(view.instance(key)),
         Key::Config(key) => said_of_config(view.config(key).map(|shown| &**shown)),
     };
     let me = &view.me;
@@ -199,13 +199,14 @@ fn lost(view: &View, missing: &Missing) -> String {
 }
 
 fn instances(view: &View) -> BTreeMap<String, &InstanceView> {
-    let shown = view.services.values().flat_map(|service| service.instances.values());
-    shown.map(|shown| (shown.key.to_string(), &**shown)).collect()
+    let shown = view.services.values().flat_map(|service| service.instances.iter());
+    shown.map(|shown| (shown.key.to_string(), shown)).collect()
 }
 
 fn said_of_instance(shown: Option<&InstanceView>) -> String {
     let Some(shown) = shown else { return "nothing".into() };
-    let mut text = format!("{} weight {} as of {}, {:?}", shown.status(), shown.weight(), shown.stamp, shown.usability);
+    let mut text =
+        format!("{} weight {} as of {}, {:?}", shown.status(), shown.weight(), shown.stamp(), shown.usability);
     if let Some(over) = &shown.override_ {
         let _ = write!(text, " (overridden: {:?} {:?})", over.status, over.weight);
     }

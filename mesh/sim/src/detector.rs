@@ -81,7 +81,9 @@ impl Detector {
                     && cuts.is_open(observer, subject)
                     && cuts.is_open(subject, observer);
                 let pair = &mut self.pairs[observer * self.size + subject];
-                if pair.reach != reach {
+                // An observer that goes on, or starts, begins to wait for those it does not hear.
+                let awoken = of == Some(observer) && hosts[observer].is_running();
+                if pair.reach != reach || awoken {
                     (pair.reach, pair.since) = (reach, now);
                 }
                 let stale = pair.told != Told::Up(hosts[subject].run());
@@ -94,6 +96,12 @@ impl Detector {
             }
         }
         looks
+    }
+
+    /// Since when an observer does not reach a node, if it does not. One that stood still begins to wait when it goes on.
+    pub(crate) fn unreached_since(&self, observer: usize, subject: usize) -> Option<u64> {
+        let pair = &self.pairs[observer * self.size + subject];
+        (!pair.reach).then_some(pair.since)
     }
 
     /// What an observer learns when it looks.

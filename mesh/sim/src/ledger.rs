@@ -13,7 +13,7 @@ use std::sync::Arc;
 use starling_core::id::{CommandId, ConfigKey, InstanceKey, NodeId};
 use starling_core::record::{Cell, Key, Record, versions};
 use starling_core::registry::{Instance, Override};
-use starling_core::time::Stamp;
+use starling_core::time::{HybridTime, Stamp};
 use starling_core::view::View;
 
 /// What a write said.
@@ -32,6 +32,8 @@ pub(crate) struct Write {
     pub(crate) said: Said,
     /// The versions its author had seen and so replaced; documents only.
     replaces: Vec<Stamp>,
+    /// What comes before its stamp in the order of writes; instances only.
+    claimed: Option<HybridTime>,
     pub(crate) acknowledged: bool,
     /// The nodes that had it when every running one had; documents only.
     pub(crate) holders: Vec<usize>,
@@ -81,9 +83,14 @@ impl Ledger {
                 Key::Config(key) => shown_stamps(before, key),
                 _ => Vec::new(),
             };
+            let claimed = match &record.cell {
+                Cell::Instance(register) => Some(register.marker.claimed),
+                _ => None,
+            };
             let said = said(&record.cell, &stamp);
             let (acknowledged, handed_over, holders) = (false, false, Vec::new());
-            known.insert(stamp.clone(), Write { author, at, said, replaces, acknowledged, holders, handed_over });
+            let write = Write { author, at, said, replaces, claimed, acknowledged, holders, handed_over };
+            known.insert(stamp.clone(), write);
             newest = newest.max(Some(stamp));
         }
         newest
@@ -143,6 +150,11 @@ impl Ledger {
         writes.filter(|write| write.author == node).for_each(|write| write.handed_over = true);
     }
 
+    /// How many keys were ever written.
+    pub(crate) fn keys(&self) -> usize {
+        self.writes.len()
+    }
+
     pub(crate) fn write(&self, key: &Key, stamp: &Stamp) -> Option<&Write> {
         self.writes.get(key)?.get(stamp)
     }
@@ -158,10 +170,23 @@ impl Ledger {
 
     fn covers_instance(&self, view: &View, key: &Key, instance: &InstanceKey, stamp: &Stamp) -> bool {
         match view.instance(instance) {
-            Some(shown) => shown.stamp >= *stamp,
+            Some(shown) => self.order(key, shown.stamp()) >= self.order(key, stamp),
             // A removal of that age or newer explains the absence.
-            None => self.after(key, stamp).any(|write| write.said == Said::Instance(None)),
+            None => {
+                let this = self.order(key, stamp);
+                let removals = self.of(key).filter(|(_, write)| write.said == Said::Instance(None));
+                removals.map(|(stamp, write)| (write.claimed, stamp)).any(|removal| removal >= this)
+            }
         }
+    }
+
+    /// What orders the writes of an instance.
+    pub(crate) fn order<'s>(&self, key: &Key, stamp: &'s Stamp) -> (Option<HybridTime>, &'s Stamp) {
+        (self.write(key, stamp).and_then(|write| write.claimed), stamp)
+    }
+
+    fn of(&self, key: &Key) -> impl Iterator<Item = (&Stamp, &Write)> {
+        self.writes.get(key).into_iter().flatten()
     }
 
     fn covers_override(&self, view: &View, key: &Key, instance: &InstanceKey, stamp: &Stamp) -> bool {
@@ -230,10 +255,10 @@ impl Ledger {
     /// What nobody ever wrote, or wrote differently, and is shown all the same.
     pub(crate) fn invented(&self, view: &View) -> Vec<String> {
         let mut invented = Vec::new();
-        for shown in view.services.values().flat_map(|service| service.instances.values()) {
-            let said = self.write(&Key::Instance(shown.key.clone()), &shown.stamp).map(|write| &write.said);
-            if said != Some(&Said::Instance(Some(shown.instance.clone()))) {
-                invented.push(format!("instance {} as of {}", shown.key, shown.stamp));
+        for shown in view.services.values().flat_map(|service| service.instances.iter()) {
+            let write = self.write(&Key::Instance(shown.key.clone()), shown.stamp());
+            if !matches!(write, Some(Write { said: Said::Instance(Some(said)), .. }) if **said == shown.instance) {
+                invented.push(format!("instance {} as of {}", shown.key, shown.stamp()));
             }
         }
         for config in view.configs.values() {

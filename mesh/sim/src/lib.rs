@@ -35,16 +35,19 @@
 //! |---|---|
 //! | [`Mesh`], [`Builder`], [`ask`] | the vocabulary of tests |
 //! | [`scenario`] | the same as a file to be run and read |
+//! | [`swarm`] | many seeds at once, each a scenario drawn by chance; what fails is made small |
+//! | [`Checker`] | judges that look at a mesh while it runs |
+//! | [`Recording`], [`picture`] | a run written down, and drawn as a page |
 //! | [`spread()`] | how fast and at what cost one change reaches everybody |
 //! | `world`, `host`, `links`, `detector` | the queue of events, and what is modelled |
-//! | `ledger`, `check`, [`Report`] | what is judged from outside of the nodes |
-//! | [`Recording`], [`picture`] | a run written down, and drawn as a page |
+//! | `ledger`, `check`, [`Report`] | what is known outside of the nodes: every write there ever was, and figures |
 //!
 //! The model is rougher than the world where that makes it stricter: a lost message stays lost (QUIC would send it again
 //! while the link lives), and one cut link makes two nodes lose each other although others hear both.
 
 pub mod ask;
 mod check;
+mod checker;
 mod detector;
 mod host;
 mod ledger;
@@ -57,10 +60,12 @@ mod report;
 pub mod scenario;
 mod seen;
 mod spread;
+pub mod swarm;
 mod trouble;
 mod world;
 
 pub use check::Story;
+pub use checker::{Bounded, CHECKERS, Checker, NoGhost, NoGoingBack, NothingInvented, NothingLost, Verdict, checker};
 pub use links::{Latency, Links};
 pub use mesh::{CommandError, Mesh, millis, secs};
 pub use options::{Builder, Options, Sabotage};

@@ -100,19 +100,24 @@ impl fmt::Display for Links {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "latency {}", self.latency)?;
         if self.loss > 0.0 {
-            write!(f, ", loss {} %", self.loss * 100.0)?;
+            write!(f, ", loss {} %", percent(self.loss))?;
         }
         if self.duplication > 0.0 {
-            write!(f, ", duplication {} %", self.duplication * 100.0)?;
+            write!(f, ", duplication {} %", percent(self.duplication))?;
         }
         if self.reordering > 0.0 {
-            write!(f, ", reordering {} %", self.reordering * 100.0)?;
+            write!(f, ", reordering {} %", percent(self.reordering))?;
         }
         if let Some(rate) = self.bytes_per_second {
             write!(f, ", {rate} bytes/s")?;
         }
         Ok(())
     }
+}
+
+/// A share as a number of per cent, to a hundredth.
+fn percent(share: f64) -> f64 {
+    (share * 10_000.0).round() / 100.0
 }
 
 /// How the links of every pair behave now: those set for the pair, else for its two zones, else all links.

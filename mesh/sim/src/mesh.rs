@@ -11,6 +11,7 @@ use starling_core::registry::{Instance, Status};
 use starling_core::{Answer, Command, Refusal};
 
 use crate::ask;
+use crate::checker::Watch;
 use crate::links::micros;
 use crate::options::{Builder, Options};
 use crate::world::World;
@@ -51,6 +52,7 @@ pub enum CommandError {
 #[derive(Debug)]
 pub struct Mesh {
     pub(crate) world: World,
+    pub(crate) watch: Watch,
 }
 
 /// Making it, and its time.
@@ -61,7 +63,7 @@ impl Mesh {
     }
 
     pub(crate) fn of(world: World) -> Self {
-        Self { world }
+        Self { world, watch: Watch::default() }
     }
 
     /// What the run is made of; its `Display` is the line that replays it.
@@ -76,7 +78,7 @@ impl Mesh {
 
     /// Lets this much virtual time pass.
     pub fn run_for(&mut self, time: Duration) {
-        self.world.run_until(self.world.now + micros(time));
+        self.pass_until(self.world.now + micros(time));
     }
 
     /// Lets time pass until a condition holds, but no more than this; tells how much it took, if it came to hold.
@@ -92,7 +94,7 @@ impl Mesh {
             }
             // Nothing changes before the next event; then glance once a millisecond.
             let next = self.world.next_event().unwrap_or(deadline);
-            self.world.run_until(next.max(self.world.now + GLANCE_US).min(deadline));
+            self.pass_until(next.max(self.world.now + GLANCE_US).min(deadline));
         }
     }
 

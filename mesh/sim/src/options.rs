@@ -219,7 +219,11 @@ pub struct Builder {
 
 impl Builder {
     pub(crate) fn new(seed: u64) -> Self {
-        Self { options: Options::new(seed), quiet: false }
+        Self::of(Options::new(seed))
+    }
+
+    pub(crate) fn of(options: Options) -> Self {
+        Self { options, quiet: false }
     }
 
     /// So many nodes, called `n1`, `n2` and so on. Default 3.

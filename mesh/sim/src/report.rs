@@ -192,6 +192,11 @@ impl Figures {
         self.copies += records(message).len() as u64;
     }
 
+    /// Bytes sent so far.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.sent.values().map(|sent| sent.bytes).sum()
+    }
+
     /// Begins to follow a change, unless too many are followed already.
     pub(crate) fn follow(&mut self, key: Key, stamp: Stamp, now: u64, nodes: usize, troubled: bool) {
         if self.follows < MAX_FOLLOWED {

@@ -41,7 +41,7 @@ impl Mesh {
 
     /// What a node shows of an instance.
     #[track_caller]
-    pub fn instance(&self, node: &str, path: &str) -> Option<Arc<InstanceView>> {
+    pub fn instance(&self, node: &str, path: &str) -> Option<InstanceView> {
         self.try_view(node)?.instance(&named(instance_key(path))).cloned()
     }
 

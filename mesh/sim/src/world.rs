@@ -140,7 +140,7 @@ pub(crate) struct World {
     queue: BinaryHeap<Queued>,
     number: u64,
     up: usize,
-    detector: Option<Detector>,
+    pub(crate) detector: Option<Detector>,
     transit: fastrand::Rng,
     outputs: Vec<Output>,
     concerned: Vec<Key>,

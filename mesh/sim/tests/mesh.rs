@@ -295,3 +295,17 @@ fn a_recording_tells_who_knew_what_when_and_changes_nothing() -> Result<(), Stor
     assert!(recording.nodes[0].alive.iter().any(|counted| counted.count == 2), "{:?}", recording.nodes[0].alive);
     Ok(())
 }
+
+#[test]
+fn a_node_that_goes_on_notices_who_was_lost_while_it_stood_still() {
+    let mut mesh = Mesh::builder(20).nodes(3).build();
+    mesh.pause("n1");
+    mesh.run_for(secs(1));
+    mesh.crash("n2");
+    mesh.run_for(secs(10));
+    mesh.resume("n1");
+    mesh.run_for(secs(1));
+    assert_eq!(state(&mesh, "n1", "n2"), MemberState::Alive);
+    mesh.run_for(secs(2));
+    assert_eq!([state(&mesh, "n1", "n2"), state(&mesh, "n1", "n3")], [MemberState::Lost, MemberState::Alive]);
+}

@@ -1,15 +1,14 @@
 use std::collections::BTreeMap;
 
-use proptest::prelude::*;
-use rpds::RedBlackTreeMapSync;
-
 use super::*;
 use crate::guard::{BreakerState, Fault};
 use crate::id::{InstanceKey, NodeId, ServiceKey, Zone};
+use crate::record::{Claim, Claimed};
 use crate::registry::{Address, Instance};
 use crate::testing::facts;
 use crate::time::{HybridTime, Stamp, WallTime};
 use crate::view::{MemberState, MemberView, Revision, Usability};
+use proptest::prelude::*;
 
 /// A service of instances called `a`, `b`, ... with these weights, zones and usabilities.
 struct Village {
@@ -18,18 +17,14 @@ struct Village {
     rng: fastrand::Rng,
 }
 
-fn instance(name: &str, weight: u32, zone: &str, usability: Usability) -> Arc<InstanceView> {
+fn instance(name: &str, weight: u32, zone: &str, usability: Usability) -> InstanceView {
     let service = ServiceKey { namespace: Default::default(), service: "orders".parse().unwrap() };
     let mut instance = Instance::at(Address { host: "127.0.0.1".into(), port: 80 });
     instance.weight = weight;
     instance.zone = zone.parse().unwrap();
-    Arc::new(InstanceView {
-        key: InstanceKey { service, instance: name.parse().unwrap() },
-        instance: Arc::new(instance),
-        stamp: Stamp { time: HybridTime(1), node: "n1".parse().unwrap() },
-        override_: None,
-        usability,
-    })
+    let key = InstanceKey { service, instance: name.parse().unwrap() };
+    let claim = Claim::new(Stamp { time: HybridTime(1), node: "n1".parse().unwrap() });
+    InstanceView { record: Arc::new(Claimed { key, claim, instance }), override_: None, usability }
 }
 
 /// The picture of a node that sees `n1`, the owner of all instances, in its `start`th life.
@@ -41,14 +36,13 @@ fn view(start: u64) -> View {
     view
 }
 
-fn service(instances: &[Arc<InstanceView>]) -> Arc<ServiceView> {
-    let by_id: RedBlackTreeMapSync<_, _> = instances.iter().map(|i| (i.key.instance.clone(), i.clone())).collect();
+fn service(instances: &[InstanceView]) -> Arc<ServiceView> {
     let key = ServiceKey { namespace: Default::default(), service: "orders".parse().unwrap() };
-    Arc::new(ServiceView::new(key, Revision(1), by_id))
+    Arc::new(ServiceView::new(key, Revision(1), instances.iter().cloned().collect()))
 }
 
 impl Village {
-    fn of(instances: &[Arc<InstanceView>]) -> Self {
+    fn of(instances: &[InstanceView]) -> Self {
         let group = Group::new(&service(instances), &view(1), BreakerSettings::default(), None);
         Self { group, now: Instant(1_000_000_000), rng: fastrand::Rng::with_seed(7) }
     }
@@ -251,17 +245,17 @@ fn seats_outlive_a_change_of_the_service_but_not_newer_word_of_the_instance() {
     let ready = instance("a", 100, "default", Usability::Ready);
     let lost = instance("a", 100, "default", Usability::Doubtful);
     let heavier = instance("a", 300, "default", Usability::Ready);
-    let mut rewritten = (*ready).clone();
-    rewritten.stamp.time = HybridTime(2);
-    let mut moved = (*ready).clone();
-    moved.stamp.node = "n2".parse().unwrap();
+    let mut rewritten = ready.clone();
+    Arc::make_mut(&mut rewritten.record).claim.stamp.time = HybridTime(2);
+    let mut moved = ready.clone();
+    Arc::make_mut(&mut moved.record).claim.stamp.node = "n2".parse().unwrap();
     for (what, before, after, start, kept) in [
         ("an override", &ready, &heavier, 1, true),
         ("the owner was lost", &ready, &lost, 1, true),
         ("the owner came back", &lost, &ready, 1, false),
         ("the owner was started anew, too quickly to be missed", &ready, &ready, 2, false),
-        ("the owner wrote of it", &ready, &Arc::new(rewritten), 1, false),
-        ("another owner took it", &ready, &Arc::new(moved), 1, false),
+        ("the owner wrote of it", &ready, &rewritten, 1, false),
+        ("another owner took it", &ready, &moved, 1, false),
     ] {
         let village = Village::of(std::slice::from_ref(before));
         village.break_down("a");

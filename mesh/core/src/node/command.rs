@@ -6,7 +6,6 @@ use crdts::LWWReg;
 
 use super::{Answer, Command, Node, Output, Refusal};
 use crate::config::{ConfigWrite, Version};
-use crate::digest::{ItemHash, KeyHash};
 use crate::health::Verdict;
 use crate::id::{CommandId, InstanceKey, NodeId};
 use crate::record::{Cell, Claim, Key, Record};
@@ -38,7 +37,7 @@ impl Node {
         let Registration { key, mut instance } = wanted;
         instance.check_limits().map_err(Refusal::Invalid)?;
         self.free(Key::Instance(key.clone()))?;
-        let known = self.own(&key).map(|shown| (shown.instance.clone(), shown.stamp.clone()));
+        let known = self.own(&key).map(|shown| (shown.instance.clone(), shown.stamp().clone()));
         if known.is_none() {
             self.room_to_own()?;
         }
@@ -54,7 +53,7 @@ impl Node {
             _ => Health::Unknown,
         };
         if let Some((before, stamp)) = known
-            && *before == instance
+            && before == instance
         {
             // Registered again as it is: a renewal at most, and nothing to tell anybody.
             self.monitor.renewed(&key, true, now.elapsed);
@@ -100,7 +99,7 @@ impl Node {
         self.room_to_own()?;
         // The application has moved to this peer: from now on its lease is kept here.
         let health = if good { Health::Passing } else { Health::Failing };
-        let instance = Instance { health, declared: false, ..(*shown.instance).clone() };
+        let instance = Instance { health, declared: false, ..shown.instance.clone() };
         Ok(Some(self.claim_instance(now, key, Some(instance), out)))
     }
 
@@ -118,7 +117,7 @@ impl Node {
         if shown.instance.status == status {
             return Ok(None);
         }
-        let instance = Instance { status, ..(*shown.instance).clone() };
+        let instance = Instance { status, ..shown.instance.clone() };
         Ok(Some(self.update_instance(now, key, Some(instance), out)))
     }
 
@@ -134,12 +133,8 @@ impl Node {
         value: Option<Override>,
         out: &mut Vec<Output>,
     ) -> Result<Option<Stamp>, Refusal> {
-        let before = match self.store.get(&Key::Override(key.clone())) {
-            Some(Cell::Override(register)) => register.val.clone(),
-            _ => None,
-        };
         match &value {
-            None if before.is_none() => return Ok(None),
+            None if self.store.override_of(&key).is_none() => return Ok(None),
             None => {}
             Some(value) => {
                 value.check_limits().map_err(Refusal::Invalid)?;
@@ -170,7 +165,7 @@ impl Node {
             return Err(Refusal::Full { what: "configuration documents", limit: self.settings.max_configs });
         }
         if let Some(body) = &write.body {
-            let replaced = self.store.get(&Key::Config(write.key.clone())).map_or(0, Cell::body_bytes);
+            let replaced = self.store.get(&Key::Config(write.key.clone())).map_or(0, |cell| cell.body_bytes());
             let limit = self.settings.max_config_bytes;
             if self.store.config_bytes() - replaced + body.as_bytes().len() > limit {
                 return Err(Refusal::Full { what: "bytes of configuration documents", limit });
@@ -181,8 +176,8 @@ impl Node {
         let version = Version { stamp: stamp.clone(), body, format, author, comment };
         let key = Key::Config(key);
         // What is buried stays so: an old version that returns is then older than this one, not beside it.
-        let seen = self.store.get(&key).or_else(|| self.graveyard.cell(&key));
-        let cell = Cell::config_write(seen, version);
+        let seen = self.store.get(&key).or_else(|| self.graveyard.cell(&key).cloned());
+        let cell = Cell::config_write(seen.as_ref(), version);
         self.write(now, Record { key, cell }, out);
         Ok(Some(stamp))
     }
@@ -211,7 +206,7 @@ impl Node {
         let value = match verdict {
             Verdict::Changed(health) => {
                 tracing::info!(instance = %key, %health, "health verdict changed");
-                Some(Instance { health, ..(*shown.instance).clone() })
+                Some(Instance { health, ..shown.instance.clone() })
             }
             Verdict::Expired => {
                 tracing::info!(instance = %key, "deregistered: failing for longer than its check allows");
@@ -236,8 +231,8 @@ impl Node {
         out: &mut Vec<Output>,
     ) -> Stamp {
         let mut claim = Claim::new(self.clock.issue(now.wall));
-        if let Some(Cell::Instance(register)) = self.store.get(&Key::Instance(key.clone())) {
-            claim.claimed = register.marker.claimed;
+        if let Some(known) = self.store.instance(&key) {
+            claim.claimed = known.claim.claimed;
         }
         self.write_instance(now, key, value, claim, out)
     }
@@ -272,19 +267,19 @@ impl Node {
             return;
         }
         let change = |record: Record| {
-            let hash = KeyHash::of(&record.key);
-            (ItemHash::of(hash, &record.cell).into(), hash, record)
+            let (hash, item) = record.hashes();
+            (item.into(), hash, record)
         };
         let changes = records.into_iter().map(change).collect();
         self.push.spread(now.elapsed, changes, from, self.peers.neighbours(), &mut self.counters, out);
     }
 
-    fn shown(&self, key: &InstanceKey) -> Result<Arc<InstanceView>, Refusal> {
+    fn shown(&self, key: &InstanceKey) -> Result<InstanceView, Refusal> {
         self.publisher.instance(key).cloned().ok_or_else(|| Refusal::NoInstance(key.clone()))
     }
 
     /// An instance this node owns.
-    fn own(&self, key: &InstanceKey) -> Option<Arc<InstanceView>> {
+    fn own(&self, key: &InstanceKey) -> Option<InstanceView> {
         self.publisher.instance(key).filter(|shown| shown.owner() == &self.me).cloned()
     }
 }

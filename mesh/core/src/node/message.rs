@@ -2,7 +2,7 @@
 
 use super::graves::Merged;
 use super::{Node, Output, PeerEvent};
-use crate::digest::{ItemHash, KeyHash, Prefix};
+use crate::digest::{KeyHash, Prefix};
 use crate::id::{Incarnation, InstanceKey, NodeId};
 use crate::push::ChangeId;
 use crate::record::{Cell, Key, Record, versions};
@@ -71,7 +71,7 @@ impl Node {
     /// Sends what a neighbour has heard of and not got.
     fn grafted(&mut self, from: NodeId, ids: &[ChangeId], out: &mut Vec<Output>) {
         let hashes = self.push.grafted(&from, ids, self.peers.neighbours());
-        let records: Vec<Record> = hashes.into_iter().filter_map(|hash| self.store.by_hash(hash).cloned()).collect();
+        let records: Vec<Record> = hashes.into_iter().filter_map(|hash| self.store.by_hash(hash)).collect();
         self.counters.pushed += records.len() as u64;
         out.extend(repair::push(records).into_iter().map(|message| Output::Send(from.clone(), message)));
     }
@@ -110,8 +110,8 @@ impl Node {
         for record in records.into_iter().take(MAX_PUSHED) {
             let key = record.key.clone();
             let owned_before = self.owns(&key);
-            let hash = KeyHash::of(&key);
-            let id = ItemHash::of(hash, &record.cell).into();
+            let (hash, item) = record.hashes();
+            let id = item.into();
             let merged = self.merge(record, now, out);
             match way {
                 Way::Push => {
@@ -143,7 +143,7 @@ impl Node {
     /// What to do with a record that a peer has just changed here: keep it on disk if it is everybody's, and pass it on
     /// as it is now (the merged cell says at least as much as the one that came).
     fn news(&mut self, key: Key, owned_before: bool, now: Now, out: &mut Vec<Output>) -> Option<Record> {
-        let record = Record { cell: self.store.get(&key)?.clone(), key };
+        let record = Record { cell: self.store.get(&key)?, key };
         if record.cell.is_tombstone() && self.is_old(&record, now) {
             // It has killed what this node was alone to keep; it is told to others, and buried.
             self.collect_due = now.elapsed;
@@ -220,28 +220,27 @@ impl Node {
     }
 
     fn owns(&self, key: &Key) -> bool {
-        match self.store.get(key) {
-            Some(Cell::Instance(register)) => register.val.is_some() && register.marker.stamp.node == self.me,
-            _ => false,
-        }
+        let Key::Instance(key) = key else { return false };
+        self.store.instance(key).is_some_and(|known| known.claim.stamp.node == self.me)
     }
 
     fn follow_ownership(&mut self, key: &InstanceKey, owned_before: bool, now: Now, out: &mut Vec<Output>) {
-        let Some(Cell::Instance(register)) = self.store.get(&Key::Instance(key.clone())) else { return };
-        let instance = register.val.as_deref();
-        let owned = instance.is_some() && register.marker.stamp.node == self.me;
-        match (owned_before, owned) {
-            (false, true) => self.own_instances += 1,
-            (true, false) => {
+        let own = self.store.instance(key).filter(|known| known.claim.stamp.node == self.me);
+        match (owned_before, &own) {
+            (false, None) => return,
+            (false, Some(_)) => self.own_instances += 1,
+            (true, Some(_)) => {}
+            (true, None) => {
                 self.own_instances -= 1;
-                if register.marker.stamp.node != self.me {
-                    out.push(Output::Forget(Key::Instance(key.clone())));
+                let key = Key::Instance(key.clone());
+                let last_write = self.store.get(&key).and_then(|cell| cell.latest());
+                if last_write.is_some_and(|stamp| stamp.node != self.me) {
+                    out.push(Output::Forget(key));
                 }
             }
-            _ => {}
         }
         let before = self.monitor.probe(key).map(|(address, check)| (address.clone(), check.clone()));
-        match instance.filter(|_| owned).and_then(|instance| Some((instance, instance.details.check()?))) {
+        match own.and_then(|own| Some((&own.instance, own.instance.details.check()?))) {
             Some((Instance { address, health, .. }, check)) => {
                 self.monitor.watch(key, address, check, *health, now.elapsed);
             }

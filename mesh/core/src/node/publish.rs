@@ -3,13 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use rpds::RedBlackTreeMapSync;
-
 use super::Node;
 use crate::digest::{Fingerprint, KeyHash};
-use crate::id::{ConfigKey, InstanceId, InstanceKey, NodeId, ServiceKey};
+use crate::id::{ConfigKey, InstanceKey, NodeId, ServiceKey};
 use crate::preserve::Conclusion;
-use crate::record::{Cell, Key, Record, versions};
+use crate::record::{Cell, Key, versions};
+use crate::sorted::Sorted;
 use crate::time::Now;
 use crate::view::{
     ConfigView, InstanceView, MemberState, MemberView, Owner, Preservation, Revision, ServiceView, Usability, View,
@@ -39,7 +38,7 @@ impl Publisher {
         self.draft.revision
     }
 
-    pub(super) fn instance(&self, key: &InstanceKey) -> Option<&Arc<InstanceView>> {
+    pub(super) fn instance(&self, key: &InstanceKey) -> Option<&InstanceView> {
         self.draft.instance(key)
     }
 
@@ -74,16 +73,13 @@ impl Publisher {
 
     fn put_instance(&mut self, hash: KeyHash, shown: InstanceView) {
         let revision = self.touch();
-        let key = shown.key.clone();
-        if let Some(before) = self.draft.instance(&key)
-            && before.owner() != shown.owner()
-        {
-            let owner = before.owner().clone();
-            self.disown(&owner, hash);
+        let owner = shown.owner().clone();
+        let service = shown.key.service.clone();
+        let before = self.instances(&service, revision).insert(shown);
+        if let Some(before) = before.filter(|before| *before.owner() != owner) {
+            self.disown(before.owner(), hash);
         }
-        self.owned.entry(shown.owner().clone()).or_default().insert(hash);
-        let instances = self.instances(&key.service, revision);
-        instances.insert_mut(key.instance, Arc::new(shown));
+        self.owned.entry(owner).or_default().insert(hash);
     }
 
     fn remove_instance(&mut self, hash: KeyHash, key: &InstanceKey) {
@@ -91,7 +87,7 @@ impl Publisher {
         let revision = self.touch();
         self.disown(shown.owner(), hash);
         let instances = self.instances(&key.service, revision);
-        instances.remove_mut(&key.instance);
+        instances.remove(&key.instance);
         if instances.is_empty() {
             self.draft.services.remove_mut(&key.service);
             self.draft.absent_revision = revision;
@@ -100,13 +96,9 @@ impl Publisher {
 
     /// The instances of a service, to be changed. What is published stays as it is; what is not yet is changed in
     /// place, so that a thousand changes by one input do not cost a thousand copies.
-    fn instances(
-        &mut self,
-        key: &ServiceKey,
-        revision: Revision,
-    ) -> &mut RedBlackTreeMapSync<InstanceId, Arc<InstanceView>> {
+    fn instances(&mut self, key: &ServiceKey, revision: Revision) -> &mut Sorted<InstanceView> {
         if !self.draft.services.contains_key(key) {
-            let service = ServiceView::new(key.clone(), revision, RedBlackTreeMapSync::new_sync());
+            let service = ServiceView::new(key.clone(), revision, Sorted::default());
             self.draft.services.insert_mut(key.clone(), Arc::new(service));
         }
         let service = self.draft.services.get_mut(key).expect("it was there or has just been put there");
@@ -154,9 +146,9 @@ impl Node {
     pub(super) fn show(&mut self, key: &Key, now: Now) {
         match key {
             Key::Instance(key) | Key::Override(key) => self.show_instance(key, now),
-            Key::Config(key) => match self.store.get(&Key::Config(key.clone())) {
-                Some(Cell::Config(register)) => self.publisher.put_config(key.clone(), versions(register)),
-                _ => self.publisher.remove_config(key),
+            Key::Config(document) => match self.store.get(key) {
+                Some(Cell::Config(register)) => self.publisher.put_config(document.clone(), versions(&register)),
+                _ => self.publisher.remove_config(document),
             },
         }
     }
@@ -188,10 +180,9 @@ impl Node {
     fn judge_owned_by(&mut self, node: &NodeId, anew: bool, now: Now) {
         let owner = self.conclusion(node);
         for hash in self.publisher.owned_by(node) {
-            let Some(Record { key: Key::Instance(key), .. }) = self.store.by_hash(hash) else { continue };
-            let changed = self.publisher.instance(key).is_some_and(|shown| shown.judge(owner) != shown.usability);
+            let Some(key) = self.store.instance_by_hash(hash).map(|known| known.key.clone()) else { continue };
+            let changed = self.publisher.instance(&key).is_some_and(|shown| shown.judge(owner) != shown.usability);
             if changed || anew {
-                let key = key.clone();
                 self.show_instance(&key, now);
             }
         }
@@ -216,23 +207,10 @@ impl Node {
     }
 
     fn show_instance(&mut self, key: &InstanceKey, now: Now) {
-        let hash = KeyHash::of(&Key::Instance(key.clone()));
-        // The store's own key: its names are shared.
-        let Some(Record { key: Key::Instance(key), cell: Cell::Instance(register) }) = self.store.by_hash(hash) else {
-            return self.publisher.remove_instance(hash, key);
-        };
-        let Some(instance) = &register.val else { return self.publisher.remove_instance(hash, key) };
-        let override_ = match self.store.get(&Key::Override(key.clone())) {
-            Some(Cell::Override(register)) => register.val.clone(),
-            _ => None,
-        };
-        let mut shown = InstanceView {
-            key: key.clone(),
-            instance: instance.clone(),
-            stamp: register.marker.stamp.clone(),
-            override_,
-            usability: Usability::Ready,
-        };
+        let hash = KeyHash::of_instance(key);
+        let Some(record) = self.store.instance_by_hash(hash) else { return self.publisher.remove_instance(hash, key) };
+        let override_ = self.store.override_of(key).cloned();
+        let mut shown = InstanceView { record: record.clone(), override_, usability: Usability::Ready };
         if self.peers.state(shown.owner()).is_none() {
             self.preserver.unheard_of(shown.owner(), now.elapsed);
         }

@@ -32,8 +32,8 @@ impl Bird {
     fn change(&mut self) -> Change {
         self.written += 1;
         let record = instance_record("orders", &format!("o{}", self.written), "a", u64::from(self.written));
-        let key = KeyHash::of(&record.key);
-        (ItemHash::of(key, &record.cell).into(), key, record)
+        let (key, item) = record.hashes();
+        (item.into(), key, record)
     }
 
     fn spread(&mut self, changes: Vec<Change>, from: Option<&str>) -> Vec<Output> {

@@ -20,6 +20,7 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use starling_core::id::{Incarnation, InstanceKey, NodeId, ServiceKey};
 use starling_core::observe::{Exposition, Span, SpanBuffer, TraceId};
+use starling_core::record::{Claim, Claimed};
 use starling_core::registry::{Address, Instance, Reach};
 use starling_core::time::{HybridTime, Stamp};
 use starling_core::view::{InstanceView, MemberState, MemberView, NodeFacts, Revision, ServiceView, Usability, View};
@@ -42,7 +43,7 @@ pub(crate) struct Flock(Arc<Shared>);
 struct Shared {
     doors: Mutex<BTreeMap<NodeId, mpsc::Sender<Waiting>>>,
     members: Mutex<BTreeMap<NodeId, MemberState>>,
-    instances: Mutex<BTreeMap<InstanceKey, Arc<InstanceView>>>,
+    instances: Mutex<BTreeMap<InstanceKey, InstanceView>>,
     revision: AtomicUsize,
     tunnels: AtomicUsize,
 }
@@ -118,18 +119,12 @@ impl Flock {
     pub(crate) fn register_as(&self, place: Place, change: impl FnOnce(&mut InstanceView)) {
         let key = InstanceKey { service: service_key(place.service), instance: place.id.parse().unwrap() };
         let address = Address { host: place.address.ip().to_string().into(), port: place.address.port() };
-        let mut view = InstanceView {
-            key: key.clone(),
-            instance: Arc::new(Instance::at(address)),
-            stamp: Stamp {
-                time: HybridTime(self.0.revision.load(SeqCst) as u64 + 1),
-                node: place.owner.parse().unwrap(),
-            },
-            override_: None,
-            usability: Usability::Ready,
-        };
+        let time = HybridTime(self.0.revision.load(SeqCst) as u64 + 1);
+        let claim = Claim::new(Stamp { time, node: place.owner.parse().unwrap() });
+        let record = Arc::new(Claimed { key: key.clone(), claim, instance: Instance::at(address) });
+        let mut view = InstanceView { record, override_: None, usability: Usability::Ready };
         change(&mut view);
-        self.0.instances.lock().unwrap().insert(key, Arc::new(view));
+        self.0.instances.lock().unwrap().insert(key, view);
         self.0.revision.fetch_add(1, SeqCst);
     }
 
@@ -178,13 +173,13 @@ impl Flock {
             let member = MemberView { node: node.clone(), facts, state: *state, since: Default::default() };
             view.members.insert_mut(node.clone(), Arc::new(member));
         }
-        let mut services = BTreeMap::<ServiceKey, Vec<Arc<InstanceView>>>::new();
+        let mut services = BTreeMap::<ServiceKey, Vec<InstanceView>>::new();
         for instance in self.0.instances.lock().unwrap().values() {
             services.entry(instance.key.service.clone()).or_default().push(instance.clone());
         }
         for (key, instances) in services {
-            let by_id = instances.into_iter().map(|i| (i.key.instance.clone(), i)).collect();
-            view.services.insert_mut(key.clone(), Arc::new(ServiceView::new(key, revision, by_id)));
+            let instances = instances.into_iter().collect();
+            view.services.insert_mut(key.clone(), Arc::new(ServiceView::new(key, revision, instances)));
         }
         Arc::new(view)
     }
@@ -207,9 +202,7 @@ pub(crate) fn direct(view: &mut InstanceView) {
 }
 
 pub(crate) fn change(view: &mut InstanceView, f: impl FnOnce(&mut Instance)) {
-    let mut instance = (*view.instance).clone();
-    f(&mut instance);
-    view.instance = Arc::new(instance);
+    f(&mut Arc::make_mut(&mut view.record).instance);
 }
 
 impl Mesh for Node {

@@ -58,6 +58,9 @@
 //! How links are: `latency_ms`, and either `jitter_ms` (the mean of an exponential tail on top of it) or `latency_to_ms`
 //! (anything in between); `loss`, `duplication` and `reordering` (shares); `bytes_per_second`.
 //!
+//! `check` lists the judges that look at the mesh all the while, of [`CHECKERS`](crate::CHECKERS): what one finds fails the
+//! run.
+//!
 //! With `lenient = true`, commands are given and not waited for, and one that a node cannot take (it is down, or
 //! refuses) is told but fails nothing: so that any steps can be left out of a scenario that was drawn by chance.
 //!
@@ -103,13 +106,15 @@ use starling_core::id::{ConfigKey, InstanceKey};
 use crate::links::{Latency, Links};
 use crate::options::{Builder, Options};
 
-pub use run::{Timeline, record, run};
+pub use run::{Failed, Stage, Timeline, record, run};
 
 /// A scenario, read and checked: running it can disappoint but not fail. Its `Display` is the file it can be read from.
 #[derive(Debug, Clone)]
 pub struct Scenario {
     pub(crate) name: String,
     pub(crate) lenient: bool,
+    /// The checkers that look on, by name; all exist.
+    pub(crate) check: Vec<String>,
     pub(crate) mesh: Builder,
     pub(crate) steps: Vec<Step>,
 }

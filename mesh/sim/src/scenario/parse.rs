@@ -9,6 +9,7 @@ use toml::de::DeTable;
 use super::fields::{Fields, Result, line_of, meant};
 use super::{Action, Expectation, LinkChange, Scenario, ScenarioError, Step};
 use crate::ask::{self, config_key, instance_key};
+use crate::checker::checker;
 use crate::links::Latency;
 use crate::options::Builder;
 
@@ -109,9 +110,13 @@ pub(super) fn scenario(text: &str) -> Result<Scenario> {
         ScenarioError { line: line_of(text, at), what: error.message().into() }
     })?;
     let top = Fields { text, what: "a scenario", line: 1, table: whole.get_ref() };
-    top.only(&["name", "lenient", "mesh", "between", "step"])?;
+    top.only(&["name", "lenient", "check", "mesh", "between", "step"])?;
     let name = top.text("name")?.unwrap_or_default();
     let lenient = top.truth("lenient")?.unwrap_or_default();
+    let check = top.texts("check")?.unwrap_or_default();
+    for name in &check {
+        checker(name).or_else(|why| top.wrong(why))?;
+    }
     let mut mesh = match top.find("mesh") {
         Some(value) => mesh(&top.table_in(value, "[mesh]")?)?,
         None => Builder::new(1),
@@ -139,7 +144,7 @@ pub(super) fn scenario(text: &str) -> Result<Scenario> {
         }
         read.push(step);
     }
-    Ok(Scenario { name, lenient, mesh, steps: read })
+    Ok(Scenario { name, lenient, check, mesh, steps: read })
 }
 
 fn mesh(fields: &Fields) -> Result<Builder> {

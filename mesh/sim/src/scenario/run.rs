@@ -1,6 +1,7 @@
 //! Running a scenario: each step at its time, each expectation judged, all of it written down.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use starling_core::config::Body;
@@ -8,6 +9,7 @@ use starling_core::view::{Usability, View};
 
 use super::{Action, Expectation, Scenario, Step};
 use crate::check::clock;
+use crate::checker::{Checker, checker};
 use crate::mesh::Mesh;
 use crate::options::Builder;
 use crate::recording::{Judged, Recording};
@@ -23,14 +25,30 @@ const TOLD_FINDINGS: usize = 12;
 pub struct Timeline {
     lines: Vec<String>,
     held: usize,
-    failed: usize,
+    failed: Vec<Failed>,
     report: Report,
 }
 
+/// Something that did not go as expected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failed {
+    /// Which expectation or checker it was (`expect-converged`, `no-ghost`), or `command` for one that was not taken.
+    pub kind: &'static str,
+    /// When, in virtual time.
+    pub at: Duration,
+    /// The step of the scenario, counted from 0; `None` for a checker.
+    pub step: Option<usize>,
+}
+
 impl Timeline {
-    /// Whether every expectation held and every command was taken.
+    /// Whether every expectation held, every command was taken, and no checker found anything.
     pub fn ok(&self) -> bool {
-        self.failed == 0
+        self.failed.is_empty()
+    }
+
+    /// What did not go as expected, in order of time.
+    pub fn failed(&self) -> &[Failed] {
+        &self.failed
     }
 
     /// Its lines: the seed and options first, then what happened in order of time.
@@ -50,7 +68,7 @@ impl fmt::Display for Timeline {
             writeln!(f, "{line}")?;
         }
         writeln!(f, "\n{}", self.report)?;
-        match (self.held, self.failed) {
+        match (self.held, self.failed.len()) {
             (0, 0) => write!(f, "ok: nothing was expected"),
             (held, 0) => write!(f, "ok: all {held} expectations held"),
             (held, failed) => write!(f, "FAILED: {failed} did not go as expected, {held} did"),
@@ -60,32 +78,74 @@ impl fmt::Display for Timeline {
 
 /// Runs a scenario with this seed (its own is [`Scenario::seed`]).
 pub fn run(scenario: &Scenario, seed: u64) -> Timeline {
-    play(scenario, scenario.mesh.clone(), seed).0
+    Stage::default().run(scenario, seed)
 }
 
 /// The same, recorded to be drawn. The timeline is the same as without.
 pub fn record(scenario: &Scenario, seed: u64) -> (Timeline, Recording) {
-    let (timeline, mesh) = play(scenario, scenario.mesh.clone().record(), seed);
-    (timeline, mesh.recording().expect("a recording was asked for"))
+    Stage::default().record(scenario, seed)
 }
 
-fn play(scenario: &Scenario, builder: Builder, seed: u64) -> (Timeline, Mesh) {
-    let mut builder = builder.quiet();
-    builder.options.seed = seed;
-    let mut first = vec![builder.options.to_string()];
-    if !scenario.name.is_empty() {
-        first.push(scenario.name.clone());
+/// Makes the checkers of one run.
+type Appoint = Arc<dyn Fn() -> Vec<Box<dyn Checker>> + Send + Sync>;
+
+/// Where scenarios are played: who watches besides those the scenario names.
+#[derive(Clone, Default)]
+pub struct Stage {
+    checkers: Option<Appoint>,
+}
+
+impl fmt::Debug for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stage").finish_non_exhaustive()
     }
-    let (mesh, lenient) = (builder.build(), scenario.lenient);
-    let mut run = Run { mesh, lenient, lines: first, held: 0, failed: 0, told: 0 };
-    for step in &scenario.steps {
-        let wait = step.at.saturating_sub(run.mesh.now());
-        run.mesh.run_for(wait);
+}
+
+impl Stage {
+    /// Appoints checkers besides those the scenario names; made anew for every run.
+    #[must_use]
+    pub fn check(mut self, checkers: impl Fn() -> Vec<Box<dyn Checker>> + Send + Sync + 'static) -> Self {
+        self.checkers = Some(Arc::new(checkers));
+        self
+    }
+
+    /// Runs a scenario with this seed.
+    pub fn run(&self, scenario: &Scenario, seed: u64) -> Timeline {
+        self.play(scenario, scenario.mesh.clone(), seed).0
+    }
+
+    /// The same, recorded to be drawn. The timeline is the same as without.
+    pub fn record(&self, scenario: &Scenario, seed: u64) -> (Timeline, Recording) {
+        let (timeline, mesh) = self.play(scenario, scenario.mesh.clone().record(), seed);
+        (timeline, mesh.recording().expect("a recording was asked for"))
+    }
+
+    fn play(&self, scenario: &Scenario, builder: Builder, seed: u64) -> (Timeline, Mesh) {
+        let mut builder = builder.quiet();
+        builder.options.seed = seed;
+        let mut first = vec![builder.options.to_string()];
+        if !scenario.name.is_empty() {
+            first.push(scenario.name.clone());
+        }
+        let mut mesh = builder.build();
+        let named = scenario.check.iter().map(|name| checker(name).expect("names are checked when they are read"));
+        let own = self.checkers.as_ref().map(|make| make()).unwrap_or_default();
+        let checking = !scenario.check.is_empty() || !own.is_empty();
+        named.chain(own).for_each(|checker| mesh.appoint(checker));
+        let (lenient, failed) = (scenario.lenient, Vec::new());
+        let mut run = Run { mesh, lenient, lines: first, held: 0, failed, told: 0, judged: 0 };
+        for (place, step) in scenario.steps.iter().enumerate() {
+            let wait = step.at.saturating_sub(run.mesh.now());
+            run.mesh.run_for(wait);
+            run.catch_up();
+            run.step(place, step);
+        }
         run.catch_up();
-        run.step(step);
+        if checking {
+            run.held += usize::from(run.mesh.verdicts().is_empty());
+        }
+        (Timeline { lines: run.lines, held: run.held, failed: run.failed, report: run.mesh.report() }, run.mesh)
     }
-    run.catch_up();
-    (Timeline { report: run.mesh.report(), lines: run.lines, held: run.held, failed: run.failed }, run.mesh)
 }
 
 struct Run {
@@ -93,13 +153,15 @@ struct Run {
     lenient: bool,
     lines: Vec<String>,
     held: usize,
-    failed: usize,
+    failed: Vec<Failed>,
     /// How many entries of the world's journal have been told.
     told: u64,
+    /// How many verdicts of checkers have been.
+    judged: usize,
 }
 
 impl Run {
-    /// Tells what the world has noted since the last time.
+    /// Tells what the world has noted, and checkers have found, since the last time.
     fn catch_up(&mut self) {
         let world = &self.mesh.world;
         let new = (world.journaled - self.told) as usize;
@@ -116,6 +178,13 @@ impl Run {
         }
         self.lines.extend(told.into_iter().map(ToString::to_string));
         self.told = world.journaled;
+        for verdict in &self.mesh.verdicts()[self.judged..] {
+            self.judged += 1;
+            self.failed.push(Failed { kind: verdict.checker, at: verdict.at, step: None });
+            let at = clock(verdict.at.as_micros() as u64);
+            self.lines.push(format!("{at} ✗ {} does not hold", verdict.checker));
+            tell_findings(&mut self.lines, &verdict.findings);
+        }
     }
 
     fn line(&mut self, mark: &str, what: &str) {
@@ -123,10 +192,15 @@ impl Run {
         self.lines.push(format!("{} {mark} {what}", clock(self.mesh.world.now)));
     }
 
-    fn step(&mut self, step: &Step) {
+    fn fail(&mut self, kind: &'static str, place: usize, what: &str) {
+        self.line("✗", what);
+        self.failed.push(Failed { kind, at: self.mesh.now(), step: Some(place) });
+    }
+
+    fn step(&mut self, place: usize, step: &Step) {
         let mesh = &mut self.mesh;
         match &step.action {
-            Action::Ask { node, commands } => return self.ask(node, commands),
+            Action::Ask { node, commands } => return self.ask(place, node, commands),
             Action::Cut { from, to, one_way } => {
                 let (from, to) = (words(from), words(to));
                 if *one_way { mesh.cut_one_way(&from, &to) } else { mesh.cut(&from, &to) }
@@ -152,26 +226,25 @@ impl Run {
             }
             Action::Probes(path, good) => mesh.probes(path, *good),
             Action::Mend => mesh.mend(),
-            Action::Expect { what, on, within } => return self.expect(what, on, *within, step.line),
+            Action::Expect { what, on, within } => return self.expect(what, on, *within, (place, step)),
         }
         self.catch_up();
     }
 
-    fn ask(&mut self, node: &str, commands: &[starling_core::Command]) {
+    fn ask(&mut self, place: usize, node: &str, commands: &[starling_core::Command]) {
         for command in commands {
             if self.lenient {
                 if let Err(why) = self.mesh.submit(node, command.clone()) {
                     self.line(" ", &format!("{node}: {why}"));
                 }
             } else if let Err(why) = self.mesh.command(node, command.clone()) {
-                self.failed += 1;
-                self.line("✗", &format!("{node}: {why}"));
+                self.fail("command", place, &format!("{node}: {why}"));
             }
         }
         self.catch_up();
     }
 
-    fn expect(&mut self, what: &Expectation, on: &[String], within: Duration, line: usize) {
+    fn expect(&mut self, what: &Expectation, on: &[String], within: Duration, (place, step): (usize, &Step)) {
         let holds = |mesh: &Mesh| findings(mesh, what, on, false).is_empty();
         let asked_us = self.mesh.world.now;
         let took = self.mesh.run_until(within, holds);
@@ -187,17 +260,19 @@ impl Run {
                 self.line("✓", &format!("{what}{waited}"));
             }
             None => {
-                self.failed += 1;
                 let waited = if within.is_zero() { String::new() } else { format!(" within {within:?}") };
-                self.line("✗", &format!("{what}: not so{waited} (line {line})"));
-                let more = found.len().saturating_sub(TOLD_FINDINGS);
-                self.lines
-                    .extend(found.into_iter().take(TOLD_FINDINGS).map(|finding| format!("             {finding}")));
-                if more > 0 {
-                    self.lines.push(format!("             and {more} more"));
-                }
+                let line = if step.line > 0 { format!(" (line {})", step.line) } else { String::new() };
+                self.fail(what.word(), place, &format!("{what}: not so{waited}{line}"));
+                tell_findings(&mut self.lines, &found);
             }
         }
+    }
+}
+
+fn tell_findings(lines: &mut Vec<String>, found: &[String]) {
+    lines.extend(found.iter().take(TOLD_FINDINGS).map(|finding| format!("             {finding}")));
+    if found.len() > TOLD_FINDINGS {
+        lines.push(format!("             and {} more", found.len() - TOLD_FINDINGS));
     }
 }
 

@@ -21,7 +21,7 @@ impl fmt::Display for Scenario {
                     commands.iter().for_each(|command| ask(&mut file, step.at, node, command));
                 }
                 action => {
-                    begin(&mut file, step.at, word(action));
+                    begin(&mut file, step.at, action.word());
                     told(&mut file, action);
                 }
             }
@@ -38,6 +38,9 @@ impl Scenario {
         }
         if self.lenient {
             line(file, "lenient", "true");
+        }
+        if !self.check.is_empty() {
+            list(file, "check", &self.check);
         }
         let (options, default) = (&self.mesh.options, Options::new(self.seed()));
         file.push_str("\n[mesh]\n");
@@ -90,24 +93,34 @@ fn begin(file: &mut String, at: Duration, word: &str) {
     text(file, "do", word);
 }
 
-fn word(action: &Action) -> &'static str {
-    match action {
-        Action::Ask { .. } => "ask",
-        Action::Cut { one_way: false, .. } => "cut",
-        Action::Cut { one_way: true, .. } => "cut-one-way",
-        Action::Heal | Action::HealBetween { .. } => "heal",
-        Action::Crash { .. } => "crash",
-        Action::Restart(_) => "restart",
-        Action::Pause(_) => "pause",
-        Action::Resume(_) => "resume",
-        Action::Slow(..) => "slow",
-        Action::Disk(..) => "disk",
-        Action::Skew(..) => "skew",
-        Action::Drift(..) => "drift",
-        Action::Links(_) | Action::LinksBetween { .. } => "links",
-        Action::Probes(..) => "probes",
-        Action::Mend => "mend",
-        Action::Expect { what, .. } => match what {
+impl Action {
+    /// Its word in scenario files; of what is asked of a node, that of the first command.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Action::Ask { commands, .. } => commands.first().map_or("ask", asked),
+            Action::Cut { one_way: false, .. } => "cut",
+            Action::Cut { one_way: true, .. } => "cut-one-way",
+            Action::Heal | Action::HealBetween { .. } => "heal",
+            Action::Crash { .. } => "crash",
+            Action::Restart(_) => "restart",
+            Action::Pause(_) => "pause",
+            Action::Resume(_) => "resume",
+            Action::Slow(..) => "slow",
+            Action::Disk(..) => "disk",
+            Action::Skew(..) => "skew",
+            Action::Drift(..) => "drift",
+            Action::Links(_) | Action::LinksBetween { .. } => "links",
+            Action::Probes(..) => "probes",
+            Action::Mend => "mend",
+            Action::Expect { what, .. } => what.word(),
+        }
+    }
+}
+
+impl Expectation {
+    /// Its word in scenario files.
+    pub fn word(&self) -> &'static str {
+        match self {
             Expectation::Converged => "expect-converged",
             Expectation::NothingLost => "expect-nothing-lost",
             Expectation::Visible(_) => "expect-visible",
@@ -116,7 +129,7 @@ fn word(action: &Action) -> &'static str {
             Expectation::Config(..) => "expect-config",
             Expectation::Conflict(..) => "expect-conflict",
             Expectation::NoConflict(_) => "expect-no-conflict",
-        },
+        }
     }
 }
 
@@ -177,8 +190,9 @@ fn told(file: &mut String, action: &Action) {
     }
 }
 
-fn ask(file: &mut String, at: Duration, node: &str, command: &Command) {
-    let word = match command {
+/// The word of a command.
+fn asked(command: &Command) -> &'static str {
+    match command {
         Command::Register(_) => "register",
         Command::Renew(..) => "renew",
         Command::Deregister(_) => "deregister",
@@ -188,8 +202,11 @@ fn ask(file: &mut String, at: Duration, node: &str, command: &Command) {
         Command::WriteConfig(_) => "delete",
         Command::SetStatus(..) => "status",
         Command::Leave => "leave",
-    };
-    begin(file, at, word);
+    }
+}
+
+fn ask(file: &mut String, at: Duration, node: &str, command: &Command) {
+    begin(file, at, asked(command));
     text(file, "node", node);
     match command {
         Command::Register(registration) => {

@@ -49,7 +49,7 @@ fn a_great_many_lapses_or_tombstones_are_dealt_with_in_portions() {
     }
     let failing = |node: &Node| {
         let service = node.view().service(&instance_key("orders", "o1").service).unwrap().clone();
-        service.instances.values().filter(|shown| shown.instance.health == Health::Failing).count()
+        service.instances.iter().filter(|shown| shown.instance.health == Health::Failing).count()
     };
     let later = now.elapsed + Duration::from_secs(15);
     let wall = WallTime(now.wall.0 + node.settings.tombstone_horizon_ms);
@@ -112,14 +112,14 @@ fn what_is_published_never_changes_however_much_one_input_does() {
     let after = mesh.nodes[&id("a")].view().service(&service).unwrap().clone();
     assert_eq!((after.candidates().ready.len(), after.candidates().doubtful.len()), (50, 0));
     assert_eq!((shown.candidates().ready.len(), shown.candidates().doubtful.len()), (0, 50));
-    assert!(shown.instances.values().all(|instance| instance.stamp.time == HybridTime(1)));
+    assert!(shown.instances.iter().all(|instance| instance.stamp().time == HybridTime(1)));
     assert!(after.revision > shown.revision && before.revision >= shown.revision);
     let gone: Vec<Record> = (0..50).map(|number| tombstone_record("orders", &format!("o{number}"), "b", 3)).collect();
     mesh.give(&id("a"), Input::Message(id("b"), Message::Push(gone)));
     let last = mesh.nodes[&id("a")].view();
     assert!(last.service(&service).is_none());
     assert!(last.service_revision(&service) > after.revision);
-    assert_eq!(after.instances.size(), 50);
+    assert_eq!(after.instances.len(), 50);
 }
 
 #[test]

@@ -92,7 +92,7 @@ fn a_renewal_says_what_it_wrote() {
     assert_eq!(renew(&mut mesh), None, "nothing to tell anybody");
     mesh.wait(Duration::from_secs(16));
     let stamp = renew(&mut mesh);
-    assert_eq!(stamp.as_ref(), Some(&mesh.nodes[&id("a")].view().instance(&key).unwrap().stamp));
+    assert_eq!(stamp.as_ref(), Some(mesh.nodes[&id("a")].view().instance(&key).unwrap().stamp()));
 }
 
 #[test]

@@ -155,7 +155,7 @@ fn a_node_that_crashed_before_its_write_was_on_disk_does_not_use_the_stamp_again
             push(&mut mesh, "a", "b", vec![ahead]);
             mesh.register("a", "orders", &format!("o{start}"));
             let key = instance_key("orders", &format!("o{start}"));
-            mesh.nodes[&id("a")].view().instance(&key).unwrap().stamp.clone()
+            mesh.nodes[&id("a")].view().instance(&key).unwrap().stamp().clone()
         })
         .collect();
     let distinct: BTreeSet<&Stamp> = stamps.iter().collect();
