@@ -6,6 +6,7 @@ mod support;
 
 use std::collections::BTreeMap;
 
+use serde_json::Value;
 use support::Mesh;
 
 /// As many as a bad night has.
@@ -17,6 +18,7 @@ const WRITES: usize = 3;
 fn nothing_acknowledged_is_lost_however_often_the_node_is_killed() {
     let mut mesh = Mesh::start(["a"]);
     let mut acknowledged: BTreeMap<String, String> = BTreeMap::new();
+    let mut overrides: BTreeMap<String, usize> = BTreeMap::new();
     for kill in 0..KILLS {
         for write in 0..WRITES {
             // Keys are written again after some rounds: the newest must be there, not just any.
@@ -24,6 +26,10 @@ fn nothing_acknowledged_is_lost_however_often_the_node_is_killed() {
             mesh.node("a").starling(&["config", "put", &key, "--value", &value]);
             acknowledged.insert(key, value);
         }
+        let (instance, weight) = (format!("o{}", kill % 7), kill.to_string());
+        mesh.node("a").starling(&["register", "orders", "--port", "9", "--id", &instance]);
+        mesh.node("a").starling(&["override", "set", "orders", &instance, "--weight", &weight]);
+        overrides.insert(instance, kill);
         let late = mesh.node("a").begin_starling(&["config", "put", "late", "--value", &kill.to_string()]);
         mesh.node_mut("a").kill();
         drop(late);
@@ -34,5 +40,10 @@ fn nothing_acknowledged_is_lost_however_often_the_node_is_killed() {
     for (key, value) in &acknowledged {
         assert_eq!(&mesh.node("a").starling(&["config", "get", key]), value, "{key} at the end");
     }
+    let list: Value = serde_json::from_str(&mesh.node("a").starling(&["instances", "orders", "--json"])).unwrap();
+    let weight =
+        |found: &Value| (found["id"].as_str().unwrap().into(), found["override"]["weight"].as_u64().unwrap() as usize);
+    let found: BTreeMap<String, usize> = list["instances"].as_array().unwrap().iter().map(weight).collect();
+    assert_eq!(found, overrides, "registrations and overrides at the end");
     assert!(mesh.node("a").lines("damaged").is_empty(), "a kill may cut a write short, and damages nothing");
 }

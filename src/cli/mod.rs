@@ -3,6 +3,7 @@
 //! `starling node` runs a node; `ca` and `sim` work on files; all else asks a running node over its HTTP API, any of
 //! them. Exit codes: 0 done, 1 refused or failed, 2 the command line makes no sense, 3 no node answered.
 
+mod backup;
 mod ca;
 mod client;
 mod config;
@@ -87,6 +88,10 @@ enum Command {
     /// Read and write configuration documents
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    /// Save all configuration and overrides to a file, from any node
+    Backup(backup::BackupArgs),
+    /// Bring configuration and overrides back from such a file, through any node
+    Restore(backup::RestoreArgs),
     /// List the nodes of the mesh
     Members(mesh::MembersArgs),
     /// Show whether all nodes hold the same data, and who is behind or lost
@@ -130,6 +135,8 @@ fn execute(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Instances(args) => registry::instances(&args, &client, &mut out),
         Command::Override(command) => registry::override_(command, &client, &mut out),
         Command::Config(command) => config::run(command, &client, &mut out),
+        Command::Backup(args) => backup::backup(&args, &client, &mut out),
+        Command::Restore(args) => backup::restore(&args, &client, &mut out),
         Command::Members(args) => mesh::members(&args, &client, &mut out),
         Command::Status(args) => mesh::status(&args, &client, &mut out),
         Command::Trace(args) => trace::run(&args, &client, &mut out),

@@ -183,6 +183,11 @@ impl NodeProcess {
         Ok(node)
     }
 
+    /// Where people and programs ask it, as the command line wants it.
+    pub(crate) fn api(&self) -> String {
+        self.api.to_string()
+    }
+
     /// Where its peers reach it.
     pub(crate) fn quic(&self) -> SocketAddr {
         self.quic

@@ -86,6 +86,6 @@ pub(crate) fn spans(asked: Vec<Asked>) -> (Vec<starling_core::observe::Span>, Ve
 }
 
 /// The wall clock, only to compare with those of other nodes.
-fn now_unix_ms() -> u64 {
+pub(crate) fn now_unix_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }

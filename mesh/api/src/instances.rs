@@ -2,15 +2,16 @@
 
 use axum::extract::State;
 use axum::response::Response;
+use serde::Deserialize;
 use starling_core::Command;
-use starling_core::id::{InstanceId, InstanceKey, ServiceKey, ServiceName};
+use starling_core::id::{InstanceId, InstanceKey, Namespace, ServiceKey, ServiceName};
 use starling_core::registry::{Address, Details, Instance, Override, Registration};
 
 use crate::context::Shared;
-use crate::extract::{JsonBody, Names, OptionalJson, Params};
+use crate::extract::{JsonBody, Names, OptionalJson, Params, flag};
 use crate::failure::Failure;
 use crate::model::{OverrideBody, RegisterRequest, RenewRequest, StatusRequest};
-use crate::services::InstanceQuery;
+use crate::services::{InstanceQuery, no_instance};
 
 type InstanceNames = Names<(ServiceName, InstanceId)>;
 
@@ -73,11 +74,22 @@ pub(crate) async fn deregister(
     context.write(Command::Deregister(key(names, query))).await
 }
 
+/// The query of an override's PUT.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct OverrideQuery {
+    #[serde(default)]
+    namespace: Namespace,
+    /// Also for an instance that is not known here (yet); otherwise that is taken for a mistake.
+    #[serde(default, deserialize_with = "flag")]
+    unregistered: bool,
+}
+
 /// `PUT …/override`.
 pub(crate) async fn set_override(
     State(context): State<Shared>,
     names: InstanceNames,
-    Params(query): Params<InstanceQuery>,
+    Params(query): Params<OverrideQuery>,
     JsonBody(body): JsonBody<OverrideBody>,
 ) -> Result<Response, Failure> {
     if body.status.is_none() && body.weight.is_none() {
@@ -85,7 +97,12 @@ pub(crate) async fn set_override(
             .hint("to clear it, DELETE this address; for example {\"status\":\"OUT_OF_SERVICE\",\"reason\":\"…\"}"));
     }
     let word = Override { status: body.status, weight: body.weight, reason: body.reason };
-    context.write(Command::SetOverride(key(names, query), Some(word))).await
+    let key = key(names, InstanceQuery { namespace: query.namespace });
+    let view = context.mesh.view();
+    if !query.unregistered && view.instance(&key).is_none() {
+        return Err(no_instance(&view, &key));
+    }
+    context.write(Command::SetOverride(key, Some(word))).await
 }
 
 /// `DELETE …/override`.

@@ -13,6 +13,7 @@
 //! | `watch` | blocking queries |
 //! | `services`, `lists`, `instances` | reading and writing the registry |
 //! | `documents`, `formats` | configuration |
+//! | `backup` | configuration and overrides as one file |
 //! | `mesh`, `traces`, `gather` | what is asked of all nodes |
 //! | `pages` | metrics, health, OpenAPI |
 //! | `show`, `context` | the heart's types made into the model's; what all requests share |
@@ -26,7 +27,7 @@
 //! | `DELETE /v1/services/{service}/instances/{id}` | | [`model::Written`] |
 //! | `PUT …/{id}/renew`, `POST …/{id}/heartbeat` | [`model::RenewRequest`], may be empty | [`model::Registered`] |
 //! | `PUT …/{id}/status` | [`model::StatusRequest`] | [`model::Written`] |
-//! | `PUT …/{id}/override` | [`model::OverrideBody`] | [`model::Written`] |
+//! | `PUT …/{id}/override?unregistered=true` | [`model::OverrideBody`] | [`model::Written`] |
 //! | `DELETE …/{id}/override` | | [`model::Written`] |
 //! | `GET /v1/services?prefix=` W | | [`model::ServiceList`] |
 //! | `GET /v1/services/{service}`, `…/instances` `?ready=true&zone=&tag=&version=&status=` W | | [`model::InstanceList`] |
@@ -37,6 +38,7 @@
 //! | `PUT /v1/config/{namespace}/{group}/{key…}?author=&comment=&expect=STAMP\|none` | the bytes; `Content-Type` is the format | [`model::Written`] |
 //! | `DELETE` the same, same parameters | | [`model::Written`] |
 //! | `POST /v1/config/{namespace}/{group}/{key…}?choose=STAMP&author=&comment=` | empty: make this version the only one | [`model::Written`] |
+//! | `GET /v1/backup?only=config\|overrides` | | a file of [`model::BackupLine`]s, of one moment |
 //! | `GET /v1/members` W | | [`model::MemberList`] |
 //! | `GET /v1/status` | | [`model::MeshStatus`] |
 //! | `GET /v1/node` | | [`model::NodeDetail`] |
@@ -61,6 +63,7 @@
 //! A write is answered when it is on disk and in the view: a read at the same node that follows it shows it. It is then
 //! already on its way to the other nodes; `GET /v1/status` tells whether they have it.
 
+mod backup;
 mod context;
 mod documents;
 mod extract;

@@ -87,7 +87,7 @@ fn reason(view: &InstanceView) -> Option<String> {
     }
 }
 
-fn operator(word: &Override) -> OverrideBody {
+pub(crate) fn operator(word: &Override) -> OverrideBody {
     OverrideBody { status: word.status, weight: word.weight, reason: word.reason.clone() }
 }
 

@@ -44,6 +44,9 @@ pub struct View {
     pub services: RedBlackTreeMapSync<ServiceKey, Arc<ServiceView>>,
     /// Configuration documents, deleted ones included until their tombstone is collected.
     pub configs: RedBlackTreeMapSync<ConfigKey, Arc<ConfigView>>,
+    /// What operators say of instances, also of those that are not registered now; cleared ones included until their
+    /// tombstone is collected.
+    pub overrides: RedBlackTreeMapSync<InstanceKey, OverrideView>,
     /// Nodes seen, this one included; those lost too, until they are forgotten.
     pub members: RedBlackTreeMapSync<NodeId, Arc<MemberView>>,
     /// Where too many nodes vanished at once to be taken for dead; most often nowhere.
@@ -133,6 +136,15 @@ pub enum Usability {
     Health,
     /// Its effective weight is 0.
     Weight,
+}
+
+/// An operator's word on one instance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OverrideView {
+    /// The word; `None` when it was cleared.
+    pub value: Option<Arc<Override>>,
+    /// When it was set or cleared.
+    pub stamp: Stamp,
 }
 
 /// One configuration document.
@@ -297,6 +309,7 @@ impl View {
             absent_revision: Revision(1),
             services: RedBlackTreeMapSync::new_sync(),
             configs: RedBlackTreeMapSync::new_sync(),
+            overrides: RedBlackTreeMapSync::new_sync(),
             members: RedBlackTreeMapSync::new_sync(),
             preservation: Arc::default(),
             fingerprint: Fingerprint::default(),

@@ -14,6 +14,7 @@ pub struct MemberList {
     /// Nodes seen, by name: those lost too, until they are forgotten.
     pub members: Vec<MemberInfo>,
     /// Where it takes those that vanished not for dead.
+    #[serde(default)]
     pub preservation: Vec<PreservationInfo>,
 }
 
@@ -44,6 +45,7 @@ pub struct MemberInfo {
     /// Since when, by the clock of the node that answers.
     pub since_unix_ms: u64,
     /// Whether it is lost and yet not taken for dead.
+    #[serde(default)]
     pub preserved: bool,
     /// Its zone.
     pub zone: Zone,
@@ -128,6 +130,7 @@ pub struct MeshStatus {
     /// One report per known member, by name, this node included.
     pub nodes: Vec<NodeReport>,
     /// Where the node that answers takes those that vanished not for dead.
+    #[serde(default)]
     pub preservation: Vec<PreservationInfo>,
 }
 

@@ -3,6 +3,7 @@
 //! Requests refuse unknown fields (a misspelt field must not be ignored); responses may grow fields, so clients must
 //! ignore those they do not know. Times of day are milliseconds since the Unix epoch and end in `_unix_ms`; stamps,
 //! trace ids and fingerprints are text and mean nothing but themselves.
+mod backup;
 mod config;
 mod mesh;
 mod registry;
@@ -14,6 +15,10 @@ use starling_core::id::NodeId;
 use starling_core::time::Stamp;
 use starling_core::view::Revision;
 
+pub(crate) use backup::BackupWriter;
+pub use backup::{
+    BACKUP_FORMAT, Backup, BackupDocument, BackupEnd, BackupError, BackupHeader, BackupLine, BackupOverride,
+};
 pub use config::{ConfigDocument, ConfigList, ConfigSummary, VersionInfo};
 pub use mesh::{
     DiskFailing, MemberInfo, MemberList, MeshStatus, NodeDetail, NodeInfo, NodeReport, PreservationInfo, Verdict,

@@ -138,8 +138,11 @@ impl Node {
             None => {}
             Some(value) => {
                 value.check_limits().map_err(Refusal::Invalid)?;
-                self.shown(&key)?;
                 self.free(Key::Override(key.clone()))?;
+                let limit = self.settings.max_overrides;
+                if self.store.override_of(&key).is_none() && self.publisher.overrides() >= limit {
+                    return Err(Refusal::Full { what: "overrides", limit });
+                }
             }
         }
         let stamp = self.clock.issue(now.wall);

@@ -58,7 +58,7 @@ pub enum Command {
     SetStatus(InstanceKey, Status),
     /// Remove an instance, wherever it is owned.
     Deregister(InstanceKey),
-    /// Set (or with `None` clear) an operator's override.
+    /// Set (or with `None` clear) an operator's override, also of an instance that is not registered (yet).
     SetOverride(InstanceKey, Option<Override>),
     /// Write or delete a configuration document. Resolves any conflict visible here.
     WriteConfig(ConfigWrite),

@@ -11,7 +11,8 @@ use crate::record::{Cell, Key, versions};
 use crate::sorted::Sorted;
 use crate::time::Now;
 use crate::view::{
-    ConfigView, InstanceView, MemberState, MemberView, Owner, Preservation, Revision, ServiceView, Usability, View,
+    ConfigView, InstanceView, MemberState, MemberView, OverrideView, Owner, Preservation, Revision, ServiceView,
+    Usability, View,
 };
 
 /// The picture in the making and the last one published.
@@ -135,6 +136,20 @@ impl Publisher {
         }
     }
 
+    fn put_override(&mut self, key: InstanceKey, shown: OverrideView) {
+        self.touch();
+        self.draft.overrides.insert_mut(key, shown);
+    }
+
+    fn remove_override(&mut self, key: &InstanceKey) {
+        self.touch();
+        self.draft.overrides.remove_mut(key);
+    }
+
+    pub(super) fn overrides(&self) -> usize {
+        self.draft.overrides.size()
+    }
+
     fn put_member(&mut self, member: MemberView) {
         self.touch();
         self.draft.members.insert_mut(member.node.clone(), Arc::new(member));
@@ -145,7 +160,17 @@ impl Node {
     /// Brings the picture of one key up to date with the store.
     pub(super) fn show(&mut self, key: &Key, now: Now) {
         match key {
-            Key::Instance(key) | Key::Override(key) => self.show_instance(key, now),
+            Key::Instance(key) => self.show_instance(key, now),
+            Key::Override(instance) => {
+                match self.store.get(key) {
+                    Some(Cell::Override(register)) => {
+                        let shown = OverrideView { value: register.val.clone(), stamp: register.marker.clone() };
+                        self.publisher.put_override(instance.clone(), shown);
+                    }
+                    _ => self.publisher.remove_override(instance),
+                }
+                self.show_instance(instance, now);
+            }
             Key::Config(document) => match self.store.get(key) {
                 Some(Cell::Config(register)) => self.publisher.put_config(document.clone(), versions(&register)),
                 _ => self.publisher.remove_config(document),

@@ -41,6 +41,8 @@ pub struct Settings {
     pub preserve_quiet_ms: u64,
     /// The most instances owned by this node. Default 100,000.
     pub max_own_instances: usize,
+    /// The most operators' overrides in the mesh, counting recently cleared ones. Default 100,000.
+    pub max_overrides: usize,
     /// The most configuration documents in the mesh, counting recently deleted ones. Default 100,000.
     pub max_configs: usize,
     /// The most bytes all configuration documents have together: every node keeps all of them in memory and on disk.
@@ -62,6 +64,7 @@ impl Default for Settings {
             preserve_window_ms: 60_000,
             preserve_quiet_ms: 600_000,
             max_own_instances: 100_000,
+            max_overrides: 100_000,
             max_configs: 100_000,
             max_config_bytes: 256 * 1024 * 1024,
         }

@@ -148,3 +148,28 @@ fn documents_take_no_more_memory_than_they_may_and_deleting_makes_room() {
     put(&mut mesh, "b", "one", None).unwrap();
     put(&mut mesh, "a", "three", Some(600)).unwrap();
 }
+
+#[test]
+fn overrides_are_shown_without_their_instances_and_there_is_a_limit_to_them() {
+    let now = Now { elapsed: Instant(5), wall: WallTime(1_000_000) };
+    let settings = Settings { max_overrides: 2, ..Settings::default() };
+    let mut node = Node::new(id("a"), facts(1), settings, Memory::default(), 1, now);
+    let mut set = |name: &str, weight: Option<u32>| {
+        let word = weight.map(|weight| Override { status: None, weight: Some(weight), reason: String::new() });
+        let mut out = Vec::new();
+        node.handle(
+            now,
+            Input::Command(CommandId(1), Command::SetOverride(instance_key("orders", name), word)),
+            &mut out,
+        );
+        let shown = node.view().overrides.values().filter(|shown| shown.value.is_some()).count();
+        let reply =
+            out.into_iter().find_map(|output| if let Output::Reply(_, reply) = output { Some(reply) } else { None });
+        (reply.unwrap().is_ok(), shown)
+    };
+    assert_eq!(set("o1", Some(1)), (true, 1));
+    assert_eq!(set("o2", Some(1)), (true, 2));
+    assert_eq!(set("o3", Some(1)), (false, 2), "full");
+    assert_eq!(set("o1", Some(5)), (true, 2), "what is there can be changed");
+    assert_eq!(set("o1", None), (true, 1));
+}
