@@ -115,6 +115,24 @@ impl Peers {
         Some(node)
     }
 
+    /// The nodes that are there, this one included unless it is leaving.
+    pub fn alive(&self) -> impl Iterator<Item = &NodeId> {
+        self.members.values().filter(|member| member.state == MemberState::Alive).map(|member| &member.node)
+    }
+
+    /// Whether at least half of the nodes that have not left are there.
+    pub fn sees_half(&self) -> bool {
+        let lost = self.members.values().filter(|member| member.state == MemberState::Lost).count();
+        self.alive().count() >= lost
+    }
+
+    /// Forgets a node that is not there.
+    pub fn forget(&mut self, node: &NodeId) {
+        if *node != self.me && self.state(node) != Some(MemberState::Alive) {
+            self.members.remove(node);
+        }
+    }
+
     /// The living nodes this node passes changes to.
     pub fn neighbours(&mut self) -> &[NodeId] {
         if self.neighbours.is_none() {

@@ -226,11 +226,24 @@ impl Preserver {
         if doubtful { Conclusion::Doubtful } else { Conclusion::Lost }
     }
 
-    /// Since when a node has not been there; `None` while it is.
-    pub fn away_since(&self, node: &NodeId) -> Option<Instant> {
-        match self.known.get(node) {
-            Some(known) => (known.state != MemberState::Alive).then_some(known.since),
-            None => self.unknown.get(node).map(|unknown| unknown.since),
+    /// The nodes that have been away for at least so long and about which there is no doubt, and for how long.
+    pub fn away_for(&self, at_least: Duration, now: Instant) -> Vec<(NodeId, Duration)> {
+        let known = self.known.iter().filter(|(_, known)| known.state != MemberState::Alive);
+        let since = known.map(|(node, known)| (node, known.since));
+        let since = since.chain(self.unknown.iter().map(|(node, unknown)| (node, unknown.since)));
+        let away = since.map(|(node, since)| (node.clone(), now.since(since))).filter(|(_, away)| *away >= at_least);
+        away.filter(|(node, _)| self.conclusion(node) == Conclusion::Lost).collect()
+    }
+
+    /// Forgets a node that is not there.
+    pub fn forget(&mut self, node: &NodeId) {
+        self.unknown.remove(node);
+        let gone = self.known.get(node).is_some_and(|known| known.state != MemberState::Alive);
+        if gone && let Some(known) = self.known.remove(node) {
+            let now = Now { elapsed: known.since, wall: WallTime::default() };
+            self.discount(node, &known, now);
+            let is_empty = |domain: &Domain| domain.alive + domain.recent.len() == 0 && domain.episode.is_none();
+            self.domains.retain(|_, domain| !is_empty(domain));
         }
     }
 

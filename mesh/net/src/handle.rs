@@ -229,6 +229,8 @@ fn collect_counters(counters: Counters, out: &mut Exposition) {
     single("starling_ids_dropped_total", "Ids left to repair, since too many waited.", counters.ids_dropped);
     single("starling_grafts_total", "Changes asked for because only their ids had come.", counters.grafts);
     single("starling_prunes_total", "Links told to send ids only, for duplicates.", counters.prunes);
+    single("starling_ghosts_expired_total", "Instances of nodes gone for good, expired here.", counters.expired);
+    single("starling_instances_reclaimed_total", "Own instances claimed again.", counters.reclaimed);
     single("starling_repairs_begun_total", "Repair exchanges begun.", counters.repairs_begun);
     single("starling_repairs_differing_total", "Repair exchanges that found a difference.", counters.repairs_differing);
 }

@@ -238,5 +238,7 @@ pub(crate) fn add(a: Counters, b: Counters) -> Counters {
         ids_dropped: a.ids_dropped + b.ids_dropped,
         grafts: a.grafts + b.grafts,
         prunes: a.prunes + b.prunes,
+        expired: a.expired + b.expired,
+        reclaimed: a.reclaimed + b.reclaimed,
     }
 }

@@ -220,7 +220,13 @@ impl Node {
     }
 
     /// Writes what somebody said of where an instance belongs: to this node, or nowhere.
-    fn claim_instance(&mut self, now: Now, key: InstanceKey, value: Option<Instance>, out: &mut Vec<Output>) -> Stamp {
+    pub(super) fn claim_instance(
+        &mut self,
+        now: Now,
+        key: InstanceKey,
+        value: Option<Instance>,
+        out: &mut Vec<Output>,
+    ) -> Stamp {
         let claim = Claim::new(self.clock.issue(now.wall));
         self.write_instance(now, key, value, claim, out)
     }

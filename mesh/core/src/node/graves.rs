@@ -25,15 +25,11 @@ impl Node {
         now: Now,
         out: &mut Vec<Output>,
     ) -> Result<Merged, Refused> {
-        if self.store.get(&record.key).is_some() {
-            let changed = self.absorb(record, now, out)?;
-            return Ok(if changed { Merged::News } else { Merged::Known });
-        }
         let is_tombstone = record.cell.is_tombstone();
         match self.graveyard.judge(record)? {
             Offered::Dead(_) if is_tombstone => Ok(Merged::Known),
             Offered::Dead(tombstone) => Ok(Merged::Dead(tombstone)),
-            Offered::Alive(tombstone) if tombstone.cell.is_tombstone() && self.is_old(&tombstone, now) => {
+            Offered::Alive(tombstone) if self.is_old(&tombstone, now) && self.store.get(&tombstone.key).is_none() => {
                 // A peer collects it later than this node; nobody needs it any more but for its grave.
                 tombstone.validate()?;
                 self.graveyard.bury(tombstone, false);
@@ -75,13 +71,14 @@ impl Node {
         count
     }
 
-    /// Whether a tombstone is past the horizon.
+    /// Whether it is a tombstone past the horizon.
     pub(super) fn is_old(&self, tombstone: &Record, now: Now) -> bool {
         let horizon = self.before(now.wall, self.settings.tombstone_horizon_ms);
-        tombstone.cell.latest().is_some_and(|stamp| stamp.time < horizon)
+        tombstone.cell.is_tombstone() && tombstone.cell.latest().is_some_and(|stamp| stamp.time < horizon)
     }
 
-    fn before(&self, wall: WallTime, ms: u64) -> HybridTime {
+    /// This long ago.
+    pub(super) fn before(&self, wall: WallTime, ms: u64) -> HybridTime {
         HybridTime::from_wall(WallTime(wall.0.saturating_sub(ms)))
     }
 }

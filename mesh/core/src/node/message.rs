@@ -3,10 +3,9 @@
 use super::graves::Merged;
 use super::{Node, Output, PeerEvent};
 use crate::digest::{KeyHash, Prefix};
-use crate::id::{Incarnation, InstanceKey, NodeId};
+use crate::id::{Incarnation, NodeId};
 use crate::push::ChangeId;
 use crate::record::{Cell, Key, Record, versions};
-use crate::registry::Instance;
 use crate::repair;
 use crate::time::Now;
 use crate::wire::{Exchange, Message};
@@ -109,7 +108,7 @@ impl Node {
         let merged_before = self.counters.merged;
         for record in records.into_iter().take(MAX_PUSHED) {
             let key = record.key.clone();
-            let owned_before = self.owns(&key);
+            let held = self.held(&key);
             let (hash, item) = record.hashes();
             let id = item.into();
             let merged = self.merge(record, now, out);
@@ -124,7 +123,10 @@ impl Node {
                 Ok(Merged::News) => {
                     self.counters.merged += 1;
                     self.show(&key, now);
-                    news.extend(self.news(key, owned_before, now, out));
+                    let owned_before = held.is_some();
+                    if !self.reclaim(&key, held, now, out) {
+                        news.extend(self.news(key, owned_before, now, out));
+                    }
                 }
                 Ok(Merged::Known) => self.counters.duplicates += 1,
                 Ok(Merged::Dead(tombstone)) => dead.push(tombstone),
@@ -144,7 +146,7 @@ impl Node {
     /// as it is now (the merged cell says at least as much as the one that came).
     fn news(&mut self, key: Key, owned_before: bool, now: Now, out: &mut Vec<Output>) -> Option<Record> {
         let record = Record { cell: self.store.get(&key)?, key };
-        if record.cell.is_tombstone() && self.is_old(&record, now) {
+        if self.is_old(&record, now) {
             // It has killed what this node was alone to keep; it is told to others, and buried.
             self.collect_due = now.elapsed;
         }
@@ -195,13 +197,13 @@ impl Node {
     /// Merges a record into the store and keeps everything that follows ownership (probes, leases, counts, disk) right.
     pub(super) fn absorb(&mut self, record: Record, now: Now, out: &mut Vec<Output>) -> Result<bool, Refused> {
         let key = record.key.clone();
-        let owned_before = self.owns(&key);
+        let held = self.held(&key);
         if !self.store.merge(record)? {
             return Ok(false);
         }
         self.graveyard.dig_up(KeyHash::of(&key));
         if let Key::Instance(instance) = &key {
-            self.follow_ownership(instance, owned_before, now, out);
+            self.follow_ownership(instance, held, now, out);
         }
         Ok(true)
     }
@@ -217,41 +219,6 @@ impl Node {
             Cell::Config(register) => versions(register).iter().try_for_each(|version| version.check_limits()),
         };
         within_limits.map_err(Refused::Limits)
-    }
-
-    fn owns(&self, key: &Key) -> bool {
-        let Key::Instance(key) = key else { return false };
-        self.store.instance(key).is_some_and(|known| known.claim.stamp.node == self.me)
-    }
-
-    fn follow_ownership(&mut self, key: &InstanceKey, owned_before: bool, now: Now, out: &mut Vec<Output>) {
-        let own = self.store.instance(key).filter(|known| known.claim.stamp.node == self.me);
-        match (owned_before, &own) {
-            (false, None) => return,
-            (false, Some(_)) => self.own_instances += 1,
-            (true, Some(_)) => {}
-            (true, None) => {
-                self.own_instances -= 1;
-                let key = Key::Instance(key.clone());
-                let last_write = self.store.get(&key).and_then(|cell| cell.latest());
-                if last_write.is_some_and(|stamp| stamp.node != self.me) {
-                    out.push(Output::Forget(key));
-                }
-            }
-        }
-        let before = self.monitor.probe(key).map(|(address, check)| (address.clone(), check.clone()));
-        match own.and_then(|own| Some((&own.instance, own.instance.details.check()?))) {
-            Some((Instance { address, health, .. }, check)) => {
-                self.monitor.watch(key, address, check, *health, now.elapsed);
-            }
-            None => self.monitor.forget(key),
-        }
-        let after = self.monitor.probe(key).map(|(address, check)| (address.clone(), check.clone()));
-        match after {
-            _ if after == before => {}
-            Some((address, check)) => out.push(Output::Probe(key.clone(), address, check)),
-            None => out.push(Output::StopProbe(key.clone())),
-        }
     }
 
     fn refuse(&mut self, from: &NodeId, key: &Key, why: &Refused) {

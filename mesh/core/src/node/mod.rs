@@ -2,11 +2,14 @@
 //!
 //! Everything that can happen to a node comes in as an [`Input`], everything it wants from the world goes out as an
 //! [`Output`]; the picture for readers is republished whenever it changed. What commands do is in `command`, what
-//! peers' messages do in `message`, what becomes of what is gone in `graves`, how the picture is kept in `publish`.
+//! peers' messages do in `message`, what follows from ownership in `owner`, what becomes of what is gone in
+//! `graves` and `ghosts`, how the picture is kept in `publish`.
 
 mod command;
+mod ghosts;
 mod graves;
 mod message;
+mod owner;
 mod publish;
 mod settings;
 
@@ -184,6 +187,10 @@ pub struct Counters {
     pub grafts: u64,
     /// Links told that ids are enough, because they brought duplicates only.
     pub prunes: u64,
+    /// Instances expired here, since their owners had been away for too long.
+    pub expired: u64,
+    /// Own instances claimed again, since they had been removed without anybody asking for it.
+    pub reclaimed: u64,
 }
 
 /// How long after a peer came back the repair with it begins, at most: spread, so that a heal is not a stampede.
@@ -210,6 +217,8 @@ pub struct Node {
     monitor: Monitor,
     /// How many instances this node owns.
     own_instances: usize,
+    /// Those it owned until a short while ago.
+    displaced: owner::Displaced,
     /// See [`Memory::incomplete`].
     incomplete: bool,
     publisher: Publisher,
@@ -228,6 +237,7 @@ pub struct Node {
     pass_on_left: usize,
     pass_on_renewed: Instant,
     collect_due: Instant,
+    ghosts_due: Instant,
 }
 
 impl Node {
@@ -255,6 +265,7 @@ impl Node {
             push: Push::new(&me, settings.flood_below_per_second),
             monitor: Monitor::default(),
             own_instances: 0,
+            displaced: owner::Displaced::default(),
             incomplete: memory.incomplete,
             publisher: Publisher::new(View {
                 revision,
@@ -272,6 +283,7 @@ impl Node {
             pass_on_left: message::MAX_PASSED_ON,
             pass_on_renewed: now.elapsed,
             collect_due: now.elapsed + COLLECT_INTERVAL,
+            ghosts_due: now.elapsed + ghosts::LOOK_INTERVAL,
             me,
             settings,
         };
@@ -315,8 +327,13 @@ impl Node {
         if !self.started {
             return Some(Instant(0));
         }
-        let timers = [self.monitor.next_deadline(), self.preserver.next_deadline(), self.push.next_wakeup()];
-        [self.repair_due, self.collect_due].into_iter().chain(timers.into_iter().flatten()).min()
+        let timers = [
+            self.monitor.next_deadline(),
+            self.preserver.next_deadline(),
+            self.displaced.next_deadline(),
+            self.push.next_wakeup(),
+        ];
+        [self.repair_due, self.collect_due, self.ghosts_due].into_iter().chain(timers.into_iter().flatten()).min()
     }
 
     /// The last published picture.
@@ -359,6 +376,10 @@ impl Node {
         let concluded = self.preserver.pass_time(now);
         if !concluded.is_empty() {
             self.concluded(concluded, now);
+        }
+        self.forget_displaced(now, out);
+        if now.elapsed >= self.ghosts_due {
+            self.lay_ghosts(now, out);
         }
         // Before the opening of a repair, which speaks of it.
         let fresh = std::mem::take(&mut self.fresh);

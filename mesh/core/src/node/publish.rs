@@ -47,7 +47,7 @@ impl Publisher {
         self.draft.config(key)
     }
 
-    fn owned_by(&self, node: &NodeId) -> Vec<KeyHash> {
+    pub(super) fn owned_by(&self, node: &NodeId) -> Vec<KeyHash> {
         self.owned.get(node).into_iter().flatten().copied().collect()
     }
 
@@ -127,6 +127,13 @@ impl Publisher {
         let revision = self.touch();
         self.draft.configs.remove_mut(key);
         self.draft.absent_revision = revision;
+    }
+
+    pub(super) fn remove_member(&mut self, node: &NodeId) {
+        if self.draft.members.contains_key(node) {
+            self.touch();
+            self.draft.members.remove_mut(node);
+        }
     }
 
     fn put_preservation(&mut self, preservation: Vec<Preservation>) {

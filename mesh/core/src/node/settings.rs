@@ -30,6 +30,10 @@ pub struct Settings {
     pub grave_ms: u64,
     /// The most graves; the oldest go first. About 100 bytes each; default 200,000.
     pub max_graves: usize,
+    /// How long after a node was last there its instances expire: some other node removes them, and it is forgotten. A
+    /// node that comes back later claims its instances again. 60,000 (a minute) to 31,536,000,000 (a year); default
+    /// 86,400,000 (one day).
+    pub ghost_after_ms: u64,
     /// Self-preservation begins when more than this share of a zone's nodes (or of all nodes) vanish within the window, and
     /// at least two: then their instances stay candidates, doubtful. In fewer than ten nodes it takes half of them. 1 to
     /// 100 percent (100: never); default 15.
@@ -60,6 +64,7 @@ impl Default for Settings {
             tombstone_horizon_ms: 86_400_000,
             grave_ms: 30 * 86_400_000,
             max_graves: 200_000,
+            ghost_after_ms: 86_400_000,
             preserve_share_percent: 15,
             preserve_window_ms: 60_000,
             preserve_quiet_ms: 600_000,
@@ -87,6 +92,7 @@ impl Settings {
             ("max_clock_skew_ms", self.max_clock_skew_ms, 100..=5_000),
             ("tombstone_horizon_ms", self.tombstone_horizon_ms, 60_000..=year_ms),
             ("grave_ms", self.grave_ms, 60_000..=10 * year_ms),
+            ("ghost_after_ms", self.ghost_after_ms, 60_000..=year_ms),
             ("preserve_share_percent", self.preserve_share_percent.into(), 1..=100),
             ("preserve_window_ms", self.preserve_window_ms, 1_000..=3_600_000),
             ("preserve_quiet_ms", self.preserve_quiet_ms, 10_000..=86_400_000),

@@ -224,7 +224,11 @@ fn moving_an_instance_to_another_node_is_one_newer_write() {
     for node in mesh.nodes.values() {
         assert_eq!(node.view().instance(&instance_key("orders", "o1")).unwrap().owner(), &id("b"));
     }
+    assert_eq!(mesh.disks[&id("a")].len(), 1, "the old owner keeps it until the new one certainly has it");
+    mesh.now.elapsed = mesh.now.elapsed + owner::HELD_FOR;
+    mesh.wait(Duration::from_millis(20));
     assert!(mesh.disks[&id("a")].is_empty(), "the old owner forgets it");
+    assert_eq!(mesh.nodes[&id("a")].displaced.len(), 0);
 }
 
 #[test]
@@ -384,6 +388,7 @@ fn collected_tombstones_are_gone_everywhere_and_do_not_come_back() {
     mesh.all_agree();
     assert_eq!(mesh.nodes[&id("b")].view().fingerprint.count, 0);
     assert_eq!(mesh.disks[&id("a")].len(), 1, "the disk remembers what is dead as long as the node does");
+    mesh.now.elapsed = mesh.now.elapsed + owner::HELD_FOR;
     mesh.wait(Duration::from_secs(90));
     assert!(mesh.disks.values().all(BTreeMap::is_empty));
     assert!(mesh.nodes.values().all(|node| node.graveyard.is_empty()));

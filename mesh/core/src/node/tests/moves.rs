@@ -61,3 +61,41 @@ fn a_registration_after_a_removal_it_has_not_heard_of_wins() {
     mesh.heal();
     assert_eq!(agreed(&mesh, &key), Some((id("a"), 3)));
 }
+
+#[test]
+fn a_late_record_of_a_start_that_is_over_raises_nothing() {
+    let mut mesh = Mesh::of(&["a", "b", "c"]);
+    let key = register(&mut mesh, "a", 1);
+    let store = |mesh: &Mesh| mesh.nodes[&id("b")].store.iter().next().unwrap().clone();
+    let late = store(&mesh);
+    mesh.nodes.remove(&id("a"));
+    mesh.start("a", 2);
+    mesh.command("a", Command::Deregister(key.clone())).unwrap();
+    for to in ["a", "b", "c"] {
+        mesh.give(&id(to), Input::Message(id("b"), Message::Push(vec![late.clone()])));
+    }
+    assert_eq!(agreed(&mesh, &key), None);
+    // And when even its tombstone is gone.
+    for node in mesh.nodes.values_mut() {
+        node.settings.tombstone_horizon_ms = 30_000;
+    }
+    mesh.wait(Duration::from_secs(60));
+    mesh.give(&id("c"), Input::Message(id("b"), Message::Push(vec![late])));
+    assert_eq!(agreed(&mesh, &key), None);
+    assert_eq!(mesh.nodes[&id("c")].counters().reburied, 1);
+}
+
+#[test]
+fn a_reinstalled_host_does_not_give_back_what_it_took_over_long_ago() {
+    let mut mesh = Mesh::of(&["a", "b", "c"]);
+    let key = register(&mut mesh, "a", 1);
+    register(&mut mesh, "b", 2);
+    mesh.now.elapsed = mesh.now.elapsed + owner::HELD_FOR;
+    mesh.wait(Duration::from_secs(1));
+    mesh.nodes.remove(&id("b"));
+    mesh.disks.remove(&id("b"));
+    mesh.start("b", 2);
+    mesh.wait(Duration::from_secs(5));
+    assert_eq!(agreed(&mesh, &key), None);
+    assert_eq!(mesh.nodes[&id("a")].counters().reclaimed, 0);
+}
