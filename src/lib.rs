@@ -15,6 +15,7 @@ pub mod cli;
 pub mod demo;
 pub mod logging;
 pub mod node;
+mod scratch;
 pub mod settings;
 
 pub use node::{Addresses, Node, StartError};

@@ -14,6 +14,9 @@ pub(crate) enum Failure {
     /// No peer could be reached. Exit code 3.
     #[error("{0}")]
     NoPeer(String),
+    /// This machine cannot do such a thing. Exit code 4.
+    #[error("{0}")]
+    Unable(String),
     /// Nobody reads the output any more; not worth a word.
     #[error("the output was closed")]
     OutputClosed,
@@ -27,6 +30,7 @@ impl Failure {
             Failure::Refused(_) => 1,
             Failure::Usage(_) => 2,
             Failure::NoPeer(_) => 3,
+            Failure::Unable(_) => 4,
         }
     }
 }

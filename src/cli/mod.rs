@@ -1,7 +1,8 @@
 //! The command line: its grammar and what each command does.
 //!
 //! `starling node` runs a node; `ca` and `sim` work on files; all else asks a running node over its HTTP API, any of
-//! them. Exit codes: 0 done, 1 refused or failed, 2 the command line makes no sense, 3 no node answered.
+//! them. Exit codes: 0 done, 1 refused or failed, 2 the command line makes no sense, 3 no node answered, 4 this machine
+//! cannot do it.
 
 mod backup;
 mod ca;
@@ -64,7 +65,8 @@ Exit codes:
   0  done
   1  the mesh refused or something failed; the message says what
   2  the command line makes no sense
-  3  no node answered";
+  3  no node answered
+  4  this machine cannot do it (sim --real: a tool or a right is missing)";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -140,7 +142,8 @@ fn execute(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Members(args) => mesh::members(&args, &client, &mut out),
         Command::Status(args) => mesh::status(&args, &client, &mut out),
         Command::Trace(args) => trace::run(&args, &client, &mut out),
-        Command::Sim(args) => sim::run(&args, &mut out),
+        // It tells of failed stories itself; the exit code says the rest.
+        Command::Sim(args) => return sim::run(&args, &mut out),
         Command::Ca(command) => ca::run(command, &mut out),
     }?;
     out.flush()?;

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +14,7 @@ use super::api::Api;
 use super::cast::{HOSTS, PLAYERS, Player};
 use super::leash::{Leash, Starting};
 use super::part::{self, Addresses, AppPart, NodePart, Order, Part, Word};
+use crate::scratch::Scratch;
 
 /// How long the certificates are good for: longer than anybody leaves a demo running.
 const VALIDITY: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -26,8 +26,8 @@ pub(crate) struct Stage {
     program: PathBuf,
     nodes: Vec<Option<Node>>,
     apps: Vec<Option<App>>,
-    /// Last, so that it outlives those who write into it.
-    dir: Directory,
+    /// Last, so that it outlives those who write into it. Removed with all that is in it, unless somebody should look.
+    dir: Scratch,
 }
 
 struct Node {
@@ -41,21 +41,15 @@ struct App {
     listen: SocketAddr,
 }
 
-/// A directory of the demo's own; removed with all that is in it, unless somebody should look at it.
-struct Directory {
-    path: PathBuf,
-    keep: bool,
-}
-
 impl Stage {
     /// An empty stage: a directory, and certificates for all hosts in it.
     pub(crate) fn build() -> Result<Self, String> {
-        let dir = Directory::make()?;
+        let dir = Scratch::make("demo")?;
         let program = std::env::current_exe().map_err(|error| format!("this program cannot find itself: {error}"))?;
         let authority = Authority::throw_away(&part::mesh()?).map_err(|error| error.to_string())?;
         for host in HOSTS {
             let certificate = authority.issue(&node_id(host.node)?, VALIDITY).map_err(|error| error.to_string())?;
-            certificate.save(&dir.path.join(host.node).join("tls")).map_err(|error| error.to_string())?;
+            certificate.save(&dir.path().join(host.node).join("tls")).map_err(|error| error.to_string())?;
         }
         let (nodes, apps) = (HOSTS.iter().map(|_| None).collect(), PLAYERS.iter().map(|_| None).collect());
         Ok(Self { program, nodes, apps, dir })
@@ -63,12 +57,12 @@ impl Stage {
 
     /// Where everything is kept, logs among it.
     pub(crate) fn path(&self) -> &Path {
-        &self.dir.path
+        self.dir.path()
     }
 
     /// Leaves the directory behind for somebody to look at.
     pub(crate) fn keep_directory(&mut self) {
-        self.dir.keep = true;
+        self.dir.keep();
     }
 
     /// Starts these nodes side by side; they find the others through those that run already.
@@ -77,7 +71,7 @@ impl Stage {
         let mut starting = Vec::new();
         for &at in hosts {
             let host = HOSTS[at];
-            let home = self.dir.path.join(host.node);
+            let home = self.dir.path().join(host.node);
             let part = Part::Node(NodePart {
                 name: node_id(host.node)?,
                 zone: host.zone.parse().map_err(|error| format!("{error}"))?,
@@ -207,26 +201,7 @@ impl Stage {
     }
 
     fn log(&self, name: &str) -> PathBuf {
-        self.dir.path.join(format!("{name}.log"))
-    }
-}
-
-impl Directory {
-    fn make() -> Result<Self, String> {
-        // The number keeps it apart from what a killed demo with the same process id has left behind.
-        let name = format!("starling-demo-{}-{:04x}", std::process::id(), fastrand::u16(..));
-        let path = std::env::temp_dir().join(name);
-        // Private: there are keys in it.
-        std::fs::DirBuilder::new().mode(0o700).create(&path).map_err(|error| format!("{}: {error}", path.display()))?;
-        Ok(Self { path, keep: false })
-    }
-}
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        if !self.keep {
-            let _ = std::fs::remove_dir_all(&self.path);
-        }
+        self.dir.path().join(format!("{name}.log"))
     }
 }
 

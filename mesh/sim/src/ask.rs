@@ -4,6 +4,7 @@
 //!
 //! All of these panic when a name is none; [`instance_key`] and [`config_key`] return an error instead.
 
+pub use crate::mesh::told;
 use starling_core::Command;
 use starling_core::config::ConfigWrite;
 use starling_core::id::{ConfigGroup, ConfigKey, InstanceKey, NameError, Namespace, ServiceKey};

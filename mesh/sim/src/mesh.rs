@@ -221,8 +221,8 @@ impl Mesh {
     }
 }
 
-/// A command as a line of the journal.
-fn told(command: &Command) -> String {
+/// A command in words, as the journal tells it.
+pub fn told(command: &Command) -> String {
     match command {
         Command::Register(registration) => format!("register {}", registration.key),
         Command::Renew(key, Ok(())) => format!("renew {key}"),

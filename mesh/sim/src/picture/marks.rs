@@ -197,6 +197,9 @@ fn story(run: &Run, at: usize, write: &Written) -> String {
 /// How much was said: pushes above, repair below one line.
 pub(super) fn traffic(run: &Run, layout: &Layout, out: &mut String) {
     let base = layout.bottom + 14.0 + TRAFFIC_HEIGHT * 0.5;
+    if run.traffic.is_empty() {
+        return; // of real nodes it is not known
+    }
     let most = run.traffic.iter().map(|(push, repair)| *push.max(repair)).max().unwrap_or(0).max(1);
     let _ = write!(
         out,
