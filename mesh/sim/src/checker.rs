@@ -235,7 +235,7 @@ impl Checker for Bounded {
             self.quiet = None;
             return found;
         }
-        let bytes = world.figures.bytes();
+        let bytes = world.figures.heart_bytes();
         match &self.quiet {
             Some((before, since, sent)) if *before == revisions => {
                 let lasted = world.now - since;

@@ -8,6 +8,8 @@ use starling_core::time::{HybridTime, Instant, Now, WallTime};
 use starling_core::view::NodeFacts;
 use starling_core::{Answer, Counters, Input, Memory, Node, Refusal, Settings};
 
+use crate::app::Event;
+
 /// Virtual time 0 by everybody's wall clock, in milliseconds: 2023-11-14T22:13:20Z. Any other would do.
 const EPOCH_MS: u64 = 1_700_000_000_000;
 /// How many inputs wait for a paused host; more are dropped, as a full socket buffer drops them.
@@ -31,6 +33,23 @@ pub(crate) enum Durable {
     Keep(Record),
     Forget(Key),
     Reply(CommandId, Result<Answer, Refusal>),
+    /// What a program of one's own keeps under a name; `None` takes it off.
+    AppKeep(String, Option<Vec<u8>>),
+    AppReply(u64),
+}
+
+impl Durable {
+    /// Whether it is told to somebody once everything before it is kept.
+    pub(crate) fn is_told(&self) -> bool {
+        matches!(self, Durable::Reply(..) | Durable::AppReply(_))
+    }
+}
+
+/// What waits for a paused host.
+#[derive(Debug)]
+pub(crate) enum Held {
+    Heart(Input),
+    App(Event),
 }
 
 #[derive(Debug)]
@@ -48,13 +67,16 @@ pub(crate) struct Host {
     /// The wake-up that is queued; `u64::MAX` when none is.
     pub(crate) tick_at: u64,
     disk: BTreeMap<Key, Record>,
+    app_disk: BTreeMap<String, Vec<u8>>,
+    /// The wake-up of its program that is queued; `u64::MAX` when none is.
+    pub(crate) app_wake_at: u64,
     /// The latest time this node has ever stamped anything with. Drivers keep a bound of it on disk before they use it.
     last_used: HybridTime,
     /// What is on its way to the disk, in the order it was written.
     pub(crate) unsynced: VecDeque<Vec<Durable>>,
     /// Probed instances, and every how many microseconds.
     pub(crate) probes: BTreeMap<InstanceKey, u64>,
-    backlog: Vec<Input>,
+    backlog: Vec<Held>,
     /// When its uplink has sent all it was given.
     pub(crate) uplink_free_at: u64,
     /// How long it takes over one input, in microseconds, and when it is done with all it was given.
@@ -88,6 +110,8 @@ impl Host {
             drift: (0, 0),
             tick_at: u64::MAX,
             disk: BTreeMap::new(),
+            app_disk: BTreeMap::new(),
+            app_wake_at: u64::MAX,
             last_used: HybridTime::default(),
             unsynced: VecDeque::new(),
             probes: BTreeMap::new(),
@@ -129,7 +153,7 @@ impl Host {
         let (facts, seed, now) = (self.facts.clone(), self.seeds.u64(..), self.now(at));
         self.heart = Some(Node::new(self.id.clone(), facts, settings, memory, seed, now));
         self.state = State::Running;
-        self.tick_at = u64::MAX;
+        (self.tick_at, self.app_wake_at) = (u64::MAX, u64::MAX);
     }
 
     /// Ends it: the disk stays, everything else goes.
@@ -195,30 +219,41 @@ impl Host {
         self.last_used
     }
 
-    pub(crate) fn keep(&mut self, durable: Durable) -> Option<(CommandId, Result<Answer, Refusal>)> {
+    /// Keeps something; what is told instead of kept does nothing here.
+    pub(crate) fn keep(&mut self, durable: Durable) {
         match durable {
-            Durable::Keep(record) => {
-                self.disk.insert(record.key.clone(), record);
-                None
-            }
-            Durable::Forget(key) => {
-                self.disk.remove(&key);
-                None
-            }
-            Durable::Reply(id, answer) => Some((id, answer)),
+            Durable::Keep(record) => _ = self.disk.insert(record.key.clone(), record),
+            Durable::Forget(key) => _ = self.disk.remove(&key),
+            Durable::AppKeep(name, Some(bytes)) => _ = self.app_disk.insert(name, bytes),
+            Durable::AppKeep(name, None) => _ = self.app_disk.remove(&name),
+            Durable::Reply(..) | Durable::AppReply(_) => {}
         }
+    }
+
+    /// What its program has kept.
+    pub(crate) fn app_disk(&self) -> &BTreeMap<String, Vec<u8>> {
+        &self.app_disk
     }
 
     /// Keeps an input for when it goes on; tells whether there was room.
     pub(crate) fn hold(&mut self, input: Input) -> bool {
+        self.hold_any(Held::Heart(input))
+    }
+
+    /// The same for its program.
+    pub(crate) fn hold_app(&mut self, event: Event) -> bool {
+        self.hold_any(Held::App(event))
+    }
+
+    fn hold_any(&mut self, held: Held) -> bool {
         let room = self.backlog.len() < MAX_BACKLOG;
         if room {
-            self.backlog.push(input);
+            self.backlog.push(held);
         }
         room
     }
 
-    pub(crate) fn take_backlog(&mut self) -> Vec<Input> {
+    pub(crate) fn take_backlog(&mut self) -> Vec<Held> {
         std::mem::take(&mut self.backlog)
     }
 }

@@ -35,6 +35,7 @@
 //! |---|---|
 //! | [`Mesh`], [`Builder`], [`ask`] | the vocabulary of tests |
 //! | [`scenario`] | the same as a file to be run and read |
+//! | [`app`] | a program of your own on every node |
 //! | [`swarm`] | many seeds at once, each a scenario drawn by chance; what fails is made small |
 //! | [`Checker`] | judges that look at a mesh while it runs |
 //! | [`Recording`], [`picture`] | a run written down, and drawn as a page |
@@ -45,6 +46,7 @@
 //! The model is rougher than the world where that makes it stricter: a lost message stays lost (QUIC would send it again
 //! while the link lives), and one cut link makes two nodes lose each other although others hear both.
 
+pub mod app;
 pub mod ask;
 mod check;
 mod checker;

@@ -17,7 +17,7 @@ use crate::options::{Builder, Options};
 use crate::world::World;
 
 /// How long a person waits for an answer.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// How often a condition that is waited for is looked at.
 const GLANCE_US: u64 = 1_000;
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use starling_core::Settings;
 use starling_core::id::NodeId;
 
+use crate::app::Program;
 use crate::links::{Latency, LinkTable, Links, micros};
 use crate::mesh::Mesh;
 use crate::world::World;
@@ -214,6 +215,7 @@ fn ms(duration: Duration) -> String {
 #[must_use = "a builder does nothing until `build`"]
 pub struct Builder {
     pub(crate) options: Options,
+    pub(crate) program: Option<Program>,
     quiet: bool,
 }
 
@@ -223,7 +225,7 @@ impl Builder {
     }
 
     pub(crate) fn of(options: Options) -> Self {
-        Self { options, quiet: false }
+        Self { options, program: None, quiet: false }
     }
 
     /// So many nodes, called `n1`, `n2` and so on. Default 3.
@@ -347,7 +349,7 @@ impl Builder {
         if !self.quiet {
             println!("{}", self.options);
         }
-        Mesh::of(World::new(self.options))
+        Mesh::of(World::new(self.options, self.program.as_ref()))
     }
 
     /// What is wrong with the options, if anything.

@@ -18,6 +18,9 @@ use crate::recording::Recorder;
 /// How many changes are followed on their way at once; more are counted as not followed.
 const MAX_FOLLOWED: usize = 10_000;
 
+/// The kind of messages that programs of one's own send.
+pub(crate) const APP: &str = "app";
+
 /// Messages of one kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Sent {
@@ -185,16 +188,20 @@ struct Follow {
 }
 
 impl Figures {
-    pub(crate) fn sent(&mut self, message: &Message, bytes: u64) {
-        let sent = self.sent.entry(message.kind()).or_default();
+    pub(crate) fn sent(&mut self, kind: &'static str, bytes: u64) {
+        let sent = self.sent.entry(kind).or_default();
         sent.messages += 1;
         sent.bytes += bytes;
+    }
+
+    /// Counts the copies of changes a message carries.
+    pub(crate) fn copies(&mut self, message: &Message) {
         self.copies += records(message).len() as u64;
     }
 
-    /// Bytes sent so far.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.sent.values().map(|sent| sent.bytes).sum()
+    /// Bytes hearts have sent so far.
+    pub(crate) fn heart_bytes(&self) -> u64 {
+        self.sent.iter().filter(|(kind, _)| **kind != APP).map(|(_, sent)| sent.bytes).sum()
     }
 
     /// Begins to follow a change, unless too many are followed already.

@@ -77,6 +77,14 @@ impl Mesh {
         config.versions.iter().map(|version| version.body.as_ref().map(text)).collect()
     }
 
+    /// How long every node has been running, at its full speed, and reaching every other. `None` while that is not so.
+    /// Lossy links are no trouble in this sense.
+    pub fn calm_for(&self) -> Option<Duration> {
+        let world = &self.world;
+        let calm = !world.cuts.any() && world.hosts.iter().all(|host| host.is_running() && host.slow_us == 0);
+        calm.then(|| Duration::from_micros(world.now - world.troubled_at))
+    }
+
     /// The run so far as data to be drawn; `None` unless it was asked for with [`Builder::record`](crate::Builder::record).
     pub fn recording(&self) -> Option<Recording> {
         self.world.recorder.as_ref().map(|recorder| recorder.so_far(self.world.now))

@@ -135,6 +135,7 @@ impl Mesh {
         self.world.note(format!("{node} takes {each:?} over every input"));
         let at = self.node(node);
         self.world.hosts[at].slow_us = micros(each);
+        self.world.troubled_at = self.world.now;
     }
 
     /// Lets writes of a node take this long to be on its disk from now on.

@@ -3,6 +3,7 @@
 //! Events are ordered by (time, number), numbers are given in the order of cause, and every draw of chance comes from a
 //! generator forked from the seed for its one purpose: the same options and the same calls give the same run, to the byte.
 
+mod apps;
 mod carry;
 mod disk;
 mod faults;
@@ -18,6 +19,7 @@ use starling_core::view::View;
 use starling_core::wire::Message;
 use starling_core::{Answer, Command, Input, Output, PeerEvent, Refusal};
 
+use crate::app::{Guests, Letter, Program};
 use crate::check::clock;
 use crate::detector::{Detector, left_event};
 use crate::host::{Durable, Host, State};
@@ -41,14 +43,14 @@ enum Happening {
         from: usize,
         to: usize,
         run: u64,
-        message: Message,
+        parcel: Parcel,
     },
     /// A slow host has come to a message that arrived some time ago.
     Handle {
         from: usize,
         to: usize,
         run: u64,
-        message: Message,
+        parcel: Parcel,
     },
     Tick {
         node: usize,
@@ -76,6 +78,23 @@ enum Happening {
         node: usize,
         run: u64,
     },
+    /// The program of one's own on a host hears what its heart shows now.
+    Shown {
+        node: usize,
+        run: u64,
+    },
+    /// It is time for the program of one's own.
+    Wake {
+        node: usize,
+        run: u64,
+    },
+}
+
+/// What is on its way from one host to another.
+#[derive(Debug, Clone)]
+enum Parcel {
+    Heart(Message),
+    App(Letter),
 }
 
 #[derive(Debug)]
@@ -132,8 +151,12 @@ pub(crate) struct World {
     pub(crate) journaled: u64,
     /// Whether any picture or any link has changed since somebody last asked.
     pub(crate) changed: bool,
+    /// When hosts, their speed or cuts last changed.
+    pub(crate) troubled_at: u64,
     pub(crate) failing_probes: BTreeSet<InstanceKey>,
     pub(crate) recorder: Option<Recorder>,
+    /// The program of one's own on all hosts.
+    pub(crate) guests: Option<Box<dyn Guests>>,
     /// For tests of their own that want chance from the same seed.
     pub(crate) chance: fastrand::Rng,
     index: BTreeMap<NodeId, usize>,
@@ -150,8 +173,8 @@ pub(crate) struct World {
 
 impl World {
     /// All nodes started at time 0 and acquainted with each other.
-    pub(crate) fn new(options: Options) -> Self {
-        let mut world = Self::made(options, true);
+    pub(crate) fn new(options: Options, program: Option<&Program>) -> Self {
+        let mut world = Self::made(options, true, program);
         let size = world.hosts.len();
         for observer in 0..size {
             for subject in (0..size).filter(|subject| *subject != observer) {
@@ -167,10 +190,10 @@ impl World {
     /// All nodes started at time 0, to be introduced to each other by hand. There is no failure detector, which needs a
     /// place for every pair of nodes.
     pub(crate) fn of_strangers(options: Options) -> Self {
-        Self::made(options, false)
+        Self::made(options, false, None)
     }
 
-    fn made(options: Options, detecting: bool) -> Self {
+    fn made(options: Options, detecting: bool, program: Option<&Program>) -> Self {
         // One generator per purpose, so that drawing more for one does not change the others.
         let mut seeds = fastrand::Rng::with_seed(options.seed);
         let (transit, mut skews, mut hearts, detection, chance) =
@@ -189,6 +212,7 @@ impl World {
         let detector = detecting.then(|| Detector::new(hosts.len(), options.lost_after, options.up_after, detection));
         let mut world = Self {
             now: 0,
+            guests: program.map(|program| program.copies(&options)),
             cuts: Cuts::new(hosts.len()),
             links: options.link_table(),
             recorder: options.record.then(|| Recorder::new(&options, &hosts)),
@@ -200,6 +224,7 @@ impl World {
             journaled: 0,
             changed: true,
             failing_probes: BTreeSet::new(),
+            troubled_at: 0,
             chance,
             queue: BinaryHeap::new(),
             number: 0,
@@ -262,8 +287,10 @@ impl World {
 
     fn happen(&mut self, what: Happening) {
         match what {
-            Happening::Deliver { from, to, run, message } => self.deliver(from, to, run, message),
-            Happening::Handle { from, to, run, message } if self.hosts[to].run() == run => self.hand(from, to, message),
+            Happening::Deliver { from, to, run, parcel } => self.deliver(from, to, run, parcel),
+            Happening::Handle { from, to, run, parcel } if self.hosts[to].run() == run => self.hand(from, to, parcel),
+            Happening::Shown { node, run } if self.hosts[node].run() == run => self.shown_app(node),
+            Happening::Wake { node, run } if self.hosts[node].run() == run => self.wake_app(node),
             Happening::Tick { node, run } if self.hosts[node].run() == run => self.tick(node),
             Happening::Synced { node, run } if self.hosts[node].run() == run => self.synced(node),
             Happening::Probe { node, run, key } if self.hosts[node].run() == run => self.probe(node, key),
@@ -350,6 +377,7 @@ impl World {
         if published {
             self.changed = true;
             self.record_held(node);
+            self.show_app(node);
         }
         if !durable.is_empty() {
             self.sync(node, durable);

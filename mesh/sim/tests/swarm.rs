@@ -50,8 +50,7 @@ fn what_is_broken_on_purpose_is_found_and_told_in_a_few_steps() {
         let file: Scenario = shrunk.scenario.to_string().parse().unwrap();
         let again = run(&file, file.seed());
         assert_eq!(again.failed()[0].kind, failure.verdict.kind, "the file tells it again\n{failure}");
-        let told = failure.to_string();
-        assert!(told.contains(&format!("replay: starling sim --seeds 1 --seed {}", failure.seed)), "{told}");
+        assert!(failure.to_string().contains(&format!("replay: play({}) of this swarm", failure.seed)), "{failure}");
     }
 }
 

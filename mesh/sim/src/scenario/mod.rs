@@ -72,6 +72,7 @@
 //! | `override` | `node`, `instance`; `status`, `weight`, `reason` |
 //! | `put` | `node`, `key`, `value` |
 //! | `delete` | `node`, `key` |
+//! | `app` | `node`, `chance`: a command to a program of one's own, drawn from this number; only where one is played |
 //! | `cut`, `cut-one-way` | `from`, `to`: lists of nodes |
 //! | `heal` | all, or only `from`, `to` |
 //! | `crash` | `node`; `torn = true`: of what was not on its disk yet any part may be there |
@@ -192,6 +193,13 @@ pub enum Action {
         to: Vec<String>,
         /// Whether only that direction is cut.
         one_way: bool,
+    },
+    /// A program of one's own (see [`app`](crate::app)) is given a command drawn from this number.
+    App {
+        /// At which node.
+        node: String,
+        /// What chance it is drawn from; see [`App::draw`](crate::app::App::draw).
+        chance: u64,
     },
     /// All cuts end.
     Heal,

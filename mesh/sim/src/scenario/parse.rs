@@ -30,6 +30,7 @@ const STEPS: &[(&str, &[&str])] = &[
     ("clear-override", &["node", "instance"]),
     ("put", &["node", "key", "value"]),
     ("delete", &["node", "key"]),
+    ("app", &["node", "chance"]),
     ("cut", &["from", "to"]),
     ("cut-one-way", &["from", "to"]),
     ("heal", &["from", "to"]),
@@ -273,6 +274,7 @@ fn action(kind: &str, fields: &Fields, nodes: &[String]) -> Result<Action> {
             one(node()?, ask::put_config(&fields.document()?, &value))
         }
         "delete" => one(node()?, ask::delete_config(&fields.document()?)),
+        "app" => Action::App { node: node()?, chance: fields.need(fields.count("chance")?, "chance")? },
         "cut" | "cut-one-way" => Action::Cut {
             from: fields.nodes("from", nodes)?,
             to: fields.nodes("to", nodes)?,

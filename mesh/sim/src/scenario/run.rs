@@ -89,10 +89,14 @@ pub fn record(scenario: &Scenario, seed: u64) -> (Timeline, Recording) {
 /// Makes the checkers of one run.
 type Appoint = Arc<dyn Fn() -> Vec<Box<dyn Checker>> + Send + Sync>;
 
-/// Where scenarios are played: who watches besides those the scenario names.
+/// Changes what a scenario's mesh is made of.
+type Prepare = Arc<dyn Fn(Builder) -> Builder + Send + Sync>;
+
+/// Where scenarios are played: what else runs there, and who watches besides those the scenario names.
 #[derive(Clone, Default)]
 pub struct Stage {
     checkers: Option<Appoint>,
+    prepare: Option<Prepare>,
 }
 
 impl fmt::Debug for Stage {
@@ -109,6 +113,19 @@ impl Stage {
         self
     }
 
+    /// Changes every mesh before it is built: to run a program of your own on it ([`Builder::app`]), or with settings that
+    /// scenario files cannot say.
+    #[must_use]
+    pub fn prepare(mut self, prepare: impl Fn(Builder) -> Builder + Send + Sync + 'static) -> Self {
+        self.prepare = Some(Arc::new(prepare));
+        self
+    }
+
+    /// Whether nothing runs or watches but what a scenario says.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.checkers.is_none() && self.prepare.is_none()
+    }
+
     /// Runs a scenario with this seed.
     pub fn run(&self, scenario: &Scenario, seed: u64) -> Timeline {
         self.play(scenario, scenario.mesh.clone(), seed).0
@@ -123,6 +140,9 @@ impl Stage {
     fn play(&self, scenario: &Scenario, builder: Builder, seed: u64) -> (Timeline, Mesh) {
         let mut builder = builder.quiet();
         builder.options.seed = seed;
+        if let Some(prepare) = &self.prepare {
+            builder = prepare(builder);
+        }
         let mut first = vec![builder.options.to_string()];
         if !scenario.name.is_empty() {
             first.push(scenario.name.clone());
@@ -201,6 +221,15 @@ impl Run {
         let mesh = &mut self.mesh;
         match &step.action {
             Action::Ask { node, commands } => return self.ask(place, node, commands),
+            Action::App { node, chance } => {
+                let at = mesh.node(node);
+                if let Some(told) = mesh.world.draw_app(at, *chance) {
+                    mesh.world.note(format!("{node}: {told}"));
+                } else if mesh.world.guests.is_none() {
+                    let what = format!("{node}: no program runs in this mesh; play it where it was drawn");
+                    return self.fail("app", place, &what);
+                }
+            }
             Action::Cut { from, to, one_way } => {
                 let (from, to) = (words(from), words(to));
                 if *one_way { mesh.cut_one_way(&from, &to) } else { mesh.cut(&from, &to) }

@@ -100,6 +100,7 @@ impl Action {
             Action::Ask { commands, .. } => commands.first().map_or("ask", asked),
             Action::Cut { one_way: false, .. } => "cut",
             Action::Cut { one_way: true, .. } => "cut-one-way",
+            Action::App { .. } => "app",
             Action::Heal | Action::HealBetween { .. } => "heal",
             Action::Crash { .. } => "crash",
             Action::Restart(_) => "restart",
@@ -140,6 +141,10 @@ fn told(file: &mut String, action: &Action) {
         Action::Cut { from, to, .. } | Action::HealBetween { from, to } => {
             list(file, "from", from);
             list(file, "to", to);
+        }
+        Action::App { node, chance } => {
+            text(file, "node", node);
+            line(file, "chance", &chance.to_string());
         }
         Action::Crash { node, torn } => {
             text(file, "node", node);

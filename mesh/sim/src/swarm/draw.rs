@@ -80,6 +80,8 @@ pub struct Shape {
     pub kinds: Vec<Trouble>,
     /// How many things people ask of it. Default 5 to 60.
     pub commands: RangeInclusive<usize>,
+    /// How many commands users give to a program of one's own. Default none.
+    pub app_commands: RangeInclusive<usize>,
     /// How soon all must agree once all is mended. Default 10 s: several repairs, each of which the worst links drawn may
     /// lose.
     pub agree_within: Duration,
@@ -95,6 +97,7 @@ impl Default for Shape {
             troubles: 1..=15,
             kinds: Trouble::ALL.to_vec(),
             commands: 5..=60,
+            app_commands: 0..=0,
             agree_within: Duration::from_secs(10),
             sabotage: None,
         }
@@ -272,6 +275,11 @@ impl Drawing {
             let node = self.node(rng);
             let commands = vec![command(i, &node, rng)];
             self.step(at, Action::Ask { node, commands });
+        }
+        for _ in 0..rng.usize(shape.app_commands.clone()) {
+            let (at, node) = (self.time(rng), self.node(rng));
+            // A number that a file can say.
+            self.step(at, Action::App { node, chance: rng.u64(..=i64::MAX as u64) });
         }
     }
 }

@@ -23,6 +23,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use crate::checker::Checker;
+use crate::options::Builder;
 use crate::scenario::{Scenario, Stage, Timeline};
 
 pub use draw::{Shape, Trouble};
@@ -58,6 +59,8 @@ pub struct Verdict {
 pub struct Failure {
     /// The seed.
     pub seed: u64,
+    /// What plays it again: a command line, or the call where the swarm is one of a test's own making.
+    pub replay: String,
     /// What it drew.
     pub scenario: Scenario,
     /// What was wrong.
@@ -111,6 +114,13 @@ impl Swarm {
         self
     }
 
+    /// Changes every mesh before it is built, to run a program of your own on it; see [`Stage::prepare`].
+    #[must_use]
+    pub fn prepare(mut self, prepare: impl Fn(Builder) -> Builder + Send + Sync + 'static) -> Self {
+        self.stage = self.stage.prepare(prepare);
+        self
+    }
+
     /// Plays on so many threads. Default: as many as the machine has cores.
     #[must_use]
     pub fn threads(mut self, threads: usize) -> Self {
@@ -132,9 +142,18 @@ impl Swarm {
         match self.judge(&scenario) {
             Ok(timeline) => Ok(timeline),
             Err(verdict) => {
-                let shrunk = self.shrink(&scenario);
-                Err(Box::new(Failure { seed, scenario, verdict, shrunk }))
+                let (shrunk, replay) = (self.shrink(&scenario), self.replay(seed));
+                Err(Box::new(Failure { seed, replay, scenario, verdict, shrunk }))
             }
+        }
+    }
+
+    /// The line that plays a seed again.
+    fn replay(&self, seed: u64) -> String {
+        if self.shape == Shape::default() && self.stage.is_plain() {
+            format!("starling sim --seeds 1 --seed {seed}")
+        } else {
+            format!("play({seed}) of this swarm")
         }
     }
 
@@ -193,7 +212,9 @@ impl Swarm {
                 (played.virtual_time, played.messages, played.writes) =
                     (report.elapsed, report.total().messages, report.writes);
             }
-            Err(verdict) => played.failure = Some(Failure { seed, scenario, verdict, shrunk: None }),
+            Err(verdict) => {
+                played.failure = Some(Failure { seed, replay: self.replay(seed), scenario, verdict, shrunk: None });
+            }
         }
         played
     }
@@ -272,9 +293,8 @@ impl fmt::Display for Summary {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (seed, kind) = (self.seed, &self.verdict.kind);
-        writeln!(f, "seed {seed} fails: {kind}")?;
-        writeln!(f, "replay: starling sim --seeds 1 --seed {seed}")?;
+        writeln!(f, "seed {} fails: {}", self.seed, self.verdict.kind)?;
+        writeln!(f, "replay: {}", self.replay)?;
         let Some(shrunk) = &self.shrunk else { return write!(f, "{}", self.verdict.told) };
         let ((steps, few_steps), (nodes, few_nodes)) = (shrunk.steps, shrunk.nodes);
         writeln!(

@@ -231,6 +231,7 @@ fn goes_on_without(step: &mut Step, gone: &str) -> bool {
     }
     match &mut step.action {
         Action::Ask { node, .. }
+        | Action::App { node, .. }
         | Action::Crash { node, .. }
         | Action::Restart(node)
         | Action::Pause(node)

@@ -1,8 +1,9 @@
 //! Disks: what is kept, when it is acknowledged, and what a crash leaves of what was on its way.
 
 use starling_core::Answer;
+use starling_core::id::CommandId;
 
-use super::{Happening, MAX_ANSWERS, World};
+use super::{Happening, MAX_ANSWERS, Outcome, World};
 use crate::host::Durable;
 use crate::options::Sabotage;
 
@@ -27,23 +28,31 @@ impl World {
     fn durable(&mut self, node: usize, batch: Vec<Durable>) {
         let forgets = self.options.sabotage == Some(Sabotage::ForgetDisk);
         for durable in batch {
-            if forgets && matches!(durable, Durable::Keep(_)) {
-                continue;
-            }
-            if let Some((id, answer)) = self.hosts[node].keep(durable) {
-                let about = self.ledger.answered(id, node);
-                if let (Some(key), Ok(Answer::Done { stamp: Some(stamp), .. })) = (&about, &answer) {
-                    self.ledger.acknowledge(key, stamp);
-                    if let Some(recorder) = &mut self.recorder {
-                        recorder.acknowledged(key, stamp, self.now);
+            match durable {
+                Durable::Reply(id, answer) => self.answered(node, id, answer),
+                Durable::AppReply(ticket) => {
+                    if let Some(guests) = &mut self.guests {
+                        guests.release(ticket);
                     }
                 }
-                if self.answers.len() >= MAX_ANSWERS {
-                    self.answers.pop_first();
-                }
-                self.answers.insert(id, answer);
+                _ if forgets => {}
+                kept => self.hosts[node].keep(kept),
             }
         }
+    }
+
+    fn answered(&mut self, node: usize, id: CommandId, answer: Outcome) {
+        let about = self.ledger.answered(id, node);
+        if let (Some(key), Ok(Answer::Done { stamp: Some(stamp), .. })) = (&about, &answer) {
+            self.ledger.acknowledge(key, stamp);
+            if let Some(recorder) = &mut self.recorder {
+                recorder.acknowledged(key, stamp, self.now);
+            }
+        }
+        if self.answers.len() >= MAX_ANSWERS {
+            self.answers.pop_first();
+        }
+        self.answers.insert(id, answer);
     }
 
     /// The power fails: of what was on its way to the disk any part may be there, in any order, and the rest is torn and
@@ -53,7 +62,7 @@ impl World {
         let batches: Vec<Vec<Durable>> = host.unsynced.drain(..).collect();
         let mut lost = Vec::new();
         for durable in batches.into_iter().flatten() {
-            if matches!(durable, Durable::Reply(..)) {
+            if durable.is_told() {
                 continue;
             }
             if host.chance().bool() {

@@ -4,7 +4,7 @@ use starling_core::id::InstanceKey;
 use starling_core::{Input, PeerEvent};
 
 use super::{Happening, World, brief};
-use crate::host::{Durable, State};
+use crate::host::{Durable, Held, State};
 
 /// How long a node that stops cleanly goes on before it is gone: its farewells are sent.
 const LINGER_US: u64 = 100_000;
@@ -40,6 +40,7 @@ impl World {
         self.up += 1;
         self.record_state(node);
         self.give(node, Input::Tick);
+        self.start_app(node);
         if let Some(detector) = &mut self.detector {
             detector.forget_all(node);
         }
@@ -81,6 +82,7 @@ impl World {
                 self.ledger.unsynced(node, &record.key);
             }
         }
+        self.stop_app(node);
         self.hosts[node].stop(state, self.now);
         self.ledger.unasked(node);
         self.up -= 1;
@@ -108,13 +110,17 @@ impl World {
     pub(crate) fn resume(&mut self, node: usize) {
         self.hosts[node].state = State::Running;
         self.record_state(node);
-        for input in self.hosts[node].take_backlog() {
-            self.give(node, input);
+        for held in self.hosts[node].take_backlog() {
+            match held {
+                Held::Heart(input) => self.give(node, input),
+                Held::App(event) => self.app_event(node, Some(event)),
+            }
         }
         let host = &mut self.hosts[node];
-        host.tick_at = self.now;
+        (host.tick_at, host.app_wake_at) = (self.now, self.now);
         let run = host.run();
         self.at(self.now, Happening::Tick { node, run });
+        self.at(self.now, Happening::Wake { node, run });
         self.topology_changed(Some(node));
         self.concerned = self.figures.all_followed();
         self.note_shown(node);
