@@ -49,11 +49,13 @@ pub struct Plan {
     pub members: MemberSettings,
     /// How many nodes, beginning with the first, everybody has for seeds.
     pub seeds: usize,
+    /// How many cells they are dealt to, in turn.
+    pub cells: usize,
 }
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { seed: 1, members: MemberSettings::default(), seeds: 3 }
+        Self { seed: 1, members: MemberSettings::default(), seeds: 3, cells: 1 }
     }
 }
 
@@ -154,6 +156,7 @@ impl Cell {
             listen: address,
             seed: Some(self.random.u64(..)),
             span_capacity: 1,
+            cell: format!("c{}", place % self.plan.cells).parse().unwrap(),
             members,
             links: Limits::default(),
             ..NetSettings::default()
@@ -186,7 +189,8 @@ impl Cell {
         while !stopping.is_finished() {
             let end = self.now + STEP;
             self.network.deliver(address, self.now);
-            runtime.block_on(tokio::time::sleep_until(origin + end));
+            // Made inside: a timer belongs to the runtime it is made in.
+            runtime.block_on(async { tokio::time::sleep_until(origin + end).await });
             self.step();
         }
         self.network.unplug(address);
@@ -278,10 +282,13 @@ impl Cell {
 
     /// Whether all these see each other and nobody else.
     pub fn are_one(&self, places: &[usize]) -> bool {
-        places.iter().all(|at| {
-            self.alive_at(*at) == places.len()
-                && places.iter().all(|of| self.state(*at, &self.seats[*of].name) == Some(MemberState::Alive))
-        })
+        places.iter().all(|at| self.are_alive(*at, places))
+    }
+
+    /// Whether a node counts exactly these as alive.
+    pub fn are_alive(&self, at: usize, places: &[usize]) -> bool {
+        let alive = |of: &usize| self.state(at, &self.seats[*of].name) == Some(MemberState::Alive);
+        self.alive_at(at) == places.len() && places.iter().all(alive)
     }
 
     /// Whether all of these think so of a node.

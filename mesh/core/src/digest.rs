@@ -31,6 +31,7 @@ impl KeyHash {
             Key::Config(ConfigKey { namespace, group, key }) => {
                 Self::of_parts(CONFIG, [namespace.as_str(), group.as_str(), key.as_str()])
             }
+            Key::Node(node) => Self::of_parts(NODE, [node.as_str(), "", ""]),
         }
     }
 
@@ -58,6 +59,7 @@ impl KeyHash {
 const INSTANCE: u8 = 1;
 const OVERRIDE: u8 = 2;
 const CONFIG: u8 = 3;
+const NODE: u8 = 4;
 
 /// Bytes to be hashed, beside the heap: hashing happens several times per record that comes in.
 struct Scratch {

@@ -190,7 +190,7 @@ macro_rules! common {
     };
 }
 
-common!(NodeId, Namespace, ServiceName, Zone);
+common!(NodeId, Namespace, ServiceName, Zone, Region, CellName);
 
 impl Default for Namespace {
     fn default() -> Self {

@@ -14,11 +14,13 @@
 //! | [`node`] | the one door: [`Node::handle`] |
 //! | [`peers`], [`push`], [`repair`], [`health`] | whom to tell and how, what is missing, which probes count |
 //! | [`preserve`] | whether those who vanished are dead, or this node is cut off |
+//! | [`cells`] | several data centres: relays, the directory of nodes, which cell is out of reach |
 //! | [`view`], [`sorted`] | the immutable picture readers use |
 //! | [`route`], [`balance`], [`guard`] | which service a host means, which instance gets a request, what is kept from whom |
 //! | [`observe`] | spans and metrics |
 
 pub mod balance;
+pub mod cells;
 pub mod config;
 pub mod digest;
 pub mod graveyard;

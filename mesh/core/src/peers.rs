@@ -3,13 +3,14 @@
 //! Changes travel over an overlay every node computes for itself: on each of four hash rings over the living nodes, a
 //! node is linked to its two neighbours. That is a random 8-regular graph: connected with overwhelming probability, a
 //! few hops across even among tens of thousands, and it heals by itself when the member list changes. With up to nine
-//! nodes it is simply everybody.
+//! nodes it is simply everybody. The overlay is of one cell; the relays of several are linked as [`crate::cells`] says.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use crate::id::{Incarnation, NodeId};
+use crate::cells::{self, Directory, NodeRecord, RELAYS};
+use crate::id::{CellName, Incarnation, NodeId};
 use crate::node::PeerEvent;
 use crate::push::rank;
 use crate::time::WallTime;
@@ -20,23 +21,53 @@ pub const RINGS: u64 = 4;
 /// How many returned peers wait for their repair; more are found by the regular exchanges.
 const MAX_RETURNED: usize = 64;
 
-/// The members this node knows, itself included.
+/// The members this node knows, itself included: of its own cell through membership, of others through the directory.
 #[derive(Debug)]
 pub struct Peers {
     me: NodeId,
+    cell: CellName,
+    /// How many relays a cell has.
+    relays_wanted: usize,
+    /// What the records say of the nodes of other cells; what is seen of them from here is in `members`.
+    directory: Directory,
+    out_of_reach: BTreeSet<CellName>,
+    /// Members of its own cell that only the directory has told of, with their addresses.
+    unmet: BTreeMap<NodeId, String>,
     members: BTreeMap<NodeId, MemberView>,
     /// Computed when first needed after a change: membership changes in bursts.
     neighbours: Option<Vec<NodeId>>,
     /// Whether this node is the first of the living by rank, see [`crate::push`]; computed with the neighbours.
     leads: bool,
+    relays: Option<Vec<NodeId>>,
+    /// The relays of other cells this one is linked with; nobody while it is no relay.
+    links: Option<Vec<NodeId>>,
     returned: VecDeque<NodeId>,
 }
 
 impl Peers {
     /// A node that knows only itself.
     pub fn new(me: NodeId, facts: NodeFacts, since: WallTime) -> Self {
+        let cell = facts.cell.clone();
         let myself = MemberView { node: me.clone(), facts, state: MemberState::Alive, since };
-        Self { members: [(me.clone(), myself)].into(), me, neighbours: None, leads: false, returned: VecDeque::new() }
+        Self {
+            members: [(me.clone(), myself)].into(),
+            me,
+            cell,
+            relays_wanted: RELAYS,
+            directory: Directory::default(),
+            out_of_reach: BTreeSet::new(),
+            unmet: BTreeMap::new(),
+            neighbours: None,
+            leads: false,
+            relays: None,
+            links: None,
+            returned: VecDeque::new(),
+        }
+    }
+
+    /// The same with another number of relays per cell.
+    pub fn with_relays(self, relays_wanted: usize) -> Self {
+        Self { relays_wanted: relays_wanted.max(1), ..self }
     }
 
     /// What is known of a node.
@@ -53,9 +84,11 @@ impl Peers {
     pub fn apply(&mut self, event: PeerEvent, wall: WallTime) -> Option<NodeId> {
         match event {
             PeerEvent::Up(node, facts) => self.up(node, facts, wall),
+            // Membership's word ends with the cell: a node that has moved to another is no longer its to lose.
+            PeerEvent::Lost(node) if self.is_elsewhere(&node) => None,
             PeerEvent::Lost(node) if node != self.me => self.set_state(node, MemberState::Lost, wall),
             PeerEvent::Left(node, incarnation) if node != self.me => self.left(node, incarnation, wall),
-            PeerEvent::Lost(_) | PeerEvent::Left(..) => None,
+            PeerEvent::Lost(_) | PeerEvent::Left(..) | PeerEvent::Met(_) => None,
         }
     }
 
@@ -83,12 +116,61 @@ impl Peers {
             }
             _ => wall,
         };
-        if self.returned.len() < MAX_RETURNED && !self.returned.contains(&node) {
+        if facts.cell == self.cell {
+            self.directory.remove(&node);
+            self.unmet.remove(&node);
+        } else {
+            self.directory.put(&node, &facts.cell, MemberState::Alive);
+        }
+        let near = facts.cell == self.cell;
+        if near && self.returned.len() < MAX_RETURNED && !self.returned.contains(&node) {
             self.returned.push_back(node.clone());
         }
         self.members.insert(node.clone(), MemberView { node: node.clone(), facts, state: MemberState::Alive, since });
-        self.neighbours = None;
+        self.changed();
         Some(node)
+    }
+
+    /// Takes what the directory says of a node of another cell, and returns it if anything about it changed.
+    pub fn told(&mut self, node: &NodeId, record: &NodeRecord, since: WallTime) -> Option<NodeId> {
+        let NodeRecord { facts, state } = record;
+        if facts.cell == self.cell || *node == self.me {
+            // Membership knows better, if it knows at all.
+            if *state == MemberState::Alive && !self.members.contains_key(node) {
+                self.unmet.insert(node.clone(), facts.address.clone());
+            } else {
+                self.unmet.remove(node);
+            }
+            return None;
+        }
+        if let Some(known) = self.members.get(node) {
+            let over = known.state == MemberState::Left && *state != MemberState::Left;
+            if facts.incarnation < known.facts.incarnation || (facts.incarnation == known.facts.incarnation && over) {
+                return None;
+            }
+        }
+        self.directory.put(node, &facts.cell, *state);
+        let state = self.seen_from_here(&facts.cell, *state);
+        self.changed();
+        let known = self.members.get(node);
+        if known.is_some_and(|known| known.facts == *facts && known.state == state) {
+            return None;
+        }
+        self.members.insert(node.clone(), MemberView { node: node.clone(), facts: facts.clone(), state, since });
+        Some(node.clone())
+    }
+
+    /// Whether a node is of another cell.
+    pub fn is_elsewhere(&self, node: &NodeId) -> bool {
+        self.members.get(node).is_some_and(|known| known.facts.cell != self.cell)
+    }
+
+    fn seen_from_here(&self, cell: &CellName, state: MemberState) -> MemberState {
+        if state == MemberState::Alive && self.out_of_reach.contains(cell) { MemberState::Lost } else { state }
+    }
+
+    fn changed(&mut self) {
+        (self.neighbours, self.relays, self.links) = (None, None, None);
     }
 
     fn left(&mut self, node: NodeId, incarnation: Incarnation, wall: WallTime) -> Option<NodeId> {
@@ -111,7 +193,10 @@ impl Peers {
         }
         member.state = state;
         member.since = wall;
-        self.neighbours = None;
+        if member.facts.cell != self.cell {
+            self.directory.put(&node, &member.facts.cell, state);
+        }
+        self.changed();
         Some(node)
     }
 
@@ -130,13 +215,17 @@ impl Peers {
     pub fn forget(&mut self, node: &NodeId) {
         if *node != self.me && self.state(node) != Some(MemberState::Alive) {
             self.members.remove(node);
+            self.directory.remove(node);
+            self.changed();
         }
     }
 
-    /// The living nodes this node passes changes to.
+    /// The living nodes of its cell this node passes changes to, and as a relay those of other cells.
     pub fn neighbours(&mut self) -> &[NodeId] {
         if self.neighbours.is_none() {
-            self.neighbours = Some(self.overlay());
+            let mut near = self.overlay();
+            near.extend_from_slice(self.links());
+            self.neighbours = Some(near);
             let living = self.members.values().filter(|member| member.state == MemberState::Alive);
             let first = living.map(|member| &member.node).min_by_key(|node| (rank(node), *node));
             self.leads = first == Some(&self.me);
@@ -165,11 +254,18 @@ impl Peers {
         !self.returned.is_empty()
     }
 
+    /// Those of them that are of its own cell: whom it repairs with in turn.
+    pub fn near_neighbours(&mut self) -> &[NodeId] {
+        let links = self.links().len();
+        let all = self.neighbours();
+        &all[..all.len() - links]
+    }
+
     fn overlay(&self) -> Vec<NodeId> {
         let others: Vec<&NodeId> = self
             .members
             .values()
-            .filter(|m| m.state == MemberState::Alive && m.node != self.me)
+            .filter(|m| m.state == MemberState::Alive && m.node != self.me && m.facts.cell == self.cell)
             .map(|m| &m.node)
             .collect();
         if others.len() as u64 <= 2 * RINGS {
@@ -185,6 +281,112 @@ impl Peers {
             chosen.extend(others.iter().max_by_key(distance).map(|node| (*node).clone()));
         }
         chosen.into_iter().collect()
+    }
+}
+
+/// What there is to know beyond one's own cell.
+impl Peers {
+    /// This node's cell.
+    pub fn cell(&self) -> &CellName {
+        &self.cell
+    }
+
+    /// Whether there are other cells.
+    pub fn has_other_cells(&self) -> bool {
+        !self.directory.is_empty()
+    }
+
+    /// The members of its own cell that only the directory has told of, with their addresses.
+    pub fn unmet(&self) -> &BTreeMap<NodeId, String> {
+        &self.unmet
+    }
+
+    /// The nodes of other cells, as their records say.
+    pub fn directory(&self) -> &Directory {
+        &self.directory
+    }
+
+    /// The living members of this cell, this node included even while it is leaving.
+    pub fn living(&self) -> impl Iterator<Item = &NodeId> {
+        let there = |m: &&MemberView| m.facts.cell == self.cell && (m.state == MemberState::Alive || m.node == self.me);
+        self.members.values().filter(there).map(|m| &m.node)
+    }
+
+    /// The lost members of this cell.
+    pub fn missing(&self) -> impl Iterator<Item = &NodeId> {
+        let lost = |m: &&MemberView| m.facts.cell == self.cell && m.state == MemberState::Lost;
+        self.members.values().filter(lost).map(|m| &m.node)
+    }
+
+    /// The relays of this cell, the first in rank first.
+    pub fn relays(&mut self) -> &[NodeId] {
+        if self.relays.is_none() {
+            self.relays = Some(cells::relays(&self.cell, self.living(), self.relays_wanted));
+        }
+        self.relays.as_deref().unwrap_or_default()
+    }
+
+    /// This node's rank among the relays of its cell, from 0.
+    pub fn rank(&mut self) -> Option<usize> {
+        let me = self.me.clone();
+        self.relays().iter().position(|relay| *relay == me)
+    }
+
+    /// The relays of other cells this node is linked with: on each ring it looks after, one of the cell before and one
+    /// of the cell after its own. Cells out of reach are left out of the rings, so that those within reach stay
+    /// connected however many are not; and are kept in as well, because they are tried for ever.
+    pub fn links(&mut self) -> &[NodeId] {
+        if self.links.is_none() {
+            self.links = Some(if self.directory.is_empty() { Vec::new() } else { self.linked_relays() });
+        }
+        self.links.as_deref().unwrap_or_default()
+    }
+
+    fn linked_relays(&mut self) -> Vec<NodeId> {
+        let Some(rank) = self.rank() else { return Vec::new() };
+        let relays = self.relays().len();
+        let mut chosen = BTreeSet::new();
+        for ring in (rank..self.relays_wanted).step_by(relays) {
+            let all = cells::beside(ring, &self.cell, self.directory.cells());
+            let reached = self.directory.cells().filter(|cell| !self.out_of_reach.contains(*cell));
+            for cell in all.into_iter().chain(cells::beside(ring, &self.cell, reached)) {
+                let theirs = self.directory.relays(cell, self.relays_wanted);
+                chosen.extend(theirs.get(ring % theirs.len().max(1)).cloned());
+            }
+        }
+        chosen.into_iter().collect()
+    }
+
+    /// Whether a node is lost only because its whole cell is out of reach.
+    pub fn is_behind_the_cut(&self, node: &NodeId) -> bool {
+        let Some(member) = self.members.get(node) else { return false };
+        self.out_of_reach.contains(&member.facts.cell) && self.directory.state(node) == Some(MemberState::Alive)
+    }
+
+    /// The cells out of reach.
+    pub fn out_of_reach(&self) -> &BTreeSet<CellName> {
+        &self.out_of_reach
+    }
+
+    /// Holds the nodes of these cells for lost from here, and of all others for what their records say; returns those
+    /// for which that made a difference.
+    pub fn set_out_of_reach(&mut self, cells: BTreeSet<CellName>, wall: WallTime) -> Vec<NodeId> {
+        let before = std::mem::replace(&mut self.out_of_reach, cells);
+        let turned: Vec<CellName> = before.symmetric_difference(&self.out_of_reach).cloned().collect();
+        let mut changed = Vec::new();
+        for cell in turned {
+            for (node, recorded) in self.directory.members(&cell) {
+                let state = self.seen_from_here(&cell, recorded);
+                if let Some(member) = self.members.get_mut(node)
+                    && member.state != state
+                {
+                    (member.state, member.since) = (state, wall);
+                    changed.push(node.clone());
+                }
+            }
+        }
+        self.changed();
+        changed
     }
 }
 

@@ -10,11 +10,13 @@ use std::sync::Arc;
 use crdts::{CmRDT, CvRDT, LWWReg, MVReg, VClock, mvreg};
 use serde::{Deserialize, Deserializer, Serialize, de};
 
+use crate::cells::NodeRecord;
 use crate::config::Version;
 use crate::digest::{ItemHash, KeyHash};
-use crate::id::{ConfigKey, InstanceKey, NodeId};
+use crate::id::{ConfigKey, Incarnation, InstanceKey, NodeId};
 use crate::registry::{Instance, Override};
 use crate::time::{HybridTime, Stamp};
+use crate::view::MemberState;
 
 /// What a record is about.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -25,6 +27,8 @@ pub enum Key {
     Override(InstanceKey),
     /// A configuration document, written anywhere.
     Config(ConfigKey),
+    /// A node, written by itself and by the relays of its cell, for the other cells. There are none in a mesh of one cell.
+    Node(NodeId),
 }
 
 /// The value of a key: a register that merges. A register that holds nothing is a tombstone.
@@ -36,6 +40,8 @@ pub enum Cell {
     Override(LWWReg<Option<Arc<Override>>, Stamp>),
     /// Concurrent versions are all kept.
     Config(#[serde(deserialize_with = "sound_register")] MVReg<Arc<Version>, NodeId>),
+    /// The last write about the newest start wins.
+    Node(LWWReg<Arc<NodeRecord>, Start>),
 }
 
 /// What orders the writes of an instance: first by when somebody last said where it belongs (registered it, took it
@@ -55,6 +61,16 @@ impl Claim {
     pub fn new(stamp: Stamp) -> Self {
         Self { claimed: stamp.time, stamp }
     }
+}
+
+/// What orders the writes about a node: first by which start of it they are about. So news of an old start never beats a
+/// newer one, whoever tells it and however late.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Start {
+    /// The start that is spoken of.
+    pub incarnation: Incarnation,
+    /// The write.
+    pub stamp: Stamp,
 }
 
 /// An instance with its name and its owner's last write: what a store and the picture for readers hold together, once.
@@ -102,6 +118,9 @@ pub enum MergeError {
     /// A write under a claim that was made after it.
     #[error("stamp {0} is older than the claim it is made under")]
     Unclaimed(Stamp),
+    /// A node's record whose facts are of another start than the one it is about.
+    #[error("the record is about start {0}, its facts are not")]
+    OtherStart(u64),
     /// A stamp no clock can have shown.
     #[error("stamp {0} is in the year 6429 or later")]
     Endless(Stamp),
@@ -147,6 +166,7 @@ impl Cell {
         match self {
             Cell::Instance(register) => vec![register.marker.stamp.clone()],
             Cell::Override(register) => vec![register.marker.clone()],
+            Cell::Node(register) => vec![register.marker.stamp.clone()],
             Cell::Config(register) => {
                 let mut stamps: Vec<Stamp> = versions(register).into_iter().map(|v| v.stamp.clone()).collect();
                 stamps.sort_unstable();
@@ -167,11 +187,12 @@ impl Cell {
         self.stamps().pop()
     }
 
-    /// Whether it says only that something is gone.
+    /// Whether it says only that something is gone, and is forgotten when that is long ago.
     pub fn is_tombstone(&self) -> bool {
         match self {
             Cell::Instance(register) => register.val.is_none(),
             Cell::Override(register) => register.val.is_none(),
+            Cell::Node(register) => register.val.state != MemberState::Alive,
             Cell::Config(register) => versions(register).iter().all(|version| version.body.is_none()),
         }
     }
@@ -185,6 +206,7 @@ impl Cell {
             (Cell::Instance(mine), Cell::Instance(theirs)) => merge_last_write(mine, theirs),
             (Cell::Override(mine), Cell::Override(theirs)) => merge_last_write(mine, theirs),
             (Cell::Config(mine), Cell::Config(theirs)) => merge_versions(mine, theirs),
+            (Cell::Node(mine), Cell::Node(theirs)) => merge_last_write(mine, theirs),
             _ => Err(MergeError::Kind),
         }
     }
@@ -197,6 +219,7 @@ impl Record {
         let item = match &self.cell {
             Cell::Instance(register) => ItemHash::of(hash, [&register.marker.stamp]),
             Cell::Override(register) => ItemHash::of(hash, [&register.marker]),
+            Cell::Node(register) => ItemHash::of(hash, [&register.marker.stamp]),
             Cell::Config(_) => ItemHash::of(hash, &self.cell.stamps()),
         };
         (hash, item)
@@ -217,6 +240,10 @@ impl Record {
             (Key::Instance(_), Cell::Instance(_)) | (Key::Override(_), Cell::Override(_)) => Ok(()),
             (Key::Config(_), Cell::Config(register)) if !versions(register).is_empty() => Ok(()),
             (Key::Config(_), Cell::Config(_)) => Err(MergeError::Empty),
+            (Key::Node(_), Cell::Node(LWWReg { val, marker })) if val.facts.incarnation != marker.incarnation => {
+                Err(MergeError::OtherStart(marker.incarnation.0))
+            }
+            (Key::Node(_), Cell::Node(_)) => Ok(()),
             _ => Err(MergeError::Kind),
         }
     }
@@ -268,6 +295,12 @@ pub(crate) trait Marker: Ord {
 impl Marker for Stamp {
     fn stamp(&self) -> &Stamp {
         self
+    }
+}
+
+impl Marker for Start {
+    fn stamp(&self) -> &Stamp {
+        &self.stamp
     }
 }
 

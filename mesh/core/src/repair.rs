@@ -192,6 +192,7 @@ fn in_parts(record: Record) -> Vec<Record> {
 fn rough_bytes(record: &Record) -> usize {
     match &record.cell {
         Cell::Instance(register) => 128 + register.val.as_ref().map_or(0, |instance| instance.rough_bytes()),
+        Cell::Node(register) => 192 + register.val.facts.version.len() + register.val.facts.address.len(),
         Cell::Override(register) => 128 + register.val.as_ref().map_or(0, |value| value.reason.len()),
         Cell::Config(register) => {
             let writers = register.read_ctx().add_clock.dots.len();

@@ -25,6 +25,7 @@ pub struct Store {
     /// Tombstones by age, so that collecting them does not look at anything else.
     tombstones: BTreeSet<(HybridTime, KeyHash)>,
     configs: usize,
+    nodes: usize,
     config_bytes: usize,
     names: Names,
 }
@@ -101,6 +102,11 @@ impl Store {
         self.configs
     }
 
+    /// How many records of nodes there are.
+    pub fn nodes(&self) -> usize {
+        self.nodes
+    }
+
     /// How many bytes all versions of all configuration documents have.
     pub fn config_bytes(&self) -> usize {
         self.config_bytes
@@ -118,10 +124,11 @@ impl Store {
     pub fn merge(&mut self, record: Record) -> Result<bool, MergeError> {
         record.validate()?;
         let hash = KeyHash::of(&record.key);
-        let Self { records, tombstones, configs, config_bytes, names } = self;
+        let Self { records, tombstones, configs, nodes, config_bytes, names } = self;
         if records.get(hash).is_none() {
             let kept = Kept::new(record, names);
             *configs += usize::from(kept.is_config());
+            *nodes += usize::from(kept.is_node());
             *config_bytes += kept.body_bytes();
             tombstones.extend(kept.tombstone().map(|time| (time, hash)));
             records.insert(hash, kept.item(hash), kept);
@@ -151,6 +158,7 @@ impl Store {
             let Some((_, hash)) = self.tombstones.pop_first() else { break };
             let Some(kept) = self.records.remove(hash) else { continue };
             self.configs -= usize::from(kept.is_config());
+            self.nodes -= usize::from(kept.is_node());
             collected.push(kept.record());
         }
         collected
@@ -169,7 +177,9 @@ impl Kept {
                 match &mut other.key {
                     Key::Instance(key) | Key::Override(key) => share_key(names, key),
                     Key::Config(key) => names.share(&mut key.namespace),
+                    Key::Node(node) => names.share(node),
                 }
+                share_facts(names, &mut other.cell);
                 Kept::Other(Box::new(other))
             }
         }
@@ -205,6 +215,10 @@ impl Kept {
             (Kept::Other(kept), key) => kept.key == *key,
             _ => false,
         }
+    }
+
+    fn is_node(&self) -> bool {
+        matches!(self, Kept::Other(kept) if matches!(kept.key, Key::Node(_)))
     }
 
     fn is_config(&self) -> bool {
@@ -254,6 +268,16 @@ impl Kept {
             Kept::Other(kept) => kept.cell.body_bytes(),
             _ => 0,
         }
+    }
+}
+
+fn share_facts(names: &mut Names, cell: &mut Cell) {
+    let Cell::Node(register) = cell else { return };
+    names.share(&mut register.marker.stamp.node);
+    if let Some(node) = Arc::get_mut(&mut register.val) {
+        names.share(&mut node.facts.zone);
+        names.share(&mut node.facts.region);
+        names.share(&mut node.facts.cell);
     }
 }
 

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use crdts::LWWReg;
 
+use crate::cells::NodeRecord;
 use crate::id::{CellName, Incarnation, InstanceKey, Namespace, Region, ServiceKey, Zone};
-use crate::record::{Cell, Claim, Key, Record};
+use crate::record::{Cell, Claim, Key, Record, Start};
 use crate::registry::{Address, Instance};
 use crate::time::{HybridTime, Stamp};
-use crate::view::NodeFacts;
+use crate::view::{MemberState, NodeFacts};
 
 pub(crate) fn instance_key(service: &str, id: &str) -> InstanceKey {
     let service = ServiceKey { namespace: Namespace::default(), service: service.parse().unwrap() };
@@ -31,6 +32,13 @@ pub(crate) fn instance_record(service: &str, id: &str, owner: &str, time: u64) -
 pub(crate) fn tombstone_record(service: &str, id: &str, by: &str, time: u64) -> Record {
     let cell = Cell::Instance(LWWReg { val: None, marker: Claim::new(stamp(by, time)) });
     Record { key: Key::Instance(instance_key(service, id)), cell }
+}
+
+pub(crate) fn node_record(node: &str, incarnation: u64, cell: &str, state: MemberState, stamp: Stamp) -> Record {
+    let facts = NodeFacts { cell: cell.parse().unwrap(), ..facts(incarnation) };
+    let marker = Start { incarnation: Incarnation(incarnation), stamp };
+    let cell = Cell::Node(LWWReg { val: Arc::new(NodeRecord { facts, state }), marker });
+    Record { key: Key::Node(node.parse().unwrap()), cell }
 }
 
 pub(crate) fn facts(incarnation: u64) -> NodeFacts {

@@ -3,6 +3,7 @@
 //! A view is made of persistent maps. Publishing a change copies the path to the changed service and shares the rest,
 //! so its cost does not grow with the registry. Readers hold an `Arc<View>` as long as they like and never wait.
 
+use std::collections::BTreeSet;
 use std::ops::Deref;
 use std::sync::{Arc, OnceLock};
 
@@ -51,6 +52,10 @@ pub struct View {
     pub members: RedBlackTreeMapSync<NodeId, Arc<MemberView>>,
     /// Where too many nodes vanished at once to be taken for dead; most often nowhere.
     pub preservation: Arc<[Preservation]>,
+    /// How many relays a cell has; see [`View::relays`].
+    pub relays_wanted: usize,
+    /// Other cells nothing is heard of: their nodes are lost from here.
+    pub out_of_reach: Arc<BTreeSet<CellName>>,
     /// The store's fingerprint: equal on two nodes exactly when they hold the same records.
     pub fingerprint: Fingerprint,
 }
@@ -312,6 +317,8 @@ impl View {
             overrides: RedBlackTreeMapSync::new_sync(),
             members: RedBlackTreeMapSync::new_sync(),
             preservation: Arc::default(),
+            relays_wanted: crate::cells::RELAYS,
+            out_of_reach: Arc::default(),
             fingerprint: Fingerprint::default(),
         }
     }
@@ -349,6 +356,13 @@ impl View {
     /// What is known of a node.
     pub fn member(&self, node: &NodeId) -> Option<&Arc<MemberView>> {
         self.members.get(node)
+    }
+
+    /// The relays of a cell as they are seen from here, the first in rank first. A cell that is alone has them, too, with
+    /// nothing to do.
+    pub fn relays(&self, cell: &CellName) -> Vec<NodeId> {
+        let living = self.alive().filter(|member| member.facts.cell == *cell).map(|member| &member.node);
+        crate::cells::relays(cell, living, self.relays_wanted)
     }
 
     /// The members that are there, this node included.

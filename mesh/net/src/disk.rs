@@ -171,6 +171,7 @@ impl std::fmt::Display for Problem {
                         )?;
                     }
                     Some(Key::Override(key)) => write!(f, " (override of {key}: set it again if it is missing)")?,
+                    Some(Key::Node(node)) => write!(f, " (what was told of node {node}: it will tell again)")?,
                     Some(Key::Config(key)) => write!(f, " (config {key}: peers have it, or write it again)")?,
                     None => write!(f, " (what they said is not readable; peers still have what they were told)")?,
                 }

@@ -53,9 +53,23 @@ pub(crate) struct Queues {
 /// Gives a message to a peer if it can; never waits. What does not fit is dropped, and repaired later.
 pub(crate) type Outbox = Box<dyn Fn(&NodeId, Message) + Send>;
 
+/// What the heart wants of links and membership besides sending.
+pub(crate) enum Wish {
+    /// Keep a link to this node of another cell.
+    Link(NodeId, String),
+    /// Let go of it.
+    Unlink(NodeId),
+    /// Gossip with whoever is at this address.
+    Introduce(String),
+}
+
+/// Carries a wish out; never waits.
+pub(crate) type Fulfil = Box<dyn Fn(Wish) + Send>;
+
 /// Where its outputs go.
 pub(crate) struct World {
     pub(crate) send: Outbox,
+    pub(crate) fulfil: Fulfil,
     pub(crate) disk: Disk,
     pub(crate) prober: Prober,
     pub(crate) view: Arc<ArcSwap<View>>,
@@ -202,6 +216,9 @@ impl Driver {
                 Output::Reply(id, result) => self.batch.replies.push((id, result)),
                 Output::Probe(key, address, check) => self.world.prober.start(key, address, check),
                 Output::StopProbe(key) => self.world.prober.stop(&key),
+                Output::Link(peer, address) => (self.world.fulfil)(Wish::Link(peer, address)),
+                Output::Unlink(peer) => (self.world.fulfil)(Wish::Unlink(peer)),
+                Output::Introduce(address) => (self.world.fulfil)(Wish::Introduce(address)),
                 Output::Publish(view) => self.batch.view = Some(view),
             }
         }

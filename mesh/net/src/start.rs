@@ -18,7 +18,7 @@ use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{Instant, timeout_at};
 
 use crate::disk::{Disk, DiskError, Opened, Problem};
-use crate::driver::{Clocks, Driver, Queues, World};
+use crate::driver::{Clocks, Driver, Fulfil, Queues, Wish, World};
 use crate::gauges::Gauges;
 use crate::ground::Ground;
 use crate::handle::{CommandError, Handle, Shared};
@@ -194,7 +194,10 @@ pub async fn start_on(identity: &Identity, settings: NetSettings, ground: Ground
     let handle = Handle::new(Arc::new(shared));
     let outgoing = links.clone();
     let send = Box::new(move |peer: &NodeId, message| outgoing.send(peer, message));
-    let world = World { send, disk: opened.disk, prober, view, changes: changed, gauges };
+    let fulfil = fulfilment(links.clone(), membership.clone());
+    let directory = view.clone();
+    links.look_up(move |node| directory.load().member(node)?.facts.address.parse().ok());
+    let world = World { send, fulfil, disk: opened.disk, prober, view, changes: changed, gauges };
     let queues = Queues::new(command_queue, inbox.messages, events, probe_queue);
     let (stop, stopped) = oneshot::channel();
     let driver = tokio::spawn(Driver::new(node, clocks, world).run(queues, stopped));
@@ -238,6 +241,22 @@ impl Running {
             tracing::error!("the data directory did not take the last writes in time; nothing acknowledged is lost");
         }
     }
+}
+
+/// What a node knows of other cells it knows from records: their addresses are told by others, and may be none.
+fn fulfilment(links: Links, membership: Membership) -> Fulfil {
+    Box::new(move |wish| match wish {
+        Wish::Link(node, address) => match address.parse() {
+            Ok(address) => links.learn(&node, address),
+            Err(_) => tracing::warn!(%node, address, "a relay of another cell has no IP address and cannot be linked"),
+        },
+        Wish::Unlink(node) => links.forget(&node),
+        Wish::Introduce(address) => {
+            if let Ok(address) = address.parse() {
+                membership.introduce(address);
+            }
+        }
+    })
 }
 
 /// Blocks for as long as it takes to read the log: nothing else can begin before.

@@ -193,6 +193,7 @@ fn lost(view: &View, missing: &Missing) -> String {
     let shown = match key {
         Key::Instance(key) | Key::Override(key) => said_of_instance(view.instance(key)),
         Key::Config(key) => said_of_config(view.config(key).map(|shown| &**shown)),
+        Key::Node(node) => view.member(node).map_or("nothing".into(), |member| format!("{:?}", member.state)),
     };
     let me = &view.me;
     format!("{me} has lost {what}, acknowledged at {} by {} as {stamp}; it shows {shown}", clock(*at), stamp.node)

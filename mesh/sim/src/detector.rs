@@ -3,7 +3,7 @@
 //! Two nodes reach each other when both are running and nothing is cut between them, in either direction. Each observer
 //! changes its mind once that has been so (or not so) for long enough, plus up to a quarter: no two observers notice at
 //! the same moment. Unlike a gossiped detector this one takes nobody's word for a third node, which makes it the
-//! stricter world: a single cut link already makes two nodes lose each other.
+//! stricter world: a single cut link already makes two nodes lose each other. It ends at the border of a cell.
 
 use std::time::Duration;
 
@@ -33,6 +33,8 @@ struct Pair {
 #[derive(Debug)]
 pub(crate) struct Detector {
     size: usize,
+    /// Which cell each host is of.
+    cells: Vec<usize>,
     /// One place per ordered pair (observer, subject).
     pairs: Vec<Pair>,
     lost_after: u64,
@@ -42,16 +44,19 @@ pub(crate) struct Detector {
 
 impl Detector {
     /// Nobody reaches anybody yet.
-    pub(crate) fn new(size: usize, lost_after: Duration, up_after: Duration, rng: fastrand::Rng) -> Self {
+    pub(crate) fn new(cells: Vec<usize>, lost_after: Duration, up_after: Duration, rng: fastrand::Rng) -> Self {
+        let size = cells.len();
         let nothing = Pair { reach: false, since: 0, told: Told::Nothing };
         let (lost_after, up_after) = (micros(lost_after), micros(up_after));
-        Self { size, pairs: vec![nothing; size * size], lost_after, up_after, rng }
+        Self { size, cells, pairs: vec![nothing; size * size], lost_after, up_after, rng }
     }
 
     /// All nodes have known each other since long ago.
     pub(crate) fn acquaint(&mut self, hosts: &[Host]) {
         for observer in 0..self.size {
-            for (subject, host) in hosts.iter().enumerate() {
+            for (subject, host) in
+                hosts.iter().enumerate().filter(|(subject, _)| self.cells[*subject] == self.cells[observer])
+            {
                 let told = Told::Up(host.run());
                 self.pairs[observer * self.size + subject] = Pair { reach: true, since: 0, told };
             }
@@ -73,7 +78,7 @@ impl Detector {
             let (mut gained, mut missing) = (false, false);
             for subject in 0..self.size {
                 let concerns = of.is_none_or(|host| host == observer || host == subject);
-                if observer == subject || !concerns {
+                if observer == subject || !concerns || self.cells[observer] != self.cells[subject] {
                     continue;
                 }
                 let reach = hosts[observer].is_running()
@@ -107,7 +112,7 @@ impl Detector {
     /// What an observer learns when it looks.
     pub(crate) fn look(&mut self, observer: usize, hosts: &[Host], now: u64) -> Vec<(usize, PeerEvent)> {
         let mut events = Vec::new();
-        for subject in (0..self.size).filter(|subject| *subject != observer) {
+        for subject in self.others(observer) {
             let host = &hosts[subject];
             let pair = &mut self.pairs[observer * self.size + subject];
             let lasted = now - pair.since;
@@ -126,7 +131,7 @@ impl Detector {
     pub(crate) fn left(&mut self, subject: usize, hosts: &[Host], cuts: &Cuts, now: u64) -> Vec<(u64, usize)> {
         debug_assert_eq!(hosts[subject].state, State::Left);
         let mut told = Vec::new();
-        for observer in (0..self.size).filter(|observer| *observer != subject) {
+        for observer in self.others(subject) {
             let pair = &mut self.pairs[observer * self.size + subject];
             let open = cuts.is_open(observer, subject) && cuts.is_open(subject, observer);
             if open && matches!(pair.told, Told::Up(_)) && hosts[observer].is_up() {
@@ -135,6 +140,11 @@ impl Detector {
             }
         }
         told
+    }
+
+    /// The other members of a host's cell.
+    fn others(&self, of: usize) -> Vec<usize> {
+        (0..self.size).filter(|other| *other != of && self.cells[*other] == self.cells[of]).collect()
     }
 
     fn late(&mut self, delay: u64) -> u64 {

@@ -52,6 +52,15 @@ pub(crate) enum Held {
     App(Event),
 }
 
+/// What a host has sent since it was made, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Traffic {
+    /// Altogether.
+    pub sent: u64,
+    /// To other cells.
+    pub abroad: u64,
+}
+
 #[derive(Debug)]
 pub(crate) struct Host {
     pub(crate) id: NodeId,
@@ -77,6 +86,7 @@ pub(crate) struct Host {
     /// Probed instances, and every how many microseconds.
     pub(crate) probes: BTreeMap<InstanceKey, u64>,
     backlog: Vec<Held>,
+    pub(crate) traffic: Traffic,
     /// When its uplink has sent all it was given.
     pub(crate) uplink_free_at: u64,
     /// How long it takes over one input, in microseconds, and when it is done with all it was given.
@@ -116,6 +126,7 @@ impl Host {
             unsynced: VecDeque::new(),
             probes: BTreeMap::new(),
             backlog: Vec::new(),
+            traffic: Traffic::default(),
             uplink_free_at: 0,
             slow_us: 0,
             busy_until: 0,

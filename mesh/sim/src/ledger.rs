@@ -165,6 +165,7 @@ impl Ledger {
             Key::Instance(instance) => self.covers_instance(view, key, instance, stamp),
             Key::Override(instance) => self.covers_override(view, key, instance, stamp),
             Key::Config(config) => self.covered_versions(key, shown_stamps(view, config)).contains(stamp),
+            Key::Node(_) => true, // written by nobody's wish, and so not in the ledger
         }
     }
 
@@ -296,6 +297,7 @@ fn said(cell: &Cell, stamp: &Stamp) -> Said {
     match cell {
         Cell::Instance(register) => Said::Instance(register.val.clone()),
         Cell::Override(register) => Said::Override(register.val.clone()),
+        Cell::Node(_) => unreachable!("what nodes tell of each other is not in the ledger"),
         Cell::Config(register) => {
             Said::Config(versions(register).iter().any(|v| v.stamp == *stamp && v.body.is_some()))
         }

@@ -68,6 +68,7 @@ mod world;
 
 pub use check::Story;
 pub use checker::{Bounded, CHECKERS, Checker, NoGhost, NoGoingBack, NothingInvented, NothingLost, Verdict, checker};
+pub use host::Traffic;
 pub use links::{Latency, Links};
 pub use mesh::{CommandError, Mesh, millis, secs};
 pub use options::{Builder, Options, Sabotage};

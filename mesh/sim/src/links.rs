@@ -120,7 +120,8 @@ fn percent(share: f64) -> f64 {
     (share * 10_000.0).round() / 100.0
 }
 
-/// How the links of every pair behave now: those set for the pair, else for its two zones, else all links.
+/// How the links of every pair behave now: those set for the pair, else for its two zones, else for two cells, else all
+/// links.
 #[derive(Debug, Clone)]
 pub(crate) struct LinkTable {
     pub(crate) all: Links,
@@ -128,12 +129,19 @@ pub(crate) struct LinkTable {
     classes: Vec<u16>,
     between: BTreeMap<(u16, u16), Links>,
     pairs: BTreeMap<(u32, u32), Links>,
+    /// Which cell a host is of, and how links behave between two; nothing while there is one.
+    cells: Option<(Vec<u16>, Links)>,
 }
 
 impl LinkTable {
     /// `classes` says which class every host is of.
     pub(crate) fn new(all: Links, classes: Vec<u16>) -> Self {
-        Self { all, classes, between: BTreeMap::new(), pairs: BTreeMap::new() }
+        Self { all, classes, between: BTreeMap::new(), pairs: BTreeMap::new(), cells: None }
+    }
+
+    /// Says which cell every host is of, and how the links between two cells behave.
+    pub(crate) fn set_cells(&mut self, cells: Vec<u16>, links: Links) {
+        self.cells = Some((cells, links));
     }
 
     /// Sets the links from one class of hosts to another.
@@ -154,6 +162,11 @@ impl LinkTable {
         }
         if !self.between.is_empty()
             && let Some(links) = self.between.get(&(self.classes[from], self.classes[to]))
+        {
+            return *links;
+        }
+        if let Some((cells, links)) = &self.cells
+            && cells[from] != cells[to]
         {
             return *links;
         }

@@ -11,6 +11,9 @@ use crate::links::{Latency, LinkTable, Links, micros};
 use crate::mesh::Mesh;
 use crate::world::World;
 
+/// Half of 100 ms there and back, and a little more: from one side of an ocean to the other.
+const FAR: Latency = Latency::Tail { floor: Duration::from_millis(50), mean: Duration::from_millis(5) };
+
 /// Everything that decides a run, together with what the test then does.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -20,8 +23,12 @@ pub struct Options {
     pub nodes: Vec<String>,
     /// Zones, dealt to the nodes in turn; empty: all in zone "default".
     pub zones: Vec<String>,
+    /// Cells, dealt to the nodes in turn; empty: all in one. The first node of each is a seed of all others.
+    pub cells: Vec<String>,
     /// How links behave.
     pub links: Links,
+    /// How links behave from one cell to another. Default 50 ms and an exponential tail of 5 ms, each way.
+    pub cell_links: Links,
     /// How links behave from one zone to another, where that is not as [`Options::links`] says.
     pub zone_links: Vec<(String, String, Links)>,
     /// How links behave from one node to another, where that is not as its zones say.
@@ -83,7 +90,9 @@ impl Options {
             seed,
             nodes: Self::names(3),
             zones: Vec::new(),
+            cells: Vec::new(),
             links: Links::default(),
+            cell_links: Links { latency: FAR, ..Links::default() },
             zone_links: Vec::new(),
             pair_links: Vec::new(),
             lost_after: Duration::from_secs(2),
@@ -109,11 +118,19 @@ impl Options {
         (!self.zones.is_empty()).then(|| self.zones[node % self.zones.len()].as_str())
     }
 
+    /// Which cell each node is of, by its place.
+    pub(crate) fn cell_of(&self, node: usize) -> usize {
+        node % self.cells.len().max(1)
+    }
+
     /// How links behave at the beginning.
     pub(crate) fn link_table(&self) -> LinkTable {
         let class = |zone: &str| self.zones.iter().position(|known| known == zone).unwrap_or_default() as u16;
         let classes = (0..self.nodes.len()).map(|node| self.zone_of(node).map_or(0, class)).collect();
         let mut table = LinkTable::new(self.links, classes);
+        if self.cells.len() > 1 {
+            table.set_cells((0..self.nodes.len()).map(|node| self.cell_of(node) as u16).collect(), self.cell_links);
+        }
         for (from, to, links) in &self.zone_links {
             table.set_between(class(from), class(to), *links);
         }
@@ -139,6 +156,12 @@ impl fmt::Display for Options {
         }
         if !self.zones.is_empty() {
             let _ = write!(line, ".zones({:?})", self.zones);
+        }
+        if !self.cells.is_empty() {
+            let _ = write!(line, ".cells({:?})", self.cells);
+        }
+        if self.cell_links != default.cell_links {
+            let _ = write!(line, ".between_cells({})", links_code(&self.cell_links));
         }
         if self.links.latency != default.links.latency {
             let _ = write!(line, ".latency({})", code(self.links.latency));
@@ -243,6 +266,19 @@ impl Builder {
     /// Zones, dealt to the nodes in turn: with two zones every second node is in the second.
     pub fn zones<N: AsRef<str>>(mut self, zones: impl IntoIterator<Item = N>) -> Self {
         self.options.zones = zones.into_iter().map(|name| name.as_ref().to_owned()).collect();
+        self
+    }
+
+    /// Cells, dealt to the nodes in turn: with two cells every second node is in the second. Nodes know those of their
+    /// own cell from the beginning; of the others they learn through the first node of each.
+    pub fn cells<N: AsRef<str>>(mut self, cells: impl IntoIterator<Item = N>) -> Self {
+        self.options.cells = cells.into_iter().map(|name| name.as_ref().to_owned()).collect();
+        self
+    }
+
+    /// How links from one cell to another behave.
+    pub fn between_cells(mut self, links: Links) -> Self {
+        self.options.cell_links = links;
         self
     }
 
@@ -371,7 +407,11 @@ impl Builder {
         for zone in &options.zones {
             zone.parse::<starling_core::id::Zone>().map_err(|error| error.to_string())?;
         }
+        for cell in &options.cells {
+            cell.parse::<starling_core::id::CellName>().map_err(|error| error.to_string())?;
+        }
         options.links.check()?;
+        options.cell_links.check()?;
         for (from, to, links) in &options.zone_links {
             for zone in [from, to] {
                 if !options.zones.contains(zone) {

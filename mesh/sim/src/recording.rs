@@ -283,6 +283,7 @@ impl Recorder {
             Key::Instance(key) => format!("instance {key}"),
             Key::Override(key) => format!("override {key}"),
             Key::Config(key) => format!("document {key}"),
+            Key::Node(node) => format!("node {node}"),
         };
         let track = WriteTrack {
             key,
@@ -393,6 +394,7 @@ fn says(record: &Record, stamp: &Stamp) -> String {
                 versions.iter().find(|version| version.stamp == *stamp).and_then(|version| version.body.as_ref());
             body.map_or("deleted".into(), excerpt)
         }
+        Cell::Node(register) => format!("{:?}", register.val.state),
         Cell::Instance(register) => match &register.val {
             Some(instance) => format!("{}, weight {}", instance.status, instance.weight),
             None => "removed".into(),

@@ -78,7 +78,9 @@ pub(crate) fn records(message: &Message) -> &[Record] {
         | Message::Have(_)
         | Message::Graft(_)
         | Message::Prune
-        | Message::Beacon(_) => &[],
+        | Message::Beacon(_)
+        | Message::Pulse(_)
+        | Message::OutOfReach { .. } => &[],
     }
 }
 

@@ -1,14 +1,17 @@
 //! The rest of the vocabulary of tests: what is seen of a mesh, and what must be true of it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use starling_core::config::Body;
+use starling_core::id::NodeId;
 use starling_core::time::WallTime;
 use starling_core::view::{InstanceView, Usability, View};
 
 use crate::ask::{config_key, instance_key, named};
 use crate::check::Story;
+use crate::host::Traffic;
 use crate::mesh::Mesh;
 use crate::recording::Recording;
 use crate::report::Report;
@@ -88,6 +91,11 @@ impl Mesh {
     /// The run so far as data to be drawn; `None` unless it was asked for with [`Builder::record`](crate::Builder::record).
     pub fn recording(&self) -> Option<Recording> {
         self.world.recorder.as_ref().map(|recorder| recorder.so_far(self.world.now))
+    }
+
+    /// What each node has sent so far.
+    pub fn traffic(&self) -> BTreeMap<NodeId, Traffic> {
+        self.world.hosts.iter().map(|host| (host.id.clone(), host.traffic)).collect()
     }
 
     /// The run's figures so far.

@@ -78,6 +78,10 @@ enum Happening {
         node: usize,
         run: u64,
     },
+    Seek {
+        node: usize,
+        run: u64,
+    },
     /// The program of one's own on a host hears what its heart shows now.
     Shown {
         node: usize,
@@ -177,8 +181,11 @@ impl World {
         let mut world = Self::made(options, true, program);
         let size = world.hosts.len();
         for observer in 0..size {
+            let cell = world.options.cell_of(observer);
             for subject in (0..size).filter(|subject| *subject != observer) {
-                world.introduce(observer, subject);
+                if world.options.cell_of(subject) == cell {
+                    world.introduce(observer, subject);
+                }
             }
         }
         if let Some(detector) = &mut world.detector {
@@ -206,10 +213,15 @@ impl World {
                 Some(zone) => zone.parse().expect("zones are checked before the world begins"),
             };
             let id = name.parse().expect("names are checked before the world begins");
-            Host::new(id, zone, skews.i64(-spread_ms..=spread_ms), disk_us, hearts.fork())
+            let mut host = Host::new(id, zone, skews.i64(-spread_ms..=spread_ms), disk_us, hearts.fork());
+            if let Some(cell) = options.cells.get(options.cell_of(at)) {
+                host.facts.cell = cell.parse().expect("cells are checked before the world begins");
+            }
+            host
         };
         let hosts: Vec<Host> = options.nodes.iter().enumerate().map(host).collect();
-        let detector = detecting.then(|| Detector::new(hosts.len(), options.lost_after, options.up_after, detection));
+        let cells = (0..hosts.len()).map(|node| options.cell_of(node)).collect();
+        let detector = detecting.then(|| Detector::new(cells, options.lost_after, options.up_after, detection));
         let mut world = Self {
             now: 0,
             guests: program.map(|program| program.copies(&options)),
@@ -302,6 +314,7 @@ impl World {
             Happening::Gone { node, run } if self.hosts[node].run() == run && self.hosts[node].is_up() => {
                 self.gone(node);
             }
+            Happening::Seek { node, run } if self.hosts[node].run() == run => self.seek(node),
             _ => {} // of an earlier start
         }
     }
@@ -351,6 +364,8 @@ impl World {
             match output {
                 Output::Send(peer, message) => self.send(node, &peer, message),
                 Output::Publish(_) => published = true,
+                // Everybody can be reached who is not cut off, and knows all members of its cell.
+                Output::Link(..) | Output::Unlink(_) | Output::Introduce(_) => {}
                 Output::Probe(key, _, check) => {
                     let every = check.interval_ms.max(1) * 1_000;
                     let run = self.hosts[node].run();
@@ -387,6 +402,15 @@ impl World {
     /// Books what a node has just written, if it is its own and new.
     fn written(&mut self, node: usize, record: &starling_core::record::Record, before: Option<&View>) {
         let host = &mut self.hosts[node];
+        if matches!(record.key, Key::Node(_)) {
+            // What nodes tell of each other, nobody has asked for.
+            for stamp in record.cell.stamps() {
+                if stamp.node == host.id {
+                    host.used(stamp.time);
+                }
+            }
+            return;
+        }
         let nothing;
         let before = match before {
             Some(before) => before,

@@ -188,6 +188,7 @@ impl Node {
     fn leave(&mut self, now: Now, out: &mut Vec<Output>) -> Result<Option<Stamp>, Refusal> {
         self.leaving = true;
         let Some(incarnation) = self.peers.get(&self.me).map(|me| me.facts.incarnation) else { return Ok(None) };
+        self.announce_leaving(now, out);
         let neighbours = self.peers.neighbours().to_vec();
         out.extend(
             neighbours.into_iter().map(|peer| Output::Send(peer, Message::Leaving(self.me.clone(), incarnation))),
@@ -261,7 +262,7 @@ impl Node {
     }
 
     /// Stores a record this node has just written, keeps it on disk and will tell the neighbours when the input is done.
-    fn write(&mut self, now: Now, record: Record, out: &mut Vec<Output>) {
+    pub(super) fn write(&mut self, now: Now, record: Record, out: &mut Vec<Output>) {
         let key = record.key.clone();
         let changed = self.absorb(record.clone(), now, out);
         assert!(changed == Ok(true), "a write of our own is newer than all it replaces: {changed:?}");

@@ -61,6 +61,7 @@ impl Node {
             self.show(&tombstone.key, now);
             let on_disk = match &tombstone.key {
                 Key::Override(_) | Key::Config(_) => true,
+                Key::Node(_) => false,
                 Key::Instance(_) => tombstone.cell.latest().is_some_and(|stamp| stamp.node == self.me),
             };
             if !on_disk {

@@ -2,6 +2,7 @@
 
 use super::graves::Merged;
 use super::{Node, Output, PeerEvent};
+use crate::cells;
 use crate::digest::{KeyHash, Prefix};
 use crate::id::{Incarnation, NodeId};
 use crate::push::ChangeId;
@@ -64,6 +65,8 @@ impl Node {
             Message::Beacon(beacon) => {
                 self.push.beacon(now.elapsed, &from, beacon, self.peers.neighbours(), out);
             }
+            Message::Pulse(beats) => self.heard_pulse(now, from, beats, out),
+            Message::OutOfReach { said, cells } => self.heard_out_of_reach(now, &from, said, cells, out),
         }
     }
 
@@ -166,6 +169,7 @@ impl Node {
                 out.push(Output::Persist(record.clone()));
             }
             Key::Instance(_) => {}
+            Key::Node(node) => self.heard_of_node(now, node),
         }
         Some(record)
     }
@@ -184,6 +188,7 @@ impl Node {
         let neighbours = self.peers.neighbours().to_vec();
         let Some(changed) = self.peers.apply(PeerEvent::Left(node.clone(), incarnation), now.wall) else { return };
         self.member_changed(&changed, now);
+        self.neighbour_changed(now, &changed);
         let others = neighbours.into_iter().filter(|peer| peer != from && *peer != node);
         out.extend(others.map(|peer| Output::Send(peer, Message::Leaving(node.clone(), incarnation))));
     }
@@ -198,6 +203,10 @@ impl Node {
     pub(super) fn absorb(&mut self, record: Record, now: Now, out: &mut Vec<Output>) -> Result<bool, Refused> {
         let key = record.key.clone();
         let held = self.held(&key);
+        let about_node = matches!(record.key, Key::Node(_));
+        if about_node && self.store.get(&key).is_none() && self.store.nodes() >= cells::MAX_NODES {
+            return Err(Refused::Limits(format!("more than {} nodes in the directory", cells::MAX_NODES)));
+        }
         if !self.store.merge(record)? {
             return Ok(false);
         }
@@ -216,6 +225,7 @@ impl Node {
         let within_limits = match &record.cell {
             Cell::Instance(register) => register.val.as_ref().map_or(Ok(()), |instance| instance.check_limits()),
             Cell::Override(register) => register.val.as_ref().map_or(Ok(()), |value| value.check_limits()),
+            Cell::Node(register) => register.val.check_limits(),
             Cell::Config(register) => versions(register).iter().try_for_each(|version| version.check_limits()),
         };
         within_limits.map_err(Refused::Limits)

@@ -3,8 +3,9 @@
 //! Everything that can happen to a node comes in as an [`Input`], everything it wants from the world goes out as an
 //! [`Output`]; the picture for readers is republished whenever it changed. What commands do is in `command`, what
 //! peers' messages do in `message`, what follows from ownership in `owner`, what becomes of what is gone in
-//! `graves` and `ghosts`, how the picture is kept in `publish`.
+//! `graves` and `ghosts`, what is done about other cells in `abroad`, how the picture is kept in `publish`.
 
+mod abroad;
 mod command;
 mod ghosts;
 mod graves;
@@ -31,6 +32,7 @@ use crate::store::Store;
 use crate::time::{HybridClock, HybridTime, Instant, Now, Stamp};
 use crate::view::{NodeFacts, Revision, View};
 use crate::wire::Message;
+use abroad::Abroad;
 use publish::Publisher;
 pub use settings::Settings;
 
@@ -126,6 +128,8 @@ pub enum PeerEvent {
     Lost(NodeId),
     /// It said it is stopping: this start of it is over.
     Left(NodeId, Incarnation),
+    /// A link leads to it, and it says it is of another cell.
+    Met(NodeId),
 }
 
 /// Everything a node can want from the world.
@@ -143,6 +147,12 @@ pub enum Output {
     Probe(InstanceKey, Address, Check),
     /// Stop probing it.
     StopProbe(InstanceKey),
+    /// Keep a link to this node of another cell from now on; here is its address.
+    Link(NodeId, String),
+    /// That link is no longer needed.
+    Unlink(NodeId),
+    /// At this address there should be a member of this cell that membership has not told of: it may not know it.
+    Introduce(String),
     /// The new picture for all readers.
     Publish(Arc<View>),
 }
@@ -238,6 +248,8 @@ pub struct Node {
     pass_on_renewed: Instant,
     collect_due: Instant,
     ghosts_due: Instant,
+    /// What is done about other cells.
+    abroad: Abroad,
 }
 
 impl Node {
@@ -261,7 +273,7 @@ impl Node {
             store: Store::default(),
             graveyard: Graveyard::new(settings.max_graves),
             preserver: Preserver::new(&settings, &me, &facts.zone, now),
-            peers: Peers::new(me.clone(), facts, now.wall),
+            peers: Peers::new(me.clone(), facts, now.wall).with_relays(settings.relays),
             push: Push::new(&me, settings.flood_below_per_second),
             monitor: Monitor::default(),
             own_instances: 0,
@@ -270,6 +282,7 @@ impl Node {
             publisher: Publisher::new(View {
                 revision,
                 absent_revision: revision,
+                relays_wanted: settings.relays,
                 ..View::empty(me.clone(), settings.zone.clone())
             }),
             fresh: Vec::new(),
@@ -284,6 +297,7 @@ impl Node {
             pass_on_renewed: now.elapsed,
             collect_due: now.elapsed + COLLECT_INTERVAL,
             ghosts_due: now.elapsed + ghosts::LOOK_INTERVAL,
+            abroad: Abroad::default(),
             me,
             settings,
         };
@@ -297,6 +311,7 @@ impl Node {
         }
         // Those the disk has kept for their graves; peers have none of them in their stores.
         while node.bury_old(now, &mut Vec::new()) > 0 {}
+        node.remember_cells(now);
         node
     }
 
@@ -308,7 +323,7 @@ impl Node {
         match input {
             Input::Command(id, command) => self.command(now, id, command, out),
             Input::Message(from, message) => self.message(now, from, message, out),
-            Input::Peer(event) => self.peer(now, event),
+            Input::Peer(event) => self.peer(now, event, out),
             Input::Probe(key, result) => {
                 if let Some(verdict) = self.monitor.probed(&key, result.is_ok(), now.elapsed) {
                     self.verdict(now, &key, verdict, out);
@@ -332,6 +347,7 @@ impl Node {
             self.preserver.next_deadline(),
             self.displaced.next_deadline(),
             self.push.next_wakeup(),
+            self.abroad.next_due(),
         ];
         [self.repair_due, self.collect_due, self.ghosts_due].into_iter().chain(timers.into_iter().flatten()).min()
     }
@@ -358,9 +374,13 @@ impl Node {
         out.extend(probes.map(|(key, address, check)| Output::Probe(key.clone(), address.clone(), check.clone())));
     }
 
-    fn peer(&mut self, now: Now, event: PeerEvent) {
+    fn peer(&mut self, now: Now, event: PeerEvent, out: &mut Vec<Output>) {
+        if let PeerEvent::Met(node) = event {
+            return self.met(now, node, out);
+        }
         if let Some(node) = self.peers.apply(event, now.wall) {
             self.member_changed(&node, now);
+            self.neighbour_changed(now, &node);
             if self.peers.has_returned() {
                 let jitter = Duration::from_micros(self.rng.u64(..=RETURN_JITTER.as_micros() as u64));
                 self.repair_due = self.repair_due.min(now.elapsed + jitter);
@@ -381,6 +401,7 @@ impl Node {
         if now.elapsed >= self.ghosts_due {
             self.lay_ghosts(now, out);
         }
+        self.look_abroad(now, out);
         // Before the opening of a repair, which speaks of it.
         let fresh = std::mem::take(&mut self.fresh);
         self.tell(now, fresh, None, out);
@@ -399,7 +420,7 @@ impl Node {
     /// Begins a regular exchange: with a peer that has just come back, or a random neighbour.
     fn begin_repair(&mut self, now: Now, out: &mut Vec<Output>) {
         let chosen = self.peers.next_returned().or_else(|| {
-            let neighbours = self.peers.neighbours();
+            let neighbours = self.peers.near_neighbours();
             (!neighbours.is_empty()).then(|| neighbours[self.rng.usize(..neighbours.len())].clone())
         });
         match chosen {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::Node;
 use crate::digest::{Fingerprint, KeyHash};
-use crate::id::{ConfigKey, InstanceKey, NodeId, ServiceKey};
+use crate::id::{CellName, ConfigKey, InstanceKey, NodeId, ServiceKey};
 use crate::preserve::Conclusion;
 use crate::record::{Cell, Key, versions};
 use crate::sorted::Sorted;
@@ -157,6 +157,11 @@ impl Publisher {
         self.draft.overrides.size()
     }
 
+    pub(super) fn put_out_of_reach(&mut self, cells: BTreeSet<CellName>) {
+        self.touch();
+        self.draft.out_of_reach = Arc::new(cells);
+    }
+
     fn put_member(&mut self, member: MemberView) {
         self.touch();
         self.draft.members.insert_mut(member.node.clone(), Arc::new(member));
@@ -182,6 +187,7 @@ impl Node {
                 Some(Cell::Config(register)) => self.publisher.put_config(document.clone(), versions(&register)),
                 _ => self.publisher.remove_config(document),
             },
+            Key::Node(node) => self.show_node(node, now),
         }
     }
 
@@ -195,7 +201,9 @@ impl Node {
         let restarted = shown_start.is_some() && shown_start != self.peers.get(node).map(start);
         self.show_member(node);
         if let Some(member) = self.peers.get(node) {
-            let others = self.preserver.observe(node, &member.facts.zone, member.state, now);
+            // A cell that is cut off as a whole is told of by its relays: its nodes are neither dead nor doubted one by one.
+            let state = if self.peers.is_behind_the_cut(node) { MemberState::Alive } else { member.state };
+            let others = self.preserver.observe(node, &member.facts.zone, state, now);
             self.concluded(others, now);
         }
         self.judge_owned_by(node, restarted, now);
@@ -225,10 +233,28 @@ impl Node {
         match self.peers.state(node) {
             Some(MemberState::Alive) => Owner::Alive,
             Some(MemberState::Left) => Owner::Left,
+            Some(MemberState::Lost) if self.peers.is_behind_the_cut(node) => Owner::Doubtful,
             Some(MemberState::Lost) | None => match self.preserver.conclusion(node) {
                 Conclusion::Doubtful => Owner::Doubtful,
                 Conclusion::Lost => Owner::Lost,
             },
+        }
+    }
+
+    /// A node of another cell is as its record says, and gone when there is none any more.
+    fn show_node(&mut self, node: &NodeId, now: Now) {
+        match self.store.get(&Key::Node(node.clone())) {
+            Some(Cell::Node(register)) => {
+                let (record, since) = (register.val.clone(), register.marker.stamp.time.wall());
+                if let Some(node) = self.peers.told(node, &record, since) {
+                    self.member_changed(&node, now);
+                }
+            }
+            _ if self.peers.is_elsewhere(node) => {
+                self.peers.forget(node);
+                self.publisher.remove_member(node);
+            }
+            _ => {}
         }
     }
 

@@ -19,6 +19,14 @@ pub struct Settings {
     /// link, for some milliseconds more. Below half of it, changes flood again. 1 to 1,000,000; default 100, which floods
     /// with less than 50 kB a second at each node.
     pub flood_below_per_second: u32,
+    /// How many relays a cell has; the same on all nodes of a mesh. 1 to 8; default 3. Only used where there are
+    /// several cells, as the next two are.
+    pub relays: usize,
+    /// How often a relay begins a repair exchange with one of another cell. 100 to 600,000; default 5,000.
+    pub relay_repair_interval_ms: u64,
+    /// How long nothing may be heard of another cell before its nodes are held for lost from here. 1,000 to 600,000;
+    /// default 6,000. Six times as often cells tell that they are there.
+    pub cell_lost_after_ms: u64,
     /// How far ahead of this node's clock a stamp may be before its record is refused. 100 to 5,000 (the disk reckons
     /// with no more when it promises never to use a stamp twice); default 5,000.
     pub max_clock_skew_ms: u64,
@@ -60,6 +68,9 @@ impl Default for Settings {
             zone: Zone::default(),
             repair_interval_ms: 1_000,
             flood_below_per_second: 100,
+            relays: crate::cells::RELAYS,
+            relay_repair_interval_ms: 5_000,
+            cell_lost_after_ms: 6_000,
             max_clock_skew_ms: 5_000,
             tombstone_horizon_ms: 86_400_000,
             grave_ms: 30 * 86_400_000,
@@ -89,6 +100,9 @@ impl Settings {
         for (key, value, range) in [
             ("repair_interval_ms", self.repair_interval_ms, REPAIR_INTERVAL_MS),
             ("flood_below_per_second", u64::from(self.flood_below_per_second), 1..=1_000_000),
+            ("relays", self.relays as u64, 1..=8),
+            ("relay_repair_interval_ms", self.relay_repair_interval_ms, 100..=600_000),
+            ("cell_lost_after_ms", self.cell_lost_after_ms, 1_000..=600_000),
             ("max_clock_skew_ms", self.max_clock_skew_ms, 100..=5_000),
             ("tombstone_horizon_ms", self.tombstone_horizon_ms, 60_000..=year_ms),
             ("grave_ms", self.grave_ms, 60_000..=10 * year_ms),

@@ -79,7 +79,11 @@ impl Mesh {
                         self.sent += 1;
                         inputs.push((peer, Input::Message(to.clone(), message)));
                     }
-                    Output::Send(..) | Output::Publish(_) => {}
+                    Output::Send(..)
+                    | Output::Publish(_)
+                    | Output::Link(..)
+                    | Output::Unlink(_)
+                    | Output::Introduce(_) => {}
                     Output::Reply(_, answer) => reply = Some(answer),
                     Output::Persist(record) => {
                         self.disks.entry(to.clone()).or_default().insert(record.key.clone(), record);

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use super::DecodeError;
-use crate::id::{Namespace, NodeId, ServiceName, Zone};
+use crate::id::{CellName, Namespace, NodeId, Region, ServiceName, Zone};
 
 /// The name at place 0 of every table, never spelt: the namespace and the zone of whoever chose none.
 const DEFAULT_NAME: &str = "default";
@@ -183,11 +183,13 @@ pub(super) struct Spelt<'a> {
     namespace: Option<Namespace>,
     service: Option<ServiceName>,
     zone: Option<Zone>,
+    region: Option<Region>,
+    cell: Option<CellName>,
 }
 
 impl<'a> Spelt<'a> {
     fn of(text: &'a str) -> Self {
-        Self { text, node: None, namespace: None, service: None, zone: None }
+        Self { text, node: None, namespace: None, service: None, zone: None, region: None, cell: None }
     }
 }
 
@@ -211,9 +213,14 @@ macro_rules! names {
     };
 }
 
-names!(NodeId, node; Namespace, namespace; ServiceName, service; Zone, zone);
+names!(NodeId, node; Namespace, namespace; ServiceName, service; Zone, zone; Region, region; CellName, cell);
 
 impl<'a> Names<'a> {
+    /// A text that repeats as names do, and is none.
+    pub(super) fn text(&mut self, from: &mut Reader) -> Result<&'a str, DecodeError> {
+        Ok(self.spelt(from)?.text)
+    }
+
     fn spelt(&mut self, from: &mut Reader) -> Result<&mut Spelt<'a>, DecodeError> {
         let place = from.number()?;
         let known = usize::try_from(place).ok().and_then(|place| self.names.get_mut(place));

@@ -1,12 +1,15 @@
 //! Messages as bytes: the version, the kind, and then as little as says it.
 
+use std::str::FromStr;
+
 use super::bytes::{Reader, put_number};
 use super::record::{put_records, records};
 use super::{DecodeError, Exchange, Message, Received, WIRE_VERSION, body};
 use crate::digest::{Fingerprint, ItemHash, KeyHash, Prefix};
-use crate::id::{Incarnation, NodeId};
+use crate::id::{Incarnation, NameError};
 use crate::push::{Beacon, ChangeId};
 use crate::record::Record;
+use crate::time::{HybridTime, Stamp};
 
 /// Kinds of message.
 const PUSH: u8 = 1;
@@ -20,6 +23,8 @@ const HAVE: u8 = 8;
 const GRAFT: u8 = 9;
 const PRUNE: u8 = 10;
 const BEACON: u8 = 11;
+const PULSE: u8 = 32;
+const OUT_OF_REACH: u8 = 33;
 
 /// The most ranges, entries or hashes read of one message; senders stay below.
 const MAX_LISTED: usize = 65_536;
@@ -73,8 +78,7 @@ impl Message {
             }
             Message::Leaving(node, incarnation) => {
                 put_number(to, incarnation.0);
-                put_number(to, node.as_str().len() as u64);
-                to.extend_from_slice(node.as_str().as_bytes());
+                put_text(node.as_str(), to);
                 LEAVING
             }
             Message::Have(ids) => {
@@ -91,6 +95,21 @@ impl Message {
                 put_number(to, u64::from(*number));
                 to.push(*hops);
                 BEACON
+            }
+            Message::Pulse(beats) => {
+                put_number(to, beats.len() as u64);
+                for (cell, beat) in beats {
+                    put_text(cell.as_str(), to);
+                    put_number(to, *beat);
+                }
+                PULSE
+            }
+            Message::OutOfReach { said, cells } => {
+                to.extend_from_slice(&said.time.0.to_le_bytes());
+                put_text(said.node.as_str(), to);
+                put_number(to, cells.len() as u64);
+                cells.iter().for_each(|cell| put_text(cell.as_str(), to));
+                OUT_OF_REACH
             }
         };
         out[1] = kind;
@@ -122,8 +141,12 @@ impl Message {
             SAME => Message::Same(fingerprint(from)?),
             LEAVING => {
                 let incarnation = Incarnation(from.number()?);
-                let node = from.text()?.parse::<NodeId>();
-                Message::Leaving(node.map_err(|error| DecodeError::Malformed(error.to_string()))?, incarnation)
+                Message::Leaving(name(from)?, incarnation)
+            }
+            PULSE => Message::Pulse(list(from, 2, |from| Ok((name(from)?, from.number()?)))?),
+            OUT_OF_REACH => {
+                let said = Stamp { time: HybridTime(from.fixed()?), node: name(from)? };
+                Message::OutOfReach { said, cells: list(from, 1, name)? }
             }
             HAVE => Message::Have(list(from, 4, id)?),
             GRAFT => Message::Graft(list(from, 4, id)?),
@@ -151,6 +174,15 @@ fn list<T>(
 ) -> Result<Vec<T>, DecodeError> {
     let count = from.count(least_bytes, MAX_LISTED)?;
     (0..count).map(|_| read(from)).collect()
+}
+
+fn put_text(text: &str, to: &mut Vec<u8>) {
+    put_number(to, text.len() as u64);
+    to.extend_from_slice(text.as_bytes());
+}
+
+fn name<T: FromStr<Err = NameError>>(from: &mut Reader) -> Result<T, DecodeError> {
+    from.text()?.parse().map_err(|error: NameError| DecodeError::Malformed(error.to_string()))
 }
 
 fn entry(from: &mut Reader) -> Result<(KeyHash, ItemHash), DecodeError> {
@@ -210,14 +242,16 @@ fn prefix(from: &mut Reader) -> Result<Prefix, DecodeError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{instance_record, tombstone_record};
+    use crate::testing::{instance_record, node_record, stamp, tombstone_record};
+    use crate::view::MemberState;
 
     fn every_kind() -> Vec<Message> {
         let exchange = Exchange { id: 0xdead_beef, cut: true };
         let fingerprint = Fingerprint { count: 300, sum: u64::MAX - 1 };
         let child = Prefix::ROOT.children().nth(11).unwrap();
         let grandchild = child.children().nth(15).unwrap();
-        let records = vec![instance_record("orders", "o1", "a", 7), tombstone_record("orders", "o2", "b", 9)];
+        let lost = node_record("n1", 3, "eu-1", MemberState::Lost, stamp("n2", 8));
+        let records = vec![instance_record("orders", "o1", "a", 7), tombstone_record("orders", "o2", "b", 9), lost];
         vec![
             Message::Push(records.clone()),
             Message::Ranges {
@@ -236,6 +270,8 @@ mod tests {
             Message::Graft(vec![ChangeId(77)]),
             Message::Prune,
             Message::Beacon(Beacon { root: u64::MAX, number: 300, hops: 9 }),
+            Message::Pulse(vec![("eu-1".parse().unwrap(), 7), ("us-1".parse().unwrap(), u64::MAX)]),
+            Message::OutOfReach { said: stamp("relay", 9), cells: vec!["eu-1".parse().unwrap()] },
         ]
     }
 

@@ -17,11 +17,11 @@ mod record;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::digest::{Fingerprint, ItemHash, KeyHash, Prefix};
-use crate::id::{Incarnation, NodeId};
+use crate::id::{CellName, Incarnation, NodeId};
 use crate::observe::{Span, TraceId};
 use crate::push::{Beacon, ChangeId};
 use crate::record::Record;
-use crate::time::WallTime;
+use crate::time::{Stamp, WallTime};
 use crate::view::Revision;
 
 /// The first byte of everything sent; a peer that speaks another version is refused with a clear error.
@@ -85,6 +85,15 @@ pub enum Message {
     Prune,
     /// Push, busy: what the tree is made by.
     Beacon(Beacon),
+    /// Among relays: the highest beats heard of cells, those that rose since the last time.
+    Pulse(Vec<(CellName, u64)>),
+    /// Within a cell: "these cells I cannot reach", said by the relay in the stamp and passed on by whoever hears it first.
+    OutOfReach {
+        /// Who says it, and when.
+        said: Stamp,
+        /// All it cannot reach.
+        cells: Vec<CellName>,
+    },
 }
 
 impl Message {
@@ -102,6 +111,8 @@ impl Message {
             Message::Graft(_) => "graft",
             Message::Prune => "prune",
             Message::Beacon(_) => "beacon",
+            Message::Pulse(_) => "pulse",
+            Message::OutOfReach { .. } => "out_of_reach",
         }
     }
 

@@ -9,18 +9,21 @@ use crdts::LWWReg;
 
 use super::bytes::{Names, Reader, Writer};
 use super::{DecodeError, MAX_RECORDS};
-use crate::id::{ConfigKey, InstanceKey, NameError, ServiceKey};
-use crate::record::{Cell, Claim, Key, Record, register_from_bytes};
+use crate::cells::NodeRecord;
+use crate::id::{ConfigKey, Incarnation, InstanceKey, NameError, ServiceKey};
+use crate::record::{Cell, Claim, Key, Record, Start, register_from_bytes};
 use crate::registry::{
     Address, Check, CheckKind, DEFAULT_WEIGHT, Details, Health, Instance, MAX_METADATA, MAX_TAGS, Override, Protocol,
     Reach, Status,
 };
 use crate::time::{HybridTime, Stamp};
+use crate::view::{MemberState, NodeFacts};
 
 /// Kinds of record.
 const INSTANCE: u8 = 1;
 const OVERRIDE: u8 = 2;
 const CONFIG: u8 = 3;
+const NODE: u8 = 4;
 
 /// What an instance has beyond the least: one bit each.
 const HAS_IPV4: u8 = 1;
@@ -86,6 +89,12 @@ fn put_record<'a>(record: &'a Record, to: &mut Writer<'a>) {
             to.text(key.key.as_str());
             to.blob(&rmp_serde::to_vec(register).expect("registers encode"));
         }
+        (Key::Node(node), Cell::Node(register)) => {
+            to.byte(NODE);
+            to.name(node.as_str());
+            put_stamp(&register.marker.stamp, to);
+            put_node(&register.val, to);
+        }
         // No store holds such a record; readers skip a kind of 0.
         _ => to.byte(0),
     }
@@ -113,6 +122,11 @@ fn record(frame: &[u8], names: &mut Names) -> Result<Record, DecodeError> {
             let (group, key) = (from.text()?.parse().map_err(bad_name)?, from.text()?.parse().map_err(bad_name)?);
             let register = register_from_bytes(from.blob()?)?;
             Ok(Record { key: Key::Config(ConfigKey { namespace, group, key }), cell: Cell::Config(register) })
+        }
+        NODE => {
+            let (name, stamp, val) = (names.node(from)?, stamp(from, names)?, Arc::new(node(from, names)?));
+            let marker = Start { incarnation: val.facts.incarnation, stamp };
+            Ok(Record { key: Key::Node(name), cell: Cell::Node(LWWReg { val, marker }) })
         }
         other => Err(DecodeError::Malformed(format!("a record of unknown kind {other}"))),
     }
@@ -230,6 +244,39 @@ fn instance(from: &mut Reader, names: &mut Names) -> Result<Instance, DecodeErro
         instance.details = Details::new(tags, pairs, has(HAS_CHECK).then(|| check(from)).transpose()?);
     }
     Ok(instance)
+}
+
+fn put_node<'a>(node: &'a NodeRecord, to: &mut Writer<'a>) {
+    let NodeFacts { incarnation, zone, region, cell, version, address } = &node.facts;
+    to.byte(match node.state {
+        MemberState::Alive => 0,
+        MemberState::Lost => 1,
+        MemberState::Left => 2,
+    });
+    to.number(incarnation.0);
+    to.name(zone.as_str());
+    to.name(region.as_str());
+    to.name(cell.as_str());
+    to.name(version);
+    to.text(address);
+}
+
+fn node(from: &mut Reader, names: &mut Names) -> Result<NodeRecord, DecodeError> {
+    let state = match from.byte()? {
+        0 => MemberState::Alive,
+        1 => MemberState::Lost,
+        2 => MemberState::Left,
+        other => return Err(DecodeError::Malformed(format!("a node's state of unknown code {other}"))),
+    };
+    let facts = NodeFacts {
+        incarnation: Incarnation(from.number()?),
+        zone: names.zone(from)?,
+        region: names.region(from)?,
+        cell: names.cell(from)?,
+        version: names.text(from)?.to_owned(),
+        address: from.text()?.to_owned(),
+    };
+    Ok(NodeRecord { facts, state })
 }
 
 /// The four octets of an address in its only usual form, which can be had back from them.

@@ -45,6 +45,7 @@ impl Loop {
         let outbox = sent.clone();
         let world = World {
             send: Box::new(move |peer, message| outbox.lock().unwrap().push((peer.clone(), message))),
+            fulfil: Box::new(|_| {}),
             disk: opened.disk,
             prober: Prober::new(probes),
             view: view.clone(),

@@ -54,6 +54,8 @@ const CHITCHAT_MEMORY: Duration = Duration::from_secs(3600);
 const SAMPLES: usize = 64;
 /// How many membership events wait for the loop. A full queue makes this room wait, and nobody else.
 const EVENTS: usize = 1_024;
+/// How many introductions wait: there is one a second at most.
+const INTRODUCTIONS: usize = 16;
 /// How long leaving waits for the good-bye to get around: two exchanges on any sane network.
 const GOODBYE: Duration = Duration::from_millis(200);
 /// The pause before chitchat is started again after it has stopped by itself.
@@ -117,6 +119,7 @@ pub enum MemberError {
 #[derive(Clone)]
 pub struct Membership {
     leave: mpsc::Sender<oneshot::Sender<()>>,
+    introduced: mpsc::Sender<SocketAddr>,
 }
 
 impl Membership {
@@ -137,8 +140,9 @@ impl Membership {
         let address = facts::check(&facts).map_err(MemberError::Invalid)?;
         let (events, events_out) = mpsc::channel(EVENTS);
         let (leave, leave_requests) = mpsc::channel(1);
+        let (introduced, introductions) = mpsc::channel(INTRODUCTIONS);
         let transport = LinkTransport::new(links.clone(), Arc::new(Mutex::new(Receiving::new(gossip))));
-        let crowd = transport.crowd();
+        let (crowd, foreigners) = (transport.crowd(), transport.foreigners());
         let me = Me { address, facts, restarts: 0 };
         let chitchat = start(&links, &settings, &me, &transport).await?;
         let (linked, linked_out) = watch::channel(BTreeSet::new());
@@ -150,6 +154,8 @@ impl Membership {
             started: Instant::now(),
             complained: None,
             crowd,
+            foreigners,
+            abroad: BTreeMap::new(),
             settings: settings.clone(),
             transport,
             chitchat,
@@ -158,8 +164,14 @@ impl Membership {
             events,
             linked,
         };
-        tokio::spawn(keeper.run(leave_requests, linked_out));
-        Ok((Self { leave }, events_out))
+        tokio::spawn(keeper.run(leave_requests, introductions, linked_out));
+        Ok((Self { leave, introduced }, events_out))
+    }
+
+    /// Gossips with whoever is at an address: somebody has told that it is a member of this cell. Never waits; one that
+    /// is not taken will be told again.
+    pub(crate) fn introduce(&self, address: SocketAddr) {
+        let _ = self.introduced.try_send(address);
     }
 
     /// Tells the others that this start of the node is over, and stops gossiping. Takes a fraction of a second.
@@ -216,6 +228,7 @@ fn log(event: &PeerEvent) {
         }
         PeerEvent::Lost(node) => warn!(%node, "a member is lost: neither its link nor the others hear of it"),
         PeerEvent::Left(node, _) => info!(%node, "a member has left"),
+        PeerEvent::Met(node) => info!(%node, "a node of another cell was met"),
     }
 }
 
@@ -230,6 +243,9 @@ struct Keeper {
     started: Instant,
     complained: Option<Instant>,
     crowd: socket::Crowd,
+    foreigners: socket::Foreigners,
+    /// Seeds that are of other cells: while they are linked, there is no need to look for them.
+    abroad: BTreeMap<NodeId, SocketAddr>,
     settings: MemberSettings,
     transport: LinkTransport,
     chitchat: ChitchatHandle,
@@ -244,6 +260,7 @@ impl Keeper {
     async fn run(
         mut self,
         mut leave: mpsc::Receiver<oneshot::Sender<()>>,
+        mut introduced: mpsc::Receiver<SocketAddr>,
         linked: watch::Receiver<BTreeSet<SocketAddr>>,
     ) {
         let (found, mut seeds) = mpsc::channel(1);
@@ -260,6 +277,7 @@ impl Keeper {
                     }
                 }
                 Some(addresses) = seeds.recv() => self.gossip(addresses),
+                Some(address) = introduced.recv() => self.gossip([address]),
                 ended = self.chitchat.termination_watcher() => self.restart(ended.err().map(|e| e.to_string())).await,
                 leaver = leave.recv() => break leaver,
             }
@@ -280,7 +298,12 @@ impl Keeper {
         if self.too_many(sightings.len(), now) {
             return true;
         }
-        self.linked.send_replace(sightings.iter().filter(|s| s.link == Link::Up).map(|s| s.address).collect());
+        if !self.meet_foreigners().await {
+            return false;
+        }
+        let near = sightings.iter().filter(|s| s.link == Link::Up).map(|s| s.address);
+        let abroad = self.abroad.iter().filter(|(node, _)| self.links.is_up(node)).map(|(_, address)| *address);
+        self.linked.send_replace(near.chain(abroad).collect());
         let due = now.duration_since(self.gossiped) >= self.settings.interval();
         if due {
             self.gossiped = now;
@@ -297,6 +320,22 @@ impl Keeper {
                 Step::Forget(node) => self.links.forget(&node),
                 Step::Gossip(address) if due => self.gossip([address]),
                 Step::Gossip(_) => {}
+            }
+        }
+        true
+    }
+
+    /// Tells of seeds that turned out to be of another cell. False when nobody listens.
+    async fn meet_foreigners(&mut self) -> bool {
+        for (node, address) in self.foreigners.take() {
+            if self.abroad.len() >= socket::MAX_FOREIGNERS {
+                self.abroad.pop_first();
+            }
+            self.abroad.insert(node.clone(), address);
+            let event = PeerEvent::Met(node);
+            log(&event);
+            if self.events.send(event).await.is_err() {
+                return false;
             }
         }
         true

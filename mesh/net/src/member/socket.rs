@@ -1,13 +1,15 @@
 //! chitchat's messages over our links.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError};
 
 use async_trait::async_trait;
 use chitchat::transport::{Socket, Transport};
 use chitchat::{ChitchatMessage, Deserializable, Serializable};
+use starling_core::id::NodeId;
 use tokio::sync::Mutex;
 use tracing::{error, warn};
 
@@ -16,11 +18,33 @@ use crate::quic::{GossipFrame, GossipInbox, Links};
 /// chitchat panics when its list of all nodes does not fit into 65,403 bytes. From here on no more nodes are taken in.
 const MAX_DIGEST_BYTES: usize = 56 * 1024;
 
+/// Only seeds are gossiped to before it is known of which cell they are: a handful. More are left to the next round.
+pub(super) const MAX_FOREIGNERS: usize = 64;
+
 /// Opens [`LinkSocket`]s; one at a time is in use.
 pub(super) struct LinkTransport {
     links: Links,
     receiving: Arc<Mutex<Receiving>>,
     crowd: Crowd,
+    foreigners: Foreigners,
+}
+
+/// Nodes that were gossiped to and are of another cell, with their addresses: those who answered so lately.
+#[derive(Clone, Default)]
+pub(super) struct Foreigners(Arc<std::sync::Mutex<BTreeMap<NodeId, SocketAddr>>>);
+
+impl Foreigners {
+    /// Takes them out.
+    pub(super) fn take(&self) -> BTreeMap<NodeId, SocketAddr> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn note(&self, frame: &GossipFrame) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.len() < MAX_FOREIGNERS {
+            all.insert(frame.from.clone(), frame.address);
+        }
+    }
 }
 
 /// What comes in. Shared, so that it outlives a chitchat that has stopped.
@@ -58,7 +82,11 @@ impl Crowd {
 
 impl LinkTransport {
     pub(super) fn new(links: Links, receiving: Arc<Mutex<Receiving>>) -> Self {
-        Self { links, receiving, crowd: Crowd::default() }
+        Self { links, receiving, crowd: Crowd::default(), foreigners: Foreigners::default() }
+    }
+
+    pub(super) fn foreigners(&self) -> Foreigners {
+        self.foreigners.clone()
     }
 
     pub(super) fn crowd(&self) -> Crowd {
@@ -69,8 +97,9 @@ impl LinkTransport {
 #[async_trait]
 impl Transport for LinkTransport {
     async fn open(&self, _: SocketAddr) -> anyhow::Result<Box<dyn Socket>> {
-        let (links, receiving, crowd) = (self.links.clone(), self.receiving.clone(), self.crowd.clone());
-        Ok(Box::new(LinkSocket { links, receiving, crowd }))
+        let (links, receiving) = (self.links.clone(), self.receiving.clone());
+        let (crowd, foreigners) = (self.crowd.clone(), self.foreigners.clone());
+        Ok(Box::new(LinkSocket { links, receiving, crowd, foreigners }))
     }
 }
 
@@ -79,6 +108,7 @@ struct LinkSocket {
     links: Links,
     receiving: Arc<Mutex<Receiving>>,
     crowd: Crowd,
+    foreigners: Foreigners,
 }
 
 #[async_trait]
@@ -104,6 +134,9 @@ impl Socket for LinkSocket {
                 continue;
             }
             let Some(message) = decode(&self.links, &frame) else { continue };
+            if matches!(message, ChitchatMessage::BadCluster) {
+                self.foreigners.note(&frame);
+            }
             let answers = matches!(message, ChitchatMessage::Syn { .. } | ChitchatMessage::SynAck { .. });
             if self.crowd.is_full() && answers {
                 continue; // answering would need a list longer than chitchat can write

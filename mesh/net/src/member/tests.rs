@@ -125,7 +125,9 @@ impl Mesh {
 impl TestNode {
     fn last(&self, of: &NodeId) -> Option<PeerEvent> {
         let about = |event: &PeerEvent| match event {
-            PeerEvent::Up(node, _) | PeerEvent::Lost(node) | PeerEvent::Left(node, _) => node == of,
+            PeerEvent::Up(node, _) | PeerEvent::Lost(node) | PeerEvent::Left(node, _) | PeerEvent::Met(node) => {
+                node == of
+            }
         };
         self.events.lock().unwrap().iter().rev().find(|event| about(event)).cloned()
     }

@@ -17,7 +17,6 @@ use tracing::{debug, warn};
 
 use super::frame::{FrameError, framed, read_one};
 use super::meet::{self, Close, Kind, Met, remote};
-use super::peer::Peer;
 use super::tunnel::{IncomingTunnel, Tunnel, TunnelRefusal, cut};
 use super::{LinkError, Shared};
 
@@ -39,6 +38,9 @@ const MAX_ANSWERING: usize = 16;
 /// After a failed attempt, callers are told at once for this long: a thousand requests a second must not become as
 /// many attempts.
 const FAILURE_MEMORY: Duration = Duration::from_millis(200);
+
+/// How long a connection to a node of another cell is kept that nobody needs.
+const DISTANT_IDLE: Duration = Duration::from_secs(60);
 
 /// This node's carry connection to a peer, dialled when first needed.
 #[derive(Default)]
@@ -65,8 +67,13 @@ impl Carry {
         recent.map(|(_, reason)| Err(reason.clone()))
     }
 
-    async fn connection(&self, shared: &Arc<Shared>, peer: &Peer) -> Result<Connection, LinkError> {
-        let unreachable = |reason| LinkError::Unreachable { node: peer.node.clone(), reason };
+    async fn connection(
+        &self,
+        shared: &Arc<Shared>,
+        node: &NodeId,
+        address: impl FnOnce() -> Option<SocketAddr>,
+    ) -> Result<Connection, LinkError> {
+        let unreachable = |reason| LinkError::Unreachable { node: node.clone(), reason };
         if let Some(known) = self.known() {
             return known.map_err(unreachable);
         }
@@ -74,13 +81,8 @@ impl Carry {
         if let Some(known) = self.known() {
             return known.map_err(unreachable);
         }
-        let address = {
-            let state = peer.state();
-            let linked = state.connections.last().map(|held| remote(&held.connection));
-            state.address.or(linked)
-        };
-        let Some(address) = address else { return Err(LinkError::UnknownNode(peer.node.clone())) };
-        let met = meet::dial(shared, address, Some(&peer.node), Kind::Carry).await;
+        let Some(address) = address() else { return Err(LinkError::UnknownNode(node.clone())) };
+        let met = meet::dial(shared, address, Some(node), Kind::Carry).await;
         let mut slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
         match met {
             Ok(met) => {
@@ -97,6 +99,44 @@ impl Carry {
     }
 }
 
+/// The connection to a peer, or to a node of another cell that is none.
+async fn connection(shared: &Arc<Shared>, node: &NodeId) -> Result<Connection, LinkError> {
+    let looked_up = || shared.directory.get().and_then(|directory| directory(node));
+    match shared.table.get(node) {
+        Some(peer) => peer.carry.connection(shared, node, || peer.whereabouts().or_else(looked_up)).await,
+        None => {
+            let Some(address) = looked_up() else { return Err(LinkError::UnknownNode(node.clone())) };
+            let carry = shared.distant.carry(node, shared.limits.peers).ok_or_else(|| LinkError::Unreachable {
+                node: node.clone(),
+                reason: format!("{} nodes of other cells are called already", shared.limits.peers),
+            })?;
+            carry.connection(shared, node, || Some(address)).await
+        }
+    }
+}
+
+/// Carry connections to nodes that are no peers. Instances of other cells are called at their node, not through relays.
+#[derive(Default)]
+pub(super) struct Distant(Mutex<BTreeMap<NodeId, (Instant, Arc<Carry>)>>);
+
+impl Distant {
+    /// The place for a node's connection; `None` when there are so many that were needed lately. Those that were not are
+    /// let go: the connection ends with the last stream in it.
+    fn carry(&self, node: &NodeId, most: usize) -> Option<Arc<Carry>> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if !all.contains_key(node) {
+            all.retain(|_, (used, _)| now.duration_since(*used) < DISTANT_IDLE);
+            if all.len() >= most {
+                return None;
+            }
+        }
+        let place = all.entry(node.clone()).or_insert_with(|| (now, Arc::default()));
+        place.0 = now;
+        Some(place.1.clone())
+    }
+}
+
 /// Opens a stream to a peer and sends its opening.
 async fn open(
     shared: &Arc<Shared>,
@@ -104,8 +144,7 @@ async fn open(
     kind: u8,
     opening: &[u8],
 ) -> Result<(SendStream, RecvStream), LinkError> {
-    let peer = shared.table.get(node).ok_or_else(|| LinkError::UnknownNode(node.clone()))?;
-    let connection = peer.carry.connection(shared, &peer).await?;
+    let connection = connection(shared, node).await?;
     let lost = |error: &dyn std::error::Error| LinkError::Unreachable { node: node.clone(), reason: error.to_string() };
     let (mut send, receive) = connection.open_bi().await.map_err(|error| lost(&error))?;
     let mut bytes = vec![kind];

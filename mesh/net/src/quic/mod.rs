@@ -25,7 +25,7 @@ mod tunnel;
 use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -60,6 +60,9 @@ pub struct Links {
 /// Cuts the links when nobody holds them any more.
 struct Held(Arc<Shared>);
 
+/// Finds a node's address.
+type Lookup = Box<dyn Fn(&NodeId) -> Option<SocketAddr> + Send + Sync>;
+
 /// What every task of the links needs.
 pub(crate) struct Shared {
     me: NodeId,
@@ -71,6 +74,8 @@ pub(crate) struct Shared {
     dialling: endpoint::ClientConfigs,
     table: Table,
     carriers: carry::Carriers,
+    distant: carry::Distant,
+    directory: OnceLock<Lookup>,
     into: Senders,
     stats: Stats,
     complaints: Complaints,
@@ -227,6 +232,8 @@ impl Links {
             dialling,
             table: Table::default(),
             carriers: carry::Carriers::default(),
+            distant: carry::Distant::default(),
+            directory: OnceLock::new(),
             into: Senders { messages, tunnels, questions, gossip },
             stats: Stats::default(),
             complaints: Complaints::default(),
@@ -310,6 +317,13 @@ impl Links {
         if full && shared.may_say(address, "full") {
             warn!(%node, %address, limit = shared.limits.peers, "the address book is full, this peer is left out");
         }
+    }
+
+    /// Says where nodes are that are not in the address book: those of other cells are dialled when they are called. The
+    /// first word counts.
+    pub(crate) fn look_up(&self, directory: impl Fn(&NodeId) -> Option<SocketAddr> + Send + Sync + 'static) {
+        // Only whoever starts the node says it, once.
+        let _ = self.shared().directory.set(Box::new(directory));
     }
 
     /// Takes a peer out of the address book. A link that exists is left alone, but not made again.

@@ -88,6 +88,13 @@ impl Peer {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Where to dial it: as the address book says, or where it is linked from.
+    pub(super) fn whereabouts(&self) -> Option<SocketAddr> {
+        let state = self.state();
+        let linked = state.connections.last().map(|held| remote(&held.connection));
+        state.address.or(linked)
+    }
+
     pub(super) fn is_up(&self) -> bool {
         self.current.borrow().is_some()
     }

@@ -36,6 +36,10 @@ impl World {
         if let Some(recorder) = &mut self.recorder {
             recorder.sent(kind, bytes);
         }
+        let abroad = self.options.cell_of(from) != self.options.cell_of(to);
+        let traffic = &mut self.hosts[from].traffic;
+        traffic.sent += bytes;
+        traffic.abroad += if abroad { bytes } else { 0 };
         if !self.cuts.is_open(from, to) || !self.hosts[to].is_up() {
             self.figures.undeliverable += 1;
             return;

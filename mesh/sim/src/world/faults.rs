@@ -5,9 +5,14 @@ use starling_core::{Input, PeerEvent};
 
 use super::{Happening, World, brief};
 use crate::host::{Durable, Held, State};
+use crate::links::micros;
 
 /// How long a node that stops cleanly goes on before it is gone: its farewells are sent.
 const LINGER_US: u64 = 100_000;
+
+/// How many nodes of each cell look for the others, and how often.
+const SEEKERS: usize = 2;
+const SEEK_AGAIN_US: u64 = 10_000_000;
 
 impl World {
     // ---- membership
@@ -32,6 +37,21 @@ impl World {
         }
     }
 
+    /// Looks for other cells at their seeds, until it knows somebody there, and whenever it does not.
+    pub(super) fn seek(&mut self, node: usize) {
+        for seed in 0..self.options.cells.len() {
+            let cell = &self.hosts[seed].facts.cell;
+            let open = self.cuts.is_open(node, seed) && self.cuts.is_open(seed, node);
+            let known = self.view(node).is_some_and(|view| view.members.values().any(|m| m.facts.cell == *cell));
+            if self.options.cell_of(node) != seed && open && self.hosts[seed].is_running() && !known {
+                let met = PeerEvent::Met(self.hosts[seed].id.clone());
+                self.give(node, Input::Peer(met));
+            }
+        }
+        let run = self.hosts[node].run();
+        self.at(self.now + SEEK_AGAIN_US, Happening::Seek { node, run });
+    }
+
     // ---- hosts
 
     pub(crate) fn start(&mut self, node: usize) {
@@ -43,6 +63,11 @@ impl World {
         self.start_app(node);
         if let Some(detector) = &mut self.detector {
             detector.forget_all(node);
+            let cells = self.options.cells.len();
+            if cells > 1 && node / cells < SEEKERS {
+                let (at, run) = (self.now + micros(self.options.up_after), self.hosts[node].run());
+                self.at(at, Happening::Seek { node, run });
+            }
         }
         if self.now > 0 {
             self.topology_changed(Some(node));
