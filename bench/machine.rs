@@ -20,3 +20,11 @@ pub(crate) fn resident_bytes() -> usize {
     let pages: usize = status.split_whitespace().nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0);
     pages * 4096
 }
+
+/// The time this thread has spent on a processor.
+#[allow(dead_code)] // not every benchmark needs it
+pub(crate) fn cpu_time() -> std::time::Duration {
+    let figures = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let nanos = figures.split_whitespace().next().and_then(|nanos| nanos.parse().ok()).unwrap_or(0);
+    std::time::Duration::from_nanos(nanos)
+}

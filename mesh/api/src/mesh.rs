@@ -58,15 +58,11 @@ pub(crate) async fn node(
         zone: view.zone.clone(),
         ready: context.is_ready(),
         services: view.services.size() as u32,
-        instances: 0,
-        own_instances: 0,
+        instances: view.services.values().map(|service| service.instances.len() as u32).sum(),
+        own_instances: view.own_instances as u32,
         documents: 0,
         conflicts: 0,
     };
-    for instance in view.services.values().flat_map(|service| service.instances.iter()) {
-        detail.instances += 1;
-        detail.own_instances += u32::from(*instance.owner() == view.me);
-    }
     for config in view.configs.values() {
         detail.documents += u32::from(config.served().is_some());
         detail.conflicts += u32::from(show::conflict(config) > 0);

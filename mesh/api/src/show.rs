@@ -3,7 +3,7 @@
 use starling_core::config::Version;
 use starling_core::observe::Span;
 use starling_core::registry::{Health, Override};
-use starling_core::view::{ConfigView, InstanceView, MemberView, Preservation, ServiceView, Usability, View};
+use starling_core::view::{ConfigView, Counts, InstanceView, MemberView, Preservation, ServiceView, Usability, View};
 use starling_core::wire::{DiskFailing, NodeStatus};
 
 use crate::model::{
@@ -13,24 +13,24 @@ use crate::model::{
 
 /// One line of the list of services.
 pub(crate) fn service(service: &ServiceView) -> ServiceSummary {
-    let mut counts = UsabilityCounts::default();
-    for instance in &service.instances {
-        *match instance.usability {
-            Usability::Ready => &mut counts.ready,
-            Usability::Doubtful => &mut counts.doubtful,
-            Usability::OwnerLost => &mut counts.owner_lost,
-            Usability::OwnerLeft => &mut counts.owner_left,
-            Usability::Status => &mut counts.status,
-            Usability::Health => &mut counts.health,
-            Usability::Weight => &mut counts.weight,
-        } += 1;
-    }
     ServiceSummary {
         namespace: service.key.namespace.clone(),
         service: service.key.service.clone(),
         revision: service.revision,
         instances: service.instances.len() as u32,
-        usability: counts,
+        usability: usability(service.counts()),
+    }
+}
+
+fn usability(counts: &Counts) -> UsabilityCounts {
+    UsabilityCounts {
+        ready: counts.of(Usability::Ready),
+        doubtful: counts.of(Usability::Doubtful),
+        owner_lost: counts.of(Usability::OwnerLost),
+        owner_left: counts.of(Usability::OwnerLeft),
+        status: counts.of(Usability::Status),
+        health: counts.of(Usability::Health),
+        weight: counts.of(Usability::Weight),
     }
 }
 

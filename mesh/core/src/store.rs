@@ -24,6 +24,9 @@ pub struct Store {
     records: Digest<Kept>,
     /// Tombstones by age, so that collecting them does not look at anything else.
     tombstones: BTreeSet<(HybridTime, KeyHash)>,
+    /// The key hashes of all overrides. There are few, and without it every change of any instance would have to look
+    /// for one among all records.
+    overrides: BTreeSet<KeyHash>,
     configs: usize,
     nodes: usize,
     config_bytes: usize,
@@ -67,7 +70,12 @@ impl Store {
 
     /// What operators say of an instance.
     pub fn override_of(&self, key: &InstanceKey) -> Option<&Arc<Override>> {
-        let Kept::Other(kept) = self.records.get(KeyHash::of_override(key))? else { return None };
+        if self.overrides.is_empty() {
+            return None;
+        }
+        let hash = KeyHash::of_override(key);
+        self.overrides.get(&hash)?;
+        let Kept::Other(kept) = self.records.get(hash)? else { return None };
         match &**kept {
             Record { key: Key::Override(known), cell: Cell::Override(register) } if known == key => {
                 register.val.as_ref()
@@ -124,9 +132,10 @@ impl Store {
     pub fn merge(&mut self, record: Record) -> Result<bool, MergeError> {
         record.validate()?;
         let hash = KeyHash::of(&record.key);
-        let Self { records, tombstones, configs, nodes, config_bytes, names } = self;
+        let Self { records, tombstones, overrides, configs, nodes, config_bytes, names } = self;
         if records.get(hash).is_none() {
             let kept = Kept::new(record, names);
+            overrides.extend(kept.is_override().then_some(hash));
             *configs += usize::from(kept.is_config());
             *nodes += usize::from(kept.is_node());
             *config_bytes += kept.body_bytes();
@@ -157,6 +166,7 @@ impl Store {
         while collected.len() < limit && self.tombstones.first().is_some_and(|(time, _)| *time < horizon) {
             let Some((_, hash)) = self.tombstones.pop_first() else { break };
             let Some(kept) = self.records.remove(hash) else { continue };
+            self.overrides.remove(&hash);
             self.configs -= usize::from(kept.is_config());
             self.nodes -= usize::from(kept.is_node());
             collected.push(kept.record());
@@ -223,6 +233,10 @@ impl Kept {
 
     fn is_config(&self) -> bool {
         matches!(self, Kept::Other(kept) if matches!(kept.key, Key::Config(_)))
+    }
+
+    fn is_override(&self) -> bool {
+        matches!(self, Kept::Other(kept) if matches!(kept.key, Key::Override(_)))
     }
 
     fn key(&self) -> Key {

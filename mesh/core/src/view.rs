@@ -56,6 +56,8 @@ pub struct View {
     pub relays_wanted: usize,
     /// Other cells nothing is heard of: their nodes are lost from here.
     pub out_of_reach: Arc<BTreeSet<CellName>>,
+    /// How many instances the node owns.
+    pub own_instances: usize,
     /// The store's fingerprint: equal on two nodes exactly when they hold the same records.
     pub fingerprint: Fingerprint,
 }
@@ -69,7 +71,23 @@ pub struct ServiceView {
     pub revision: Revision,
     /// Its instances, by id, usable or not.
     pub instances: Sorted<InstanceView>,
+    counts: Counts,
     candidates: OnceLock<Candidates>,
+}
+
+/// How many instances are in which state of usability.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts([u32; Usability::ALL.len()]);
+
+impl Counts {
+    /// How many are in this state.
+    pub fn of(&self, usability: Usability) -> u32 {
+        self.0[usability as usize]
+    }
+
+    fn of_mut(&mut self, usability: Usability) -> &mut u32 {
+        &mut self.0[usability as usize]
+    }
 }
 
 /// The instances of a service that may take traffic, in tiers; made by the first reader that asks.
@@ -143,6 +161,12 @@ pub enum Usability {
     Weight,
 }
 
+impl Usability {
+    /// All states, in order.
+    pub const ALL: [Usability; 7] =
+        [Self::Ready, Self::Doubtful, Self::OwnerLost, Self::OwnerLeft, Self::Status, Self::Health, Self::Weight];
+}
+
 /// An operator's word on one instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OverrideView {
@@ -208,14 +232,47 @@ pub enum MemberState {
 impl ServiceView {
     /// A service with these instances.
     pub fn new(key: ServiceKey, revision: Revision, instances: Sorted<InstanceView>) -> Self {
-        Self { key, revision, instances, candidates: OnceLock::new() }
+        let mut counts = Counts::default();
+        instances.iter().for_each(|instance| *counts.of_mut(instance.usability) += 1);
+        Self { key, revision, instances, counts, candidates: OnceLock::new() }
     }
 
-    /// Its instances, to be changed at this revision, while nobody reads it yet.
-    pub(crate) fn change(&mut self, revision: Revision) -> &mut Sorted<InstanceView> {
+    /// How many instances are in which state of usability: known without a look at any of them.
+    pub fn counts(&self) -> &Counts {
+        &self.counts
+    }
+
+    /// The same service again, to be changed.
+    pub(crate) fn copy(&self) -> Self {
+        Self {
+            key: self.key.clone(),
+            revision: self.revision,
+            instances: self.instances.clone(),
+            counts: self.counts,
+            candidates: OnceLock::new(),
+        }
+    }
+
+    /// Shows an instance at this revision, and gives back how it was shown before.
+    pub(crate) fn put(&mut self, revision: Revision, shown: InstanceView) -> Option<InstanceView> {
+        *self.counts.of_mut(shown.usability) += 1;
+        let before = self.instances.insert(shown);
+        self.changed(revision, before)
+    }
+
+    /// Shows an instance no longer, from this revision on.
+    pub(crate) fn remove(&mut self, revision: Revision, id: &InstanceId) -> Option<InstanceView> {
+        let before = self.instances.remove(id);
+        self.changed(revision, before)
+    }
+
+    fn changed(&mut self, revision: Revision, before: Option<InstanceView>) -> Option<InstanceView> {
         self.revision = revision;
         self.candidates = OnceLock::new();
-        &mut self.instances
+        if let Some(before) = &before {
+            *self.counts.of_mut(before.usability) -= 1;
+        }
+        before
     }
 
     /// The instances that may take traffic. Computed once per published change, by the first reader.
@@ -316,6 +373,7 @@ impl View {
             configs: RedBlackTreeMapSync::new_sync(),
             overrides: RedBlackTreeMapSync::new_sync(),
             members: RedBlackTreeMapSync::new_sync(),
+            own_instances: 0,
             preservation: Arc::default(),
             relays_wanted: crate::cells::RELAYS,
             out_of_reach: Arc::default(),
@@ -368,5 +426,34 @@ impl View {
     /// The members that are there, this node included.
     pub fn alive(&self) -> impl Iterator<Item = &Arc<MemberView>> {
         self.members.values().filter(|member| member.state == MemberState::Alive)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::Claim;
+    use crate::testing::{instance, instance_key, stamp};
+
+    #[test]
+    fn the_counts_of_a_service_are_those_of_its_instances_whatever_came_and_went() {
+        let mut rng = fastrand::Rng::with_seed(5);
+        let key = instance_key("orders", "o0").service;
+        let mut service = ServiceView::new(key, Revision(1), Sorted::default());
+        for step in 0..2_000 {
+            let key = instance_key("orders", &format!("o{}", rng.u32(..100)));
+            if rng.u32(..3) == 0 {
+                service.remove(Revision(step), &key.instance);
+            } else {
+                let record = Arc::new(Claimed { key, claim: Claim::new(stamp("a", step)), instance: instance() });
+                let usability = Usability::ALL[rng.usize(..Usability::ALL.len())];
+                service.put(Revision(step), InstanceView { record, override_: None, usability });
+            }
+        }
+        let recounted = ServiceView::new(service.key.clone(), service.revision, service.instances.clone());
+        assert_eq!(service.counts(), recounted.counts());
+        let total: u32 = Usability::ALL.into_iter().map(|usability| service.counts().of(usability)).sum();
+        assert!(total > 30 && total as usize == service.instances.len());
+        assert_eq!(service.copy().counts(), service.counts());
     }
 }

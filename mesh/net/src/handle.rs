@@ -203,9 +203,9 @@ fn collect_view(view: &View, out: &mut Exposition) {
     }
     out.single("starling_services", "gauge", "Services with instances.", view.services.size() as f64);
     let (mut ready, mut total) = (0, 0);
-    for instance in view.services.values().flat_map(|service| service.instances.iter()) {
-        total += 1;
-        ready += u64::from(instance.usability == Usability::Ready);
+    for service in view.services.values() {
+        total += service.instances.len();
+        ready += service.counts().of(Usability::Ready) as usize;
     }
     out.family("starling_instances", "gauge", "Instances known, by whether they may take traffic.");
     out.sample("starling_instances", &[("usable", "true")], ready as f64);

@@ -60,6 +60,7 @@ impl Publisher {
             return None;
         }
         self.draft.fingerprint = fingerprint;
+        self.draft.own_instances = self.owned.get(&self.draft.me).map_or(0, BTreeSet::len);
         self.published = Arc::new(self.draft.clone());
         Some(self.published.clone())
     }
@@ -76,7 +77,7 @@ impl Publisher {
         let revision = self.touch();
         let owner = shown.owner().clone();
         let service = shown.key.service.clone();
-        let before = self.instances(&service, revision).insert(shown);
+        let before = self.service(&service, revision).put(revision, shown);
         if let Some(before) = before.filter(|before| *before.owner() != owner) {
             self.disown(before.owner(), hash);
         }
@@ -87,26 +88,26 @@ impl Publisher {
         let Some(shown) = self.draft.instance(key).cloned() else { return };
         let revision = self.touch();
         self.disown(shown.owner(), hash);
-        let instances = self.instances(&key.service, revision);
-        instances.remove(&key.instance);
-        if instances.is_empty() {
+        let service = self.service(&key.service, revision);
+        service.remove(revision, &key.instance);
+        if service.instances.is_empty() {
             self.draft.services.remove_mut(&key.service);
             self.draft.absent_revision = revision;
         }
     }
 
-    /// The instances of a service, to be changed. What is published stays as it is; what is not yet is changed in
+    /// A service, to be changed. What is published stays as it is; what is not yet is changed in
     /// place, so that a thousand changes by one input do not cost a thousand copies.
-    fn instances(&mut self, key: &ServiceKey, revision: Revision) -> &mut Sorted<InstanceView> {
+    fn service(&mut self, key: &ServiceKey, revision: Revision) -> &mut ServiceView {
         if !self.draft.services.contains_key(key) {
             let service = ServiceView::new(key.clone(), revision, Sorted::default());
             self.draft.services.insert_mut(key.clone(), Arc::new(service));
         }
         let service = self.draft.services.get_mut(key).expect("it was there or has just been put there");
         if Arc::get_mut(service).is_none() {
-            *service = Arc::new(ServiceView::new(key.clone(), revision, service.instances.clone()));
+            *service = Arc::new(service.copy());
         }
-        Arc::get_mut(service).expect("nobody else holds what has just been made").change(revision)
+        Arc::get_mut(service).expect("nobody else holds what has just been made")
     }
 
     fn disown(&mut self, owner: &NodeId, hash: KeyHash) {
