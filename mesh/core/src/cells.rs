@@ -78,7 +78,7 @@ pub fn beside<'a>(ring: usize, me: &CellName, cells: impl Iterator<Item = &'a Ce
 }
 
 /// The nodes of all cells, by cell, as their records say.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Directory {
     cells: BTreeMap<CellName, BTreeMap<NodeId, MemberState>>,
     /// In which cell a node is filed.
@@ -140,7 +140,7 @@ impl Directory {
 }
 
 /// The highest beat heard of each cell.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Pulses {
     cells: BTreeMap<CellName, Heard>,
     /// What has risen since it was last told.
@@ -220,12 +220,12 @@ impl Pulses {
 }
 
 /// Which cells each relay of this cell has said it cannot reach.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Words {
     words: BTreeMap<NodeId, Word>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Word {
     said: HybridTime,
     heard: Instant,

@@ -182,12 +182,12 @@ const LEAF_STEP: usize = 4;
 /// The records of a store with the fingerprints of all their ranges: a hash trie, sixteen ways, whose inner nodes hold
 /// sums. Memory follows the number of records, not the depth of the hash; one way down finds the record and everything
 /// that must change with it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Digest<R> {
     root: Trie<R>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Entry<R> {
     key: KeyHash,
     item: ItemHash,
@@ -200,13 +200,13 @@ impl<R> Entry<R> {
     }
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Trie<R> {
     fingerprint: Fingerprint,
     node: TrieNode<R>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum TrieNode<R> {
     Leaf(Vec<Entry<R>>),
     Inner(Box<[Trie<R>; 16]>),

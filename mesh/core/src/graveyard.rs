@@ -24,7 +24,7 @@ use crate::record::{Cell, Key, MergeError, Record};
 use crate::time::HybridTime;
 
 /// Tombstones that are no longer in the store.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Graveyard {
     graves: BTreeMap<KeyHash, Grave>,
     /// By the time of the tombstone, so that the oldest are found at once.
@@ -32,7 +32,7 @@ pub struct Graveyard {
     limit: usize,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Grave {
     cell: Cell,
     died: HybridTime,

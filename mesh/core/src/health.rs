@@ -19,13 +19,13 @@ pub enum Verdict {
 }
 
 /// Watches the checked instances of one node.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Monitor {
     watched: BTreeMap<InstanceKey, Watched>,
     deadlines: BTreeSet<(Instant, InstanceKey)>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Watched {
     address: Address,
     check: Check,

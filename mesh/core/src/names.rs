@@ -103,7 +103,7 @@ impl Common for CommonText {
 }
 
 /// The texts a store's records have in common, whatever they mean: "default" is a zone and a namespace.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Names {
     known: BTreeSet<CommonText>,
     /// When there are so many, those nobody uses any more are dropped.

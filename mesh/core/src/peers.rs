@@ -22,7 +22,7 @@ pub const RINGS: u64 = 4;
 const MAX_RETURNED: usize = 64;
 
 /// The members this node knows, itself included: of its own cell through membership, of others through the directory.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Peers {
     me: NodeId,
     cell: CellName,

@@ -48,7 +48,7 @@ enum Scope {
 }
 
 /// One set of nodes.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Domain {
     alive: usize,
     /// Lost within the window and not back, oldest first.
@@ -57,7 +57,7 @@ struct Domain {
 }
 
 /// Self-preservation of one domain, from its beginning to its end.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Episode {
     since: Now,
     /// When a node last vanished into it or came back out of it.
@@ -75,14 +75,14 @@ struct Known {
     since: Instant,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Unknown {
     since: Instant,
     doubtful: bool,
 }
 
 /// Who vanished when, and what this node concludes from it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Preserver {
     share_percent: usize,
     window: Duration,

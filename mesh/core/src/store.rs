@@ -19,7 +19,7 @@ use crate::registry::{Instance, Override};
 use crate::time::HybridTime;
 
 /// All records of a node.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Store {
     records: Digest<Kept>,
     /// Tombstones by age, so that collecting them does not look at anything else.
@@ -34,7 +34,7 @@ pub struct Store {
 }
 
 /// A record as the store holds it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Kept {
     Instance(Arc<Claimed>),
     Gone(Box<Gone>),
@@ -43,7 +43,7 @@ enum Kept {
 }
 
 /// An instance that was removed.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Gone {
     key: InstanceKey,
     claim: Claim,

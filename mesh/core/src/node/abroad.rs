@@ -46,7 +46,7 @@ const CONTACT_PAUSE: Duration = Duration::from_secs(1);
 const STRANGERS: (usize, u32) = (64, 30);
 
 /// What a node remembers of other cells, besides its peers.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Abroad {
     /// Whether anything was ever heard of other cells. One cell alone does none of this.
     awake: bool,

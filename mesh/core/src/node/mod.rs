@@ -213,7 +213,7 @@ const COLLECT_PAUSE: Duration = Duration::from_millis(5);
 const COLLECT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// One node's heart.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Node {
     me: NodeId,
     settings: Settings,

@@ -24,14 +24,14 @@ use crate::time::{HybridTime, Instant, Now};
 pub(super) const HELD_FOR: Duration = Duration::from_secs(600);
 
 /// Instances that were this node's until somebody else claimed or removed them.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Displaced {
     by_key: BTreeMap<InstanceKey, Former>,
     /// In the order of their ends.
     ends: VecDeque<(Instant, InstanceKey)>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Former {
     record: Arc<Claimed>,
     /// Under which claim, and by whom, it was taken.

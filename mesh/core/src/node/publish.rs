@@ -16,7 +16,7 @@ use crate::view::{
 };
 
 /// The picture in the making and the last one published.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Publisher {
     draft: View,
     published: Arc<View>,

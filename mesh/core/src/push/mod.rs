@@ -61,7 +61,7 @@ const PRUNE_PAUSE: Duration = Duration::from_millis(100);
 const SPARE_LINKS: usize = 16;
 
 /// How this node passes changes on.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Push {
     rate: Rate,
     tree: Tree,
@@ -74,7 +74,7 @@ pub struct Push {
 }
 
 /// What is known of one neighbour.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Link {
     /// It asked for changes themselves, not only their ids: this node is its parent in the tree, or was grafted.
     wants: bool,

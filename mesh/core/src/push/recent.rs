@@ -25,7 +25,7 @@ const MAX_PATIENCE: Duration = Duration::from_millis(640);
 const WINDOW: Duration = Duration::from_millis(500);
 
 /// The latest changes by id, and where they stand in the store.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Recent {
     keys: BTreeMap<ChangeId, KeyHash>,
     order: VecDeque<ChangeId>,
@@ -53,14 +53,14 @@ impl Recent {
 }
 
 /// Changes that neighbours have and this node has not.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Missing {
     wanted: BTreeMap<ChangeId, Wanted>,
     due: BTreeSet<(Instant, ChangeId)>,
     patience: Duration,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Wanted {
     due: Instant,
     attempts: usize,
@@ -128,7 +128,7 @@ impl Missing {
 }
 
 /// How many changes there are, and whether that is many.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Rate {
     /// So many in a window are many; fewer than half as many are few again.
     many: usize,

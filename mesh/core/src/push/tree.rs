@@ -46,7 +46,7 @@ pub(crate) fn rank(node: &NodeId) -> u64 {
     xxh3_64_with_seed(node.as_str().as_bytes(), ROOT_RING)
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Tree {
     rank: u64,
     /// The last beacon as it first came, when, and how many of this root there were.

@@ -19,7 +19,7 @@ pub(super) fn framed(body: &[u8]) -> Bytes {
 
 /// Why no frame came.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum FrameError {
+pub(crate) enum FrameError {
     /// The stream or its connection ended.
     #[error(transparent)]
     Read(#[from] ReadError),
@@ -46,7 +46,7 @@ impl Frames {
     /// The next frame; `None` at the end of the stream.
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>, FrameError> {
         loop {
-            if let Some(frame) = self.buffered()? {
+            if let Some(frame) = cut(&mut self.buffer, self.limit)? {
                 return Ok(Some(frame));
             }
             match self.stream.read_chunk(READ_CHUNK, true).await? {
@@ -56,19 +56,20 @@ impl Frames {
             }
         }
     }
+}
 
-    fn buffered(&mut self) -> Result<Option<Bytes>, FrameError> {
-        let Some(header) = self.buffer.first_chunk::<HEADER>() else { return Ok(None) };
-        let bytes = u32::from_be_bytes(*header) as usize;
-        if bytes > self.limit {
-            return Err(FrameError::TooLong { bytes, limit: self.limit });
-        }
-        if self.buffer.len() < HEADER + bytes {
-            return Ok(None);
-        }
-        self.buffer.advance(HEADER);
-        Ok(Some(self.buffer.split_to(bytes).freeze()))
+/// The first frame of what has arrived, once it is whole.
+pub(crate) fn cut(buffer: &mut BytesMut, limit: usize) -> Result<Option<Bytes>, FrameError> {
+    let Some(header) = buffer.first_chunk::<HEADER>() else { return Ok(None) };
+    let bytes = u32::from_be_bytes(*header) as usize;
+    if bytes > limit {
+        return Err(FrameError::TooLong { bytes, limit });
     }
+    if buffer.len() < HEADER + bytes {
+        return Ok(None);
+    }
+    buffer.advance(HEADER);
+    Ok(Some(buffer.split_to(bytes).freeze()))
 }
 
 /// Reads one frame from the beginning of a stream and leaves the rest of it alone.

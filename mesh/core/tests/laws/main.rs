@@ -1,7 +1,20 @@
-//! The laws replication stands on, as properties: merging is commutative, associative and idempotent, the fingerprint
-//! follows the content, and bytes from the wire never panic.
+//! The laws replication stands on, as properties: a room for each, and here the histories they are tried on.
+//!
+//! | Room | |
+//! |---|---|
+//! | `merge` | merging is commutative, associative and idempotent; the fingerprint follows the content |
+//! | `stamps` | no stamp is issued twice, and what is written later has a later one |
+//! | `repair` | two stores become one, for the price of their difference |
+//! | `tombstones` | what was collected stays dead |
+//! | `wire` | bytes come back as what they were made of, and never panic |
 
 #![allow(clippy::unwrap_used)] // a helper that fails is a failed test
+
+mod merge;
+mod repair;
+mod stamps;
+mod tombstones;
+mod wire;
 
 use std::sync::Arc;
 
@@ -13,7 +26,6 @@ use starling_core::record::{Cell, Claim, Key, Record};
 use starling_core::registry::{Address, Instance, Override, Status};
 use starling_core::store::Store;
 use starling_core::time::{HybridTime, Stamp};
-use starling_core::wire::{self, Message, Received};
 
 /// What a writer does in a random history.
 #[derive(Debug, Clone)]
@@ -131,84 +143,4 @@ fn content(store: &Store) -> Vec<String> {
             other => format!("{key:?} {other:?}"),
         })
         .collect()
-}
-
-proptest! {
-    #[test]
-    fn merging_in_any_order_and_any_number_of_times_gives_the_same(history in writes(), order in any::<u64>()) {
-        let stores = replicas(&history);
-        let mut all: Vec<Record> = stores.iter().flat_map(records).collect();
-        let mut first = Store::default();
-        merge_all(&mut first, &all);
-        all.extend(all.clone());
-        fastrand::Rng::with_seed(order).shuffle(&mut all);
-        let mut second = Store::default();
-        merge_all(&mut second, &all);
-        prop_assert_eq!(content(&first), content(&second));
-        prop_assert_eq!(first.fingerprint(), second.fingerprint());
-    }
-
-    #[test]
-    fn merging_is_associative(history in writes()) {
-        let stores = replicas(&history);
-        let (a, b, c) = (records(&stores[0]), records(&stores[1]), records(&stores[2]));
-        let mut left = Store::default();
-        merge_all(&mut left, &a);
-        merge_all(&mut left, &b);
-        merge_all(&mut left, &c);
-        let mut bc = Store::default();
-        merge_all(&mut bc, &b);
-        merge_all(&mut bc, &c);
-        let mut right = Store::default();
-        merge_all(&mut right, &a);
-        merge_all(&mut right, &records(&bc));
-        prop_assert_eq!(content(&left), content(&right));
-    }
-
-    #[test]
-    fn a_merge_says_truly_whether_it_changed_anything(history in writes()) {
-        let stores = replicas(&history);
-        let mut store = Store::default();
-        merge_all(&mut store, &records(&stores[0]));
-        for record in records(&stores[1]) {
-            let before = content(&store);
-            let changed = store.merge(record.clone()).unwrap();
-            prop_assert_eq!(changed, content(&store) != before);
-            prop_assert_eq!(store.merge(record), Ok(false));
-        }
-    }
-
-    #[test]
-    fn equal_fingerprints_mean_equal_content(history in writes()) {
-        let stores = replicas(&history);
-        for (a, b) in [(0, 1), (1, 2), (0, 2)] {
-            let same = stores[a].fingerprint() == stores[b].fingerprint();
-            prop_assert_eq!(same, content(&stores[a]) == content(&stores[b]));
-        }
-    }
-
-    #[test]
-    fn records_survive_the_wire(history in writes()) {
-        let message = Message::Push(replicas(&history).iter().flat_map(records).collect());
-        let received = Received { message: Some(message.clone()), skipped: 0 };
-        prop_assert_eq!(Message::decode(&message.encode()).unwrap(), received);
-    }
-
-    #[test]
-    fn bytes_from_the_wire_never_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
-        let _ = Message::decode(&bytes);
-        if let Some(first) = bytes.first_mut() {
-            *first = wire::WIRE_VERSION;
-        }
-        // Any kind of message, then the ones there are.
-        let _ = Message::decode(&bytes);
-        for kind in 0..16 {
-            if let Some(second) = bytes.get_mut(1) {
-                *second = kind;
-            }
-            let _ = Message::decode(&bytes);
-        }
-        let _ = wire::decode::<wire::Question>(&bytes);
-        let _ = wire::decode::<wire::Reply>(&bytes);
-    }
 }
