@@ -124,6 +124,12 @@ fn show_members(list: &MemberList, out: &mut Out) -> io::Result<()> {
     }
     out.table(&table)?;
     show_preservation(&list.preservation, &list.node, out)?;
+    for member in &list.members {
+        if let Some(ahead) = member.clock_ahead_ms {
+            let (by, direction) = (span_of(ahead.unsigned_abs()), if ahead > 0 { "ahead" } else { "behind" });
+            out.styled(Style::Bad, &format!("clock: node {} is {by} {direction}; set it, run NTP", member.node))?;
+        }
+    }
     let (total, alive) = (count(list.members.len(), "node"), alive(list));
     out.styled(Style::Dim, &format!("{total}, {alive} alive, as node {} sees it", list.node))
 }

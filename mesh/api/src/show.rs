@@ -142,6 +142,7 @@ pub(crate) fn member(member: &MemberView, view: &View) -> MemberInfo {
         state: member.state,
         since_unix_ms: member.since.0,
         preserved: view.preserves(&member.node),
+        clock_ahead_ms: view.clock_ahead_ms(&member.node),
         zone: member.facts.zone.clone(),
         region: member.facts.region.clone(),
         cell: member.facts.cell.clone(),

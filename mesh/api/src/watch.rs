@@ -7,7 +7,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::http::StatusCode;
-use starling_core::view::{MemberView, Preservation, Revision, View};
+use starling_core::view::{ClockView, MemberView, Preservation, Revision, View};
 use tokio::time::{Instant, sleep_until};
 
 use crate::context::Context;
@@ -67,6 +67,7 @@ struct Computed {
     /// The members of that view, to tell whether the next has others, and which of them it took not for dead.
     seen: Vec<Arc<MemberView>>,
     preservation: Arc<[Preservation]>,
+    clocks: Arc<[ClockView]>,
 }
 
 impl ListRevisions {
@@ -101,9 +102,10 @@ impl Computed {
         let absent = view.absent_revision;
         self.services = view.services.values().map(|service| service.revision).fold(absent, Revision::max);
         self.configs = view.configs.values().map(|config| config.revision).fold(absent, Revision::max);
-        if !self.seen.iter().eq(view.members.values()) || self.preservation != view.preservation {
+        let concluded = self.preservation == view.preservation && self.clocks == view.clocks;
+        if !concluded || !self.seen.iter().eq(view.members.values()) {
             self.members = view.revision;
-            self.preservation = view.preservation.clone();
+            (self.preservation, self.clocks) = (view.preservation.clone(), view.clocks.clone());
             self.seen = view.members.values().cloned().collect();
         }
         self.at = view.revision;

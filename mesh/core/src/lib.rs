@@ -6,7 +6,7 @@
 //!
 //! | Room | What it decides |
 //! |---|---|
-//! | [`id`], [`time`] | names and stamps that cannot be confused |
+//! | [`id`], [`time`], [`clocks`] | names and stamps that cannot be confused, and whose clock is wrong |
 //! | [`registry`], [`config`] | what is said of instances and documents |
 //! | [`record`], [`store`], [`digest`] | the replicated data: CRDT cells, merging, fingerprints |
 //! | [`graveyard`] | what is dead although its tombstone is gone |
@@ -21,6 +21,7 @@
 
 pub mod balance;
 pub mod cells;
+pub mod clocks;
 pub mod config;
 pub mod digest;
 pub mod graveyard;

@@ -58,6 +58,8 @@ pub struct View {
     pub out_of_reach: Arc<BTreeSet<CellName>>,
     /// How many instances the node owns.
     pub own_instances: usize,
+    /// Whose clocks are off by more than is allowed; most often nobody's.
+    pub clocks: Arc<[ClockView]>,
     /// The store's fingerprint: equal on two nodes exactly when they hold the same records.
     pub fingerprint: Fingerprint,
 }
@@ -113,6 +115,15 @@ pub struct Preservation {
     pub of: usize,
     /// Which of them vanished and are not back: their instances are doubtful.
     pub missing: Vec<NodeId>,
+}
+
+/// A clock that is off by more than is allowed: see [`crate::clocks`].
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ClockView {
+    /// Whose; it may be this node's own.
+    pub node: NodeId,
+    /// How far it is ahead (behind: negative), in milliseconds, give or take a second.
+    pub ahead_ms: i64,
 }
 
 /// What a node concludes of the owner of an instance.
@@ -377,6 +388,7 @@ impl View {
             preservation: Arc::default(),
             relays_wanted: crate::cells::RELAYS,
             out_of_reach: Arc::default(),
+            clocks: Arc::default(),
             fingerprint: Fingerprint::default(),
         }
     }
@@ -404,6 +416,11 @@ impl View {
     /// The revision a watcher of this document compares with; never goes backwards.
     pub fn config_revision(&self, key: &ConfigKey) -> Revision {
         self.configs.get(key).map_or(self.absent_revision, |config| config.revision)
+    }
+
+    /// How far the clock of a node is ahead of the mesh's (behind: negative), in milliseconds, if that is too much.
+    pub fn clock_ahead_ms(&self, node: &NodeId) -> Option<i64> {
+        self.clocks.iter().find(|clock| clock.node == *node).map(|clock| clock.ahead_ms)
     }
 
     /// Whether a node is missing and yet not taken for dead.

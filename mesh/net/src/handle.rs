@@ -201,6 +201,11 @@ fn collect_view(view: &View, out: &mut Exposition) {
         let zone = one.zone.as_ref().map_or("", |zone| zone.as_str());
         out.sample("starling_preserved", &[("zone", zone)], one.missing.len() as f64);
     }
+    out.family("starling_clock_ahead_seconds", "gauge", "How far clocks are off, where that is too much, by node.");
+    for clock in view.clocks.iter() {
+        let seconds = clock.ahead_ms as f64 / 1e3;
+        out.sample("starling_clock_ahead_seconds", &[("node", clock.node.as_str())], seconds);
+    }
     out.single("starling_services", "gauge", "Services with instances.", view.services.size() as f64);
     let (mut ready, mut total) = (0, 0);
     for service in view.services.values() {

@@ -80,7 +80,8 @@ pub(crate) fn records(message: &Message) -> &[Record] {
         | Message::Prune
         | Message::Beacon(_)
         | Message::Pulse(_)
-        | Message::OutOfReach { .. } => &[],
+        | Message::OutOfReach { .. }
+        | Message::Clock(_) => &[],
     }
 }
 

@@ -47,6 +47,9 @@ pub struct MemberInfo {
     /// Whether it is lost and yet not taken for dead.
     #[serde(default)]
     pub preserved: bool,
+    /// How far its clock is ahead of the mesh's (behind: negative), in milliseconds, when that is more than is allowed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock_ahead_ms: Option<i64>,
     /// Its zone.
     pub zone: Zone,
     /// Its region.

@@ -58,6 +58,7 @@ impl Node {
                 self.answer(from, answer, out);
             }
             Message::Same(_) => {}
+            Message::Clock(wall) => self.clocks.heard(&from, wall, self.shown_by_clocks),
             Message::Leaving(node, incarnation) => self.heard_leaving(now, &from, node, incarnation, out),
             Message::Have(ids) => self.push.heard_of(now.elapsed, &from, &ids, &mut self.counters),
             Message::Graft(ids) => self.grafted(from, &ids, out),

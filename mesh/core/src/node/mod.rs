@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::clocks::Clocks;
 use crate::config::ConfigWrite;
 use crate::graveyard::Graveyard;
 use crate::health::Monitor;
@@ -218,6 +219,9 @@ pub struct Node {
     me: NodeId,
     settings: Settings,
     clock: HybridClock,
+    clocks: Clocks,
+    /// What this node's own clocks show, right or wrong; everything else goes by what [`Clocks`] makes of it.
+    shown_by_clocks: Now,
     rng: fastrand::Rng,
     store: Store,
     graveyard: Graveyard,
@@ -269,6 +273,8 @@ impl Node {
                 last_used.unwrap_or_default(),
                 Duration::from_millis(settings.max_clock_skew_ms),
             ),
+            clocks: Clocks::new(me.clone(), Duration::from_millis(settings.max_clock_skew_ms)),
+            shown_by_clocks: now,
             rng: fastrand::Rng::with_seed(seed),
             store: Store::default(),
             graveyard: Graveyard::new(settings.max_graves),
@@ -320,6 +326,8 @@ impl Node {
         if !self.started {
             self.start(out);
         }
+        self.shown_by_clocks = now;
+        let now = self.clocks.correct(now);
         match input {
             Input::Command(id, command) => self.command(now, id, command, out),
             Input::Message(from, message) => self.message(now, from, message, out),
@@ -332,6 +340,9 @@ impl Node {
             Input::Tick => {}
         }
         self.pass_time(now, out);
+        if let Some(clocks) = self.clocks.news() {
+            self.publisher.put_clocks(clocks);
+        }
         if let Some(view) = self.publisher.publish(self.store.fingerprint()) {
             out.push(Output::Publish(view));
         }
@@ -424,7 +435,10 @@ impl Node {
             (!neighbours.is_empty()).then(|| neighbours[self.rng.usize(..neighbours.len())].clone())
         });
         match chosen {
-            Some(peer) => self.open_exchange(now, peer, out),
+            Some(peer) => {
+                self.open_exchange(now, peer.clone(), out);
+                out.push(Output::Send(peer, Message::Clock(self.shown_by_clocks.wall)));
+            }
             None => self.postpone_repair(now),
         }
     }

@@ -11,8 +11,8 @@ use crate::record::{Cell, Key, versions};
 use crate::sorted::Sorted;
 use crate::time::Now;
 use crate::view::{
-    ConfigView, InstanceView, MemberState, MemberView, OverrideView, Owner, Preservation, Revision, ServiceView,
-    Usability, View,
+    ClockView, ConfigView, InstanceView, MemberState, MemberView, OverrideView, Owner, Preservation, Revision,
+    ServiceView, Usability, View,
 };
 
 /// The picture in the making and the last one published.
@@ -135,6 +135,11 @@ impl Publisher {
             self.touch();
             self.draft.members.remove_mut(node);
         }
+    }
+
+    pub(super) fn put_clocks(&mut self, clocks: Vec<ClockView>) {
+        self.touch();
+        self.draft.clocks = clocks.into();
     }
 
     fn put_preservation(&mut self, preservation: Vec<Preservation>) {

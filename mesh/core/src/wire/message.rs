@@ -9,7 +9,7 @@ use crate::digest::{Fingerprint, ItemHash, KeyHash, Prefix};
 use crate::id::{Incarnation, NameError};
 use crate::push::{Beacon, ChangeId};
 use crate::record::Record;
-use crate::time::{HybridTime, Stamp};
+use crate::time::{HybridTime, Stamp, WallTime};
 
 /// Kinds of message.
 const PUSH: u8 = 1;
@@ -25,6 +25,7 @@ const PRUNE: u8 = 10;
 const BEACON: u8 = 11;
 const PULSE: u8 = 32;
 const OUT_OF_REACH: u8 = 33;
+const CLOCK: u8 = 12;
 
 /// The most ranges, entries or hashes read of one message; senders stay below.
 const MAX_LISTED: usize = 65_536;
@@ -111,6 +112,10 @@ impl Message {
                 cells.iter().for_each(|cell| put_text(cell.as_str(), to));
                 OUT_OF_REACH
             }
+            Message::Clock(wall) => {
+                put_number(to, wall.0);
+                CLOCK
+            }
         };
         out[1] = kind;
         out
@@ -155,6 +160,7 @@ impl Message {
                 let (root, number) = (from.fixed()?, from.small()?);
                 Message::Beacon(Beacon { root, number, hops: from.byte()? })
             }
+            CLOCK => Message::Clock(WallTime(from.number()?)),
             _ => return Ok(Received { message: None, skipped }),
         };
         Ok(Received { message: Some(message), skipped })
@@ -272,6 +278,7 @@ mod tests {
             Message::Beacon(Beacon { root: u64::MAX, number: 300, hops: 9 }),
             Message::Pulse(vec![("eu-1".parse().unwrap(), 7), ("us-1".parse().unwrap(), u64::MAX)]),
             Message::OutOfReach { said: stamp("relay", 9), cells: vec!["eu-1".parse().unwrap()] },
+            Message::Clock(WallTime(1_700_000_000_000)),
         ]
     }
 

@@ -94,6 +94,8 @@ pub enum Message {
         /// All it cannot reach.
         cells: Vec<CellName>,
     },
+    /// "This is what my clock shows", uncorrected.
+    Clock(WallTime),
 }
 
 impl Message {
@@ -113,6 +115,7 @@ impl Message {
             Message::Beacon(_) => "beacon",
             Message::Pulse(_) => "pulse",
             Message::OutOfReach { .. } => "out_of_reach",
+            Message::Clock(_) => "clock",
         }
     }
 

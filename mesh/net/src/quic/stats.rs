@@ -11,8 +11,10 @@ pub(super) const GOSSIP: &str = "gossip";
 /// What newer peers say and this release does not know.
 pub(super) const OTHER: &str = "other";
 /// All kinds that are counted apart; whatever else there may be one day is counted as the last.
-const KINDS: [&str; 13] =
-    ["push", "ranges", "entries", "want", "fill", "same", "leaving", "have", "graft", "prune", "beacon", GOSSIP, OTHER];
+const KINDS: [&str; 14] = [
+    "push", "ranges", "entries", "want", "fill", "same", "leaving", "have", "graft", "prune", "beacon", "clock",
+    GOSSIP, OTHER,
+];
 
 /// Counters of one kind of message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
