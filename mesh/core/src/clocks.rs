@@ -37,7 +37,7 @@ const STEP_MS: i64 = 50;
 const JUDGE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The clocks of this node and of those that tell it theirs.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Clocks {
     me: NodeId,
     bound_ms: i64,
@@ -51,7 +51,7 @@ pub struct Clocks {
     news: bool,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Heard {
     /// What its clock showed when this node's monotonic clock stood at zero.
     origin_ms: i64,
