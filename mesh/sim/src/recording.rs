@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use starling_core::config::Body;
+use starling_core::id::NodeId;
 use starling_core::record::{Cell, Key, Record, versions};
 use starling_core::time::Stamp;
 use starling_core::view::{MemberState, Revision, View};
@@ -78,6 +79,8 @@ pub struct Held {
     pub store: String,
     /// How many nodes it holds for lost.
     pub lost: u32,
+    /// How many of them it takes not for dead, because too many vanished at once (self-preservation).
+    pub preserved: u32,
     /// How many documents it shows with concurrent versions.
     pub conflicts: u32,
 }
@@ -89,6 +92,14 @@ pub struct StateChange {
     pub at_us: u64,
     /// What.
     pub state: NodeState,
+}
+
+impl Held {
+    /// Whether nothing but the time differs.
+    pub fn is_like(&self, other: &Held) -> bool {
+        let what = |held: &Held| (held.lost, held.preserved, held.conflicts);
+        self.store == other.store && what(self) == what(other)
+    }
 }
 
 /// A number from a time on.
@@ -317,10 +328,11 @@ impl Recorder {
     pub(crate) fn held(&mut self, node: usize, view: &View, now: u64) {
         let lost = view.members.values().filter(|member| member.state == MemberState::Lost).count() as u32;
         let conflicts = view.configs.values().filter(|config| config.in_conflict()).count() as u32;
-        let held = Held { at_us: now, store: view.fingerprint.to_string(), lost, conflicts };
+        let missing: BTreeSet<&NodeId> = view.preservation.iter().flat_map(|one| one.missing.iter()).collect();
+        let preserved = missing.len() as u32;
+        let held = Held { at_us: now, store: view.fingerprint.to_string(), lost, preserved, conflicts };
         let track = &mut self.recording.nodes[node].held;
-        let same = |last: &Held| (&last.store, last.lost, last.conflicts) == (&held.store, lost, conflicts);
-        if !track.last().is_some_and(same) {
+        if !track.last().is_some_and(|last| last.is_like(&held)) {
             keep(track, held, MAX_SPANS, &mut self.recording.left_out);
         }
     }

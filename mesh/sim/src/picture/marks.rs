@@ -28,6 +28,14 @@ pub(super) fn beliefs(run: &Run, layout: &Layout, out: &mut String) {
         for (from, to, number) in stretches(run, *node, |belief| belief.lost) {
             stripe_of(run, layout, (*node, from, to), ("doubt", &lost(number)), (y + bar / 2.0 + 1.0, stripe), out);
         }
+        let preserved = |preserved: u32| {
+            let nodes = count(preserved as usize, "node");
+            format!("preserves itself: so many vanished at once that it takes {nodes} not for dead")
+        };
+        for (from, to, number) in stretches(run, *node, |belief| belief.preserved) {
+            let place = (y + bar / 2.0 + 1.0, stripe);
+            stripe_of(run, layout, (*node, from, to), ("preserved", &preserved(number)), place, out);
+        }
         let conflicts =
             |conflicts: u32| format!("shows {} with concurrent versions", count(conflicts as usize, "document"));
         for (from, to, number) in stretches(run, *node, |belief| belief.conflicts) {
@@ -232,23 +240,24 @@ pub(super) fn traffic(run: &Run, layout: &Layout, out: &mut String) {
 
 /// What the signs mean, in one line under a drawing that stands alone.
 pub(super) fn legend(y: f64, out: &mut String) {
-    const ENTRIES: [(&str, &str); 8] = [
+    const ENTRIES: [(&str, &str); 9] = [
         ("<rect class=\"truth t0\" x=\"0\" y=\"-6\" width=\"16\" height=\"11\"/>", "holds what most hold"),
         ("<rect class=\"truth t1\" x=\"0\" y=\"-6\" width=\"16\" height=\"11\"/>", "holds something else"),
         ("<rect class=\"doubt\" x=\"0\" y=\"-2\" width=\"16\" height=\"3.5\"/>", "holds others for lost"),
+        ("<rect class=\"preserved\" x=\"0\" y=\"-2\" width=\"16\" height=\"3.5\"/>", "preserves itself"),
         ("<rect class=\"conflict\" x=\"0\" y=\"-2\" width=\"16\" height=\"3.5\"/>", "shows a conflict"),
         ("<circle class=\"badge\" cx=\"8\" cy=\"0\" r=\"6\"/>", "a registration"),
         ("<path class=\"badge\" d=\"M8 -7l7 7l-7 7l-7 -7Z\"/>", "a document"),
         ("<line class=\"fence\" x1=\"0\" x2=\"18\" y1=\"0\" y2=\"0\"/>", "cut"),
         ("<path class=\"crash\" d=\"M3 -5l10 10m0 -10l-10 10\"/>", "crash"),
     ];
-    let mut x = 24.0;
+    let mut x = 14.0;
     for (sign, words) in ENTRIES {
         let _ = write!(
             out,
             "<g transform=\"translate({x:.0} {y:.0})\">{sign}<text class=\"legend\" x=\"22\" y=\"4\">{words}</text></g>"
         );
-        x += 42.0 + 6.1 * words.chars().count() as f64;
+        x += 38.0 + 5.7 * words.chars().count() as f64;
     }
     debug_assert!(x < WIDTH, "the legend fits its line");
 }

@@ -33,6 +33,7 @@ pub(super) struct Belief {
     pub(super) node: usize,
     pub(super) store: String,
     pub(super) lost: u32,
+    pub(super) preserved: u32,
     pub(super) conflicts: u32,
 }
 
@@ -85,6 +86,7 @@ impl Run {
             node,
             store: held.store.clone(),
             lost: held.lost,
+            preserved: held.preserved,
             conflicts: held.conflicts,
         };
         let mut beliefs: Vec<Belief> = held.map(belief).collect();

@@ -141,7 +141,7 @@ fn drawing(run: &Run, out: &mut String) {
 }
 
 fn legend(out: &mut String) {
-    const ENTRIES: [(&str, &str, &str); 10] = [
+    const ENTRIES: [(&str, &str, &str); 11] = [
         (
             "<rect class=\"truth t0\" width=\"22\" height=\"12\" y=\"2\"/>",
             "holds what most hold",
@@ -157,10 +157,11 @@ fn legend(out: &mut String) {
             "cut",
             "lanes on its two sides do not reach each other; an arrowhead: only that way is cut",
         ),
+        ("<rect class=\"doubt\" width=\"22\" height=\"4\" y=\"6\"/>", "under a lane", "it holds other nodes for lost"),
         (
-            "<rect class=\"doubt\" width=\"22\" height=\"4\" y=\"6\"/>",
+            "<rect class=\"preserved\" width=\"22\" height=\"4\" y=\"6\"/>",
             "under a lane",
-            "it holds other nodes for lost, and their instances for doubtful",
+            "self-preservation: so many vanished at once that it takes them not for dead",
         ),
         (
             "<rect class=\"conflict\" width=\"22\" height=\"4\" y=\"6\"/>",

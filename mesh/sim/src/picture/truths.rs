@@ -206,7 +206,7 @@ mod tests {
     #[test]
     fn the_steps_of_a_spreading_change_are_no_truths_of_their_own() {
         let mut run = recording(&[(0, 0, 1), (0, 1, 1), (0, 2, 1)], &[]);
-        let late = |node, at_us| Belief { at_us, node, store: "7".into(), lost: 0, conflicts: 0 };
+        let late = |node, at_us| Belief { at_us, node, store: "7".into(), lost: 0, preserved: 0, conflicts: 0 };
         let spread = [late(0, 10 * SECOND), late(1, 10 * SECOND + 300), late(2, 10 * SECOND + 700)];
         run.beliefs.extend(spread);
         assert_eq!(told(&run), [(0, 0, 100, 0), (1, 0, 100, 0), (2, 0, 100, 0)]);

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
-use starling_api::model::{ConfigDocument, InstanceInfo, InstanceList, NodeDetail};
+use starling_api::model::{ConfigDocument, InstanceInfo, InstanceList, MemberList, NodeDetail};
 use starling_core::id::{ConfigKey, InstanceKey};
 
 use super::place::{Place, address, run};
@@ -148,6 +148,12 @@ impl Host {
 
     pub(super) fn node(&self) -> Result<NodeDetail, Failure> {
         self.client.fetch(Ask::get(&["v1", "node"]).within(ANSWER))
+    }
+
+    /// How many nodes it takes not for dead although they vanished.
+    pub(super) fn preserved(&self) -> Result<u32, Failure> {
+        let list: MemberList = self.client.fetch(Ask::get(&["v1", "members"]).within(ANSWER))?;
+        Ok(list.members.iter().filter(|member| member.preserved).count() as u32)
     }
 
     pub(super) fn instance(&self, key: &InstanceKey) -> Result<Option<InstanceInfo>, Failure> {

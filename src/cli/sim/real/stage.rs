@@ -301,10 +301,11 @@ impl<'a> Stage<'a> {
             }
             let Ok(detail) = self.hosts[at].node() else { continue };
             let lost = (self.hosts.len() as u32).saturating_sub(detail.node.members_alive);
-            let held = Held { at_us: self.now_us(), store: detail.node.fingerprint, lost, conflicts: detail.conflicts };
+            let preserved = if lost == 0 { 0 } else { self.hosts[at].preserved().unwrap_or(0) };
+            let (store, conflicts) = (detail.node.fingerprint, detail.conflicts);
+            let held = Held { at_us: self.now_us(), store, lost, preserved, conflicts };
             let track = &mut self.recording.nodes[at].held;
-            let same = |last: &Held| (&last.store, last.lost, last.conflicts) == (&held.store, lost, held.conflicts);
-            if track.last().is_some_and(same) {
+            if track.last().is_some_and(|last| last.is_like(&held)) {
                 continue;
             }
             track.push(held);
