@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 /// How long anything may take before a test gives up. Generous: the machine may be busy with other tests.
 const DEADLINE: Duration = Duration::from_secs(120);
-/// The exit code that says that this machine cannot do it.
+/// The exit code that says that it cannot be done here.
 const UNABLE: i32 = 4;
 
 /// `starling sim STORY --real`, with everything it keeps in a directory of the test's.
@@ -144,6 +144,6 @@ fn what_cannot_be_done_to_real_nodes_is_refused_before_any_is_started() {
     let dir = TempDir::new().unwrap();
     let output = real("clocks", dir.path()).output().unwrap();
     let told = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert_eq!(output.status.code(), Some(UNABLE), "{told}");
     assert!(told.contains("clocks: line 28: all processes of a machine share its clock"), "{told}");
 }

@@ -14,7 +14,7 @@ pub(crate) enum Failure {
     /// No peer could be reached. Exit code 3.
     #[error("{0}")]
     NoPeer(String),
-    /// This machine cannot do such a thing. Exit code 4.
+    /// It cannot be done here: not with this machine, or not to real nodes. Exit code 4.
     #[error("{0}")]
     Unable(String),
     /// Nobody reads the output any more; not worth a word.

@@ -1,8 +1,8 @@
 //! The command line: its grammar and what each command does.
 //!
 //! `starling node` runs a node; `ca` and `sim` work on files; all else asks a running node over its HTTP API, any of
-//! them. Exit codes: 0 done, 1 refused or failed, 2 the command line makes no sense, 3 no node answered, 4 this machine
-//! cannot do it.
+//! them. Exit codes: 0 done, 1 refused or failed, 2 the command line makes no sense, 3 no node answered, 4 it cannot
+//! be done here.
 
 mod backup;
 mod ca;
@@ -66,7 +66,7 @@ Exit codes:
   1  the mesh refused or something failed; the message says what
   2  the command line makes no sense
   3  no node answered
-  4  this machine cannot do it (sim --real: a tool or a right is missing)";
+  4  it cannot be done here (sim --real: a tool or a right is missing)";
 
 #[derive(Debug, Subcommand)]
 enum Command {

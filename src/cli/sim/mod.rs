@@ -38,7 +38,7 @@ Exit codes:
   0    every expectation held
   1    one did not, or a command was refused
   2    the command line makes no sense
-  4    with --real: this machine lacks a tool or a right that real nodes need
+  4    with --real: this machine lacks a tool or a right, or the story does what cannot be done to real nodes
   130  with --real: somebody ended it")]
 pub(crate) struct SimArgs {
     /// Files, directories, or names of built-in stories

@@ -165,6 +165,7 @@ mod tests {
             node,
             store: sum.to_string(),
             lost: 0,
+            preserved: 0,
             conflicts: 0,
         };
         let state = |&(at, node, state)| Turn { at_us: at * SECOND, node, state };

@@ -48,7 +48,7 @@ const INTERRUPTED: u8 = 130;
 
 /// Plays a story in namespaces of its own; what it tells comes out here.
 pub(super) fn play(story: &Story, args: &SimArgs, json: bool) -> Result<ExitCode, Failure> {
-    possible(&story.scenario).map_err(|why| Failure::Refused(format!("{}: {why}", story.name)))?;
+    possible(&story.scenario).map_err(|why| Failure::Unable(format!("{}: {why}", story.name)))?;
     able()?;
     // Under /run the player mounts something of its own.
     let system = std::env::temp_dir();
