@@ -231,6 +231,8 @@ fn two_data_centres_call_each_other_go_on_when_they_are_cut_and_are_one_again_wh
     let all_see = |alive: usize| nodes.iter().all(|node| node.alive() == alive);
     eventually("all six know each other through one seed", || all_see(6));
 
+    let there = nodes[0].starling(&["members", "--cell", "us"]).unwrap();
+    assert!(there.contains("us-0") && there.contains("relay") && !there.contains("eu-1"), "{there}");
     let port = nodes[4].api.rsplit_once(':').unwrap().1;
     nodes[4].starling(&["register", "whoami", "--port", port, "--id", "in-us"]).unwrap();
     eventually("the other side of the ocean knows it", || nodes[2].knows("in-us"));
@@ -248,6 +250,7 @@ fn two_data_centres_call_each_other_go_on_when_they_are_cut_and_are_one_again_wh
     eventually("one side goes on", || nodes[0].knows("in-eu") && nodes[0].calls().contains("\"eu-1\""));
     eventually("the other goes on", || nodes[5].starling(&["config", "get", "limits.json"]).as_deref() == Ok("7"));
     assert!(nodes[0].knows("in-us"), "the last known instances stay");
+    assert!(nodes[0].starling(&["members"]).unwrap().contains("nothing is heard of cell us"));
 
     ocean.set("up");
     let back = eventually("all six know each other again", || all_see(6));

@@ -1,11 +1,12 @@
 //! The mesh itself: who is there, and do they agree?
 
+use std::collections::BTreeSet;
 use std::io;
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use starling_api::model::{MemberList, MeshStatus, NodeReport, PreservationInfo, Verdict};
-use starling_core::id::NodeId;
+use starling_core::id::{CellName, NodeId};
 use starling_core::view::{MemberState, Revision};
 
 use super::client::{Ask, Client};
@@ -21,6 +22,7 @@ Shows the mesh as one node sees it; another node may see another one, for exampl
 Examples:
   starling members
   starling members --peer 10.0.0.7:15000
+  starling members --cell eu-1                       one of several data centres
   starling members --wait 3 --timeout 1m             before a script uses a mesh that has just been started")]
 pub(crate) struct MembersArgs {
     /// Wait until at least so many are alive, and for the node itself if it does not answer yet
@@ -29,6 +31,9 @@ pub(crate) struct MembersArgs {
     /// How long to wait; then the exit code is 1
     #[arg(long, value_name = "DURATION", default_value = "30s", requires = "wait")]
     timeout: HumanDuration,
+    /// Only the nodes of this cell
+    #[arg(long, value_name = "CELL")]
+    cell: Option<CellName>,
 }
 
 /// `starling status`
@@ -57,19 +62,28 @@ const SLACK: Duration = Duration::from_secs(5);
 
 pub(crate) fn members(args: &MembersArgs, client: &Client, out: &mut Out) -> Result<(), Failure> {
     let list = match args.wait {
-        Some(wanted) => wait_for_members(wanted as usize, args.timeout, client)?,
-        None => client.fetch(Ask::get(&["v1", "members"]))?,
+        Some(wanted) => wait_for_members(wanted as usize, args.timeout, args.cell.as_ref(), client)?,
+        None => client.fetch(list_of(args.cell.as_ref()))?,
     };
     if out.wants_json() { Ok(out.json(&list)?) } else { Ok(show_members(&list, out)?) }
 }
 
-fn wait_for_members(wanted: usize, timeout: HumanDuration, client: &Client) -> Result<MemberList, Failure> {
+fn list_of(cell: Option<&CellName>) -> Ask {
+    Ask::get(&["v1", "members"]).query_opt("cell", cell)
+}
+
+fn wait_for_members(
+    wanted: usize,
+    timeout: HumanDuration,
+    cell: Option<&CellName>,
+    client: &Client,
+) -> Result<MemberList, Failure> {
     let began = Instant::now();
     let mut revision = None;
     loop {
         let left = timeout.0.saturating_sub(began.elapsed());
         let wait = left.min(LONGEST_QUERY);
-        let ask = Ask::get(&["v1", "members"]);
+        let ask = list_of(cell);
         let ask = match revision {
             Some(Revision(revision)) => ask.newer_than(revision, wait),
             None => ask,
@@ -100,7 +114,13 @@ fn alive(list: &MemberList) -> usize {
 }
 
 fn show_members(list: &MemberList, out: &mut Out) -> io::Result<()> {
-    let mut table = Table::new(&["NODE", "STATE", "SINCE", "ZONE", "ADDRESS", "VERSION"]);
+    // A mesh of one cell has nothing to say about cells.
+    let cells: BTreeSet<&CellName> = list.members.iter().map(|member| &member.cell).collect();
+    let linked = list.members.iter().any(|member| member.relay);
+    let several = cells.len() > 1 || linked || !list.out_of_reach.is_empty();
+    let headings = ["NODE", "STATE", "SINCE", "CELL", "REGION", "ROLE", "ZONE", "ADDRESS", "VERSION"];
+    let shown = |heading: &&str| several || !matches!(*heading, "CELL" | "REGION" | "ROLE");
+    let mut table = Table::new(&headings.into_iter().filter(shown).collect::<Vec<_>>());
     for member in &list.members {
         let style = match member.state {
             MemberState::Alive => Style::Good,
@@ -113,16 +133,20 @@ fn show_members(list: &MemberList, out: &mut Out) -> io::Result<()> {
             MemberState::Lost => "lost",
             MemberState::Left => "left",
         };
-        table.row([
-            Cell::styled(Style::Bold, &member.node),
-            Cell::styled(style, state),
-            ago(member.since_unix_ms).into(),
-            Cell::from(&member.zone),
-            Cell::from(&member.address),
-            Cell::from(&member.version),
-        ]);
+        let mut row =
+            vec![Cell::styled(Style::Bold, &member.node), Cell::styled(style, state), ago(member.since_unix_ms).into()];
+        if several {
+            let role = if member.relay { "relay" } else { "" };
+            row.extend([Cell::from(&member.cell), Cell::from(&member.region), Cell::from(role)]);
+        }
+        row.extend([Cell::from(&member.zone), Cell::from(&member.address), Cell::from(&member.version)]);
+        table.row(row);
     }
     out.table(&table)?;
+    for cell in &list.out_of_reach {
+        let text = format!("nothing is heard of cell {cell}; its last known instances stay listed, in doubt");
+        out.styled(Style::Doubtful, &text)?;
+    }
     show_preservation(&list.preservation, &list.node, out)?;
     for member in &list.members {
         if let Some(ahead) = member.clock_ahead_ms {
@@ -306,7 +330,8 @@ mod tests {
     #[test]
     fn waiting_for_members_outlives_a_node_that_is_not_up_yet() {
         let (client, asked) = node(vec![String::new(), members_answer(7, &["a"]), members_answer(9, &["a", "b"])]);
-        let list = wait_for_members(2, HumanDuration::from_secs(60), &client).unwrap_or_else(|error| panic!("{error}"));
+        let list =
+            wait_for_members(2, HumanDuration::from_secs(60), None, &client).unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(alive(&list), 2);
         let asked = asked.join().unwrap();
         assert_eq!(asked[..2], ["GET /v1/members HTTP/1.1", "GET /v1/members HTTP/1.1"]);
@@ -316,13 +341,31 @@ mod tests {
     #[test]
     fn a_wait_that_is_over_says_what_was_missing() {
         let (client, _asked) = node(vec![members_answer(7, &["a"])]);
-        let failure = wait_for_members(2, HumanDuration(Duration::ZERO), &client).err().unwrap();
+        let failure = wait_for_members(2, HumanDuration(Duration::ZERO), None, &client).err().unwrap();
         assert!(failure.to_string().contains("2 nodes not alive within 0s: node a sees 1"), "{failure}");
         assert_eq!(failure.exit_code(), 1);
         let (nobody, _asked) = node(Vec::new());
-        let failure = wait_for_members(2, HumanDuration(Duration::ZERO), &nobody).err().unwrap();
+        let failure = wait_for_members(2, HumanDuration(Duration::ZERO), None, &nobody).err().unwrap();
         assert!(failure.to_string().contains("no node answered"), "{failure}");
         assert_eq!(failure.exit_code(), 1);
+    }
+
+    #[test]
+    fn cells_are_shown_where_there_are_several() {
+        let list = |cell: &str| -> MemberList {
+            let member = |node: &str, cell: &str, relay: bool| {
+                serde_json::json!({ "node": node, "state": "alive", "since_unix_ms": 0, "zone": "west", "region": "r",
+                    "cell": cell, "relay": relay, "address": "127.0.0.1:1", "version": "", "incarnation": 1 })
+            };
+            let members = [member("a", "eu", cell != "eu"), member("b", cell, false)];
+            let list = serde_json::json!({ "revision": 1, "node": "a", "members": members });
+            serde_json::from_value(list).unwrap()
+        };
+        let text = |list: &MemberList| captured::text(false, |out| show_members(list, out).unwrap());
+        assert!(text(&list("us")).contains("CELL") && text(&list("us")).contains("relay"));
+        assert!(!text(&list("eu")).contains("CELL"));
+        let cut = MemberList { out_of_reach: vec!["us".parse().unwrap()], ..list("eu") };
+        assert!(text(&cut).contains("nothing is heard of cell us"), "{}", text(&cut));
     }
 
     fn report(node: &str, verdict: &str) -> serde_json::Value {

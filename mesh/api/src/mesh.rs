@@ -7,6 +7,7 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use serde::Deserialize;
 use starling_core::digest::Fingerprint;
+use starling_core::id::CellName;
 use starling_core::view::{MemberState, MemberView};
 use starling_core::wire::{NodeStatus, Question, Reply};
 
@@ -26,6 +27,7 @@ pub(crate) struct MembersQuery {
     newer_than: Option<u64>,
     #[serde(default, deserialize_with = "duration")]
     wait: Option<Duration>,
+    cell: Option<CellName>,
 }
 
 /// A query without parameters.
@@ -41,9 +43,17 @@ pub(crate) async fn members(
     let wait = Wait::new(query.newer_than, query.wait);
     let view = context.newest(wait, |view| context.revisions.members(view)).await?;
     let revision = context.revisions.members(&view);
-    let members = view.members.values().map(|member| show::member(member, &view)).collect();
-    let preservation = show::preservation(&view);
-    Ok(json(revision, encode(&MemberList { revision, node: view.me.clone(), members, preservation })))
+    let relays = view.all_relays();
+    let wanted =
+        view.members.values().filter(|member| query.cell.as_ref().is_none_or(|cell| member.facts.cell == *cell));
+    let list = MemberList {
+        revision,
+        node: view.me.clone(),
+        members: wanted.map(|member| show::member(member, &view, &relays)).collect(),
+        preservation: show::preservation(&view),
+        out_of_reach: view.out_of_reach.iter().cloned().collect(),
+    };
+    Ok(json(revision, encode(&list)))
 }
 
 /// `GET /v1/node`.

@@ -1,6 +1,9 @@
 //! From the heart's types to those of [`crate::model`].
 
+use std::collections::BTreeSet;
+
 use starling_core::config::Version;
+use starling_core::id::NodeId;
 use starling_core::observe::Span;
 use starling_core::registry::{Health, Override};
 use starling_core::view::{ConfigView, Counts, InstanceView, MemberView, Preservation, ServiceView, Usability, View};
@@ -136,7 +139,7 @@ fn version(version: &Version, with_text: bool) -> VersionInfo {
 }
 
 /// One member.
-pub(crate) fn member(member: &MemberView, view: &View) -> MemberInfo {
+pub(crate) fn member(member: &MemberView, view: &View, relays: &BTreeSet<NodeId>) -> MemberInfo {
     MemberInfo {
         node: member.node.clone(),
         state: member.state,
@@ -146,6 +149,7 @@ pub(crate) fn member(member: &MemberView, view: &View) -> MemberInfo {
         zone: member.facts.zone.clone(),
         region: member.facts.region.clone(),
         cell: member.facts.cell.clone(),
+        relay: relays.contains(&member.node),
         version: member.facts.version.clone(),
         address: member.facts.address.clone(),
         incarnation: member.facts.incarnation,

@@ -3,7 +3,7 @@
 //! A view is made of persistent maps. Publishing a change copies the path to the changed service and shares the rest,
 //! so its cost does not grow with the registry. Readers hold an `Arc<View>` as long as they like and never wait.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;
 use std::sync::{Arc, OnceLock};
 
@@ -438,6 +438,22 @@ impl View {
     pub fn relays(&self, cell: &CellName) -> Vec<NodeId> {
         let living = self.alive().filter(|member| member.facts.cell == *cell).map(|member| &member.node);
         crate::cells::relays(cell, living, self.relays_wanted)
+    }
+
+    /// The relays of all cells as they are seen from here; nobody while there is one cell.
+    pub fn all_relays(&self) -> BTreeSet<NodeId> {
+        let mut cells: BTreeMap<&CellName, Vec<&NodeId>> = BTreeMap::new();
+        for member in self.members.values() {
+            let living = cells.entry(&member.facts.cell).or_default();
+            living.extend((member.state == MemberState::Alive).then_some(&member.node));
+        }
+        if cells.len() < 2 {
+            return BTreeSet::new();
+        }
+        let of = |(cell, living): (&CellName, Vec<&NodeId>)| {
+            crate::cells::relays(cell, living.into_iter(), self.relays_wanted)
+        };
+        cells.into_iter().flat_map(of).collect()
     }
 
     /// The members that are there, this node included.

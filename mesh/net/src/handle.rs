@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use starling_core::id::{Incarnation, InstanceKey, NodeId};
+use starling_core::id::{CellName, Incarnation, InstanceKey, NodeId};
 use starling_core::node::Counters;
 use starling_core::observe::{Exposition, MetricSource, SpanBuffer};
 use starling_core::view::{MemberState, Revision, Usability, View};
@@ -206,6 +206,13 @@ fn collect_view(view: &View, out: &mut Exposition) {
         let seconds = clock.ahead_ms as f64 / 1e3;
         out.sample("starling_clock_ahead_seconds", &[("node", clock.node.as_str())], seconds);
     }
+    let cells: BTreeSet<&CellName> = view.members.values().map(|member| &member.facts.cell).collect();
+    let out_of_reach = view.out_of_reach.len();
+    out.family("starling_cells", "gauge", "Cells known, this one included, by whether anything is heard of them.");
+    out.sample("starling_cells", &[("state", "heard")], cells.len().saturating_sub(out_of_reach) as f64);
+    out.sample("starling_cells", &[("state", "out_of_reach")], out_of_reach as f64);
+    let relay = view.all_relays().contains(&view.me);
+    out.single("starling_relay", "gauge", "1 while this node links its cell with others.", f64::from(u8::from(relay)));
     out.single("starling_services", "gauge", "Services with instances.", view.services.size() as f64);
     let (mut ready, mut total) = (0, 0);
     for service in view.services.values() {

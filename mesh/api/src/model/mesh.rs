@@ -16,6 +16,9 @@ pub struct MemberList {
     /// Where it takes those that vanished not for dead.
     #[serde(default)]
     pub preservation: Vec<PreservationInfo>,
+    /// Other cells of which nothing is heard: their nodes are lost from here.
+    #[serde(default)]
+    pub out_of_reach: Vec<CellName>,
 }
 
 /// Self-preservation: too many nodes of a zone, or of the whole mesh, vanished at once to be taken for dead. Their
@@ -56,6 +59,9 @@ pub struct MemberInfo {
     pub region: Region,
     /// Its cell.
     pub cell: CellName,
+    /// Whether it is one of those that link its cell with the others, where there are others.
+    #[serde(default)]
+    pub relay: bool,
     /// The version of its binary.
     pub version: String,
     /// `host:port` of its QUIC socket.
