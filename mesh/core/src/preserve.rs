@@ -165,10 +165,11 @@ impl Preserver {
         while domain.recent.front().is_some_and(|(at, _)| *at + self.window < now.elapsed) {
             domain.recent.pop_front();
         }
-        let missing: BTreeSet<&NodeId> = domain.episode.iter().flat_map(|episode| &episode.nodes).collect();
-        let joining = domain.recent.iter().map(|(_, node)| node).filter(|node| !missing.contains(*node));
+        let missing = domain.episode.as_ref().map_or(0, |episode| episode.nodes.len());
+        let is_missing = |node: &NodeId| domain.episode.as_ref().is_some_and(|episode| episode.nodes.contains(node));
+        let joining = domain.recent.iter().map(|(_, node)| node).filter(|node| !is_missing(node));
         let joining: Vec<NodeId> = joining.cloned().collect();
-        let of = domain.alive + missing.len() + joining.len();
+        let of = domain.alive + missing + joining.len();
         if lost && too_many(self.share_percent, domain.recent.len(), of) {
             if domain.episode.is_none() {
                 self.log_beginning(&scope, joining.len(), of);
@@ -180,7 +181,6 @@ impl Preserver {
             episode.nodes.extend(joining.iter().cloned());
             return joining;
         }
-        let missing = missing.len();
         match &domain.episode {
             Some(_) if !too_many(self.share_percent, missing, domain.alive + missing) => self.end(&scope, now),
             _ => Vec::new(),

@@ -9,9 +9,10 @@ use std::fmt;
 use starling_core::id::{InstanceKey, NodeId};
 use starling_core::record::Key;
 use starling_core::time::Stamp;
-use starling_core::view::{Revision, Usability};
+use starling_core::view::{MemberState, Revision, Usability};
 
 use crate::check::Story;
+use crate::links::micros;
 use crate::mesh::Mesh;
 
 /// How often checkers look, in microseconds of virtual time.
@@ -21,6 +22,8 @@ const LOSSES_EVERY: u64 = 4;
 /// How much longer than the failure detector may take a node may be trusted that is out of reach, in microseconds: its
 /// own jitter (a quarter), and two looks.
 const GHOST_SLACK_US: u64 = 1_000_000;
+/// How long nodes may take to find each other again, besides what the detector takes, in microseconds.
+const PEACE_US: u64 = 3_000_000;
 /// After so long without any change a mesh is idle, in microseconds: what is sent then is what standing still costs.
 const IDLE_AFTER_US: u64 = 10_000_000;
 /// What an idle node may send in each repair interval, in bytes: the figure to reach is 1 KB/s at an interval of 1 s.
@@ -38,7 +41,8 @@ pub trait Checker: fmt::Debug {
 }
 
 /// The checkers that ship, by name.
-pub const CHECKERS: [&str; 5] = ["nothing-lost", "nothing-invented", "no-going-back", "no-ghost", "bounded"];
+pub const CHECKERS: [&str; 6] =
+    ["nothing-lost", "nothing-invented", "no-going-back", "no-ghost", "bounded", "preservation"];
 
 /// One of the checkers that ship ([`CHECKERS`]).
 ///
@@ -51,6 +55,7 @@ pub fn checker(name: &str) -> Result<Box<dyn Checker>, String> {
         "no-going-back" => Box::new(NoGoingBack::default()),
         "no-ghost" => Box::new(NoGhost),
         "bounded" => Box::new(Bounded::default()),
+        "preservation" => Box::new(Preserved),
         _ => return Err(format!("there is no checker {name:?}; there is {}", CHECKERS.join(", "))),
     })
 }
@@ -205,6 +210,49 @@ impl Checker for NoGhost {
     }
 }
 
+/// Self-preservation is entered and left: a node that has lost all others at once (two at least) holds none of their
+/// instances for dead, and once every node has been reaching every other for a while, none preserves anything.
+#[derive(Debug, Default)]
+pub struct Preserved;
+
+impl Checker for Preserved {
+    fn name(&self) -> &'static str {
+        "preservation"
+    }
+
+    fn look(&mut self, mesh: &Mesh) -> Vec<String> {
+        let world = &mesh.world;
+        let calm = mesh.calm_for().is_some_and(|calm| micros(calm) > PEACE_US + 2 * micros(world.options.up_after));
+        let window = world.options.settings.preserve_window_ms * 1_000;
+        let mut found = Vec::new();
+        for (observer, host) in world.hosts.iter().enumerate().filter(|(_, host)| host.is_running()) {
+            let Some(view) = host.heart.as_ref().map(|heart| heart.view()) else { continue };
+            if calm {
+                let still = view.preservation.iter().map(|one| {
+                    format!("{} still preserves {} nodes, although all are there", host.id, one.missing.len())
+                });
+                found.extend(still);
+                continue;
+            }
+            let others = || view.members.values().filter(|member| member.node != view.me);
+            let lost = others().filter(|member| member.state == MemberState::Lost).count();
+            let alone = lost >= 2 && others().all(|member| member.state != MemberState::Alive);
+            let at_once = (0..world.hosts.len()).filter(|other| *other != observer).all(|other| {
+                let since = world.detector.as_ref().and_then(|detector| detector.unreached_since(observer, other));
+                since.is_some_and(|since| world.now - since < window)
+            });
+            if alone && at_once {
+                let shown = view.services.values().flat_map(|service| service.instances.iter());
+                let dead = shown.filter(|shown| shown.usability == Usability::OwnerLost);
+                found.extend(
+                    dead.map(|shown| format!("{} has lost all others and holds {} for dead", host.id, shown.key)),
+                );
+            }
+        }
+        found
+    }
+}
+
 /// Memory and messages are bounded: no store holds more than was ever written, and a mesh in which nothing changes says
 /// no more than a repair costs.
 #[derive(Debug, Default)]
@@ -220,13 +268,15 @@ impl Checker for Bounded {
 
     fn look(&mut self, mesh: &Mesh) -> Vec<String> {
         let world = &mesh.world;
-        let (mut found, written) = (Vec::new(), world.ledger.keys() as u64);
+        // Several cells keep one record more for every node: their directory.
+        let directory = if world.options.cells.len() > 1 { world.hosts.len() } else { 0 };
+        let (mut found, written) = (Vec::new(), (world.ledger.keys() + directory) as u64);
         let mut revisions = Vec::new();
         for host in &world.hosts {
             let Some(view) = host.heart.as_ref().map(|heart| heart.view()) else { continue };
             let held = view.fingerprint.count;
             if held > written {
-                found.push(format!("{} holds {held} records, although only {written} keys were ever written", host.id));
+                found.push(format!("{} holds {held} records, although there are only {written} keys", host.id));
             }
             revisions.push(view.revision);
         }

@@ -103,8 +103,12 @@ impl Detector {
         looks
     }
 
-    /// Since when an observer does not reach a node, if it does not. One that stood still begins to wait when it goes on.
+    /// Since when an observer does not reach a node of its cell, if it does not. One that stood still begins to wait when
+    /// it goes on.
     pub(crate) fn unreached_since(&self, observer: usize, subject: usize) -> Option<u64> {
+        if self.cells[observer] != self.cells[subject] {
+            return None;
+        }
         let pair = &self.pairs[observer * self.size + subject];
         (!pair.reach).then_some(pair.since)
     }

@@ -67,7 +67,9 @@ mod trouble;
 mod world;
 
 pub use check::Story;
-pub use checker::{Bounded, CHECKERS, Checker, NoGhost, NoGoingBack, NothingInvented, NothingLost, Verdict, checker};
+pub use checker::{
+    Bounded, CHECKERS, Checker, NoGhost, NoGoingBack, NothingInvented, NothingLost, Preserved, Verdict, checker,
+};
 pub use host::Traffic;
 pub use links::{Latency, Links};
 pub use mesh::{CommandError, Mesh, millis, secs};

@@ -80,6 +80,7 @@ fn a_scenario_that_is_written_down_reads_back_as_the_same_run() {
         [mesh]
         nodes = ["a", "b", "c", "d"]
         zones = ["x", "y"]
+        cells = ["eu", "us"]
         seed = 5
         latency_ms = 0.29
         latency_to_ms = 1.5
@@ -91,6 +92,9 @@ fn a_scenario_that_is_written_down_reads_back_as_the_same_run() {
         tombstone_horizon = "90s"
         through_bytes = true
         sabotage = "mute-repair"
+        [between_cells]
+        latency_ms = 55
+        loss = 0.01
         [[between]]
         zones = ["x", "y"]
         latency_ms = 30

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use starling_sim::scenario::{Action, Scenario, run};
 use starling_sim::swarm::{Failure, Shape, Swarm};
-use starling_sim::{Checker, Mesh, Sabotage};
+use starling_sim::{Checker, Mesh, Sabotage, secs};
 
 #[test]
 fn two_hundred_drawn_runs_lose_nothing_and_come_to_agree() {
@@ -13,6 +13,13 @@ fn two_hundred_drawn_runs_lose_nothing_and_come_to_agree() {
     assert_eq!(summary.played, 200);
     let seldom: Vec<_> = summary.steps.iter().filter(|(_, seeds)| **seeds < 20).collect();
     assert!(seldom.is_empty() && summary.steps.len() >= 25, "every kind of trouble is drawn: {summary}");
+}
+
+#[test]
+fn several_cells_an_ocean_apart_come_to_agree_too() {
+    let shape = Shape { nodes: 4..=9, cells: 2..=3, agree_within: secs(30), ..Shape::default() };
+    let summary = Swarm::default().shape(shape).run(1..=20, |_| {});
+    assert!(summary.ok(), "{summary}");
 }
 
 #[test]

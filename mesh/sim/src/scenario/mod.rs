@@ -49,11 +49,11 @@
 //! Times are `"1.5s"`, `"20ms"`, `"5m"`, or a number of seconds. Instances are named `service/instance`, documents
 //! `group/key`.
 //!
-//! `[mesh]` says `nodes` (a number, or names), `zones`, `seed`, how links are, `lost_after`, `up_after`, `disk`,
+//! `[mesh]` says `nodes` (a number, or names), `zones`, `cells`, `seed`, how links are, `lost_after`, `up_after`, `disk`,
 //! `clock_spread`, `repair_interval`, `tombstone_horizon` and `max_clock_skew` (times), `through_bytes` (every message is
 //! encoded and read again) and `sabotage` ([`Sabotage`](crate::Sabotage): what is broken on purpose). All have the
-//! defaults of [`Mesh::builder`](crate::Mesh::builder). Each `[[between]]` says how links between two `zones` (or two
-//! `nodes`) are, one way with `one_way = true`.
+//! defaults of [`Mesh::builder`](crate::Mesh::builder). `[between_cells]` says how links from one cell to
+//! another are, each `[[between]]` how those between two `zones` (or two `nodes`) are, one way with `one_way = true`.
 //!
 //! How links are: `latency_ms`, and either `jitter_ms` (the mean of an exponential tail on top of it) or `latency_to_ms`
 //! (anything in between); `loss`, `duplication` and `reordering` (shares); `bytes_per_second`.

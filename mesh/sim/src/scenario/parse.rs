@@ -72,6 +72,7 @@ const STEPS: &[(&str, &[&str])] = &[
 const MESH: &[&str] = &[
     "nodes",
     "zones",
+    "cells",
     "seed",
     "latency_ms",
     "latency_to_ms",
@@ -90,6 +91,10 @@ const MESH: &[&str] = &[
     "through_bytes",
     "sabotage",
 ];
+
+/// What is said of links.
+const LINKS: &[&str] =
+    &["latency_ms", "latency_to_ms", "jitter_ms", "loss", "duplication", "reordering", "bytes_per_second"];
 
 /// What a table of links between two zones or nodes may say.
 const BETWEEN: &[&str] = &[
@@ -111,7 +116,7 @@ pub(super) fn scenario(text: &str) -> Result<Scenario> {
         ScenarioError { line: line_of(text, at), what: error.message().into() }
     })?;
     let top = Fields { text, what: "a scenario", line: 1, table: whole.get_ref() };
-    top.only(&["name", "lenient", "check", "mesh", "between", "step"])?;
+    top.only(&["name", "lenient", "check", "mesh", "between", "between_cells", "step"])?;
     let name = top.text("name")?.unwrap_or_default();
     let lenient = top.truth("lenient")?.unwrap_or_default();
     let check = top.texts("check")?.unwrap_or_default();
@@ -122,6 +127,11 @@ pub(super) fn scenario(text: &str) -> Result<Scenario> {
         Some(value) => mesh(&top.table_in(value, "[mesh]")?)?,
         None => Builder::new(1),
     };
+    if let Some(value) = top.find("between_cells") {
+        let fields = top.table_in(value, "[between_cells]")?;
+        fields.only(LINKS)?;
+        mesh.options.cell_links = link_change(&fields)?.apply(mesh.options.cell_links);
+    }
     if let Some(value) = top.find("between") {
         let Some(tables) = value.get_ref().as_array() else {
             return top.wrong_at(value, "links between zones or nodes are written as [[between]]");
@@ -159,6 +169,7 @@ fn mesh(fields: &Fields) -> Result<Builder> {
         return fields.wrong(format!("at most {MAX_NODES} nodes"));
     }
     builder = builder.zones(fields.texts("zones")?.unwrap_or_default());
+    builder = builder.cells(fields.texts("cells")?.unwrap_or_default());
     let options = &mut builder.options;
     options.links = link_change(fields)?.apply(options.links);
     options.lost_after = fields.time("lost_after")?.unwrap_or(options.lost_after);

@@ -53,6 +53,9 @@ impl Scenario {
         if !options.zones.is_empty() {
             list(file, "zones", &options.zones);
         }
+        if !options.cells.is_empty() {
+            list(file, "cells", &options.cells);
+        }
         line(file, "seed", &options.seed.to_string());
         links(file, &difference(&options.links, &default.links));
         let (own, settings) = (&options.settings, &default.settings);
@@ -75,6 +78,10 @@ impl Scenario {
         }
         if let Some(sabotage) = options.sabotage {
             text(file, "sabotage", sabotage.word());
+        }
+        if options.cell_links != default.cell_links {
+            file.push_str("\n[between_cells]\n");
+            links(file, &difference(&options.cell_links, &default.cell_links));
         }
         for (what, between) in [("zones", &options.zone_links), ("nodes", &options.pair_links)] {
             for (from, to, own) in between {

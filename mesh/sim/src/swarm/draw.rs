@@ -72,6 +72,8 @@ impl Trouble {
 pub struct Shape {
     /// How many nodes. Default 2 to 7.
     pub nodes: RangeInclusive<usize>,
+    /// How many cells; with several, all links between them are long. Default 1.
+    pub cells: RangeInclusive<usize>,
     /// How long anything may break, before all is mended. Default 5 to 40 s.
     pub trouble_lasts: RangeInclusive<u64>,
     /// How many troubles befall the mesh. Default 1 to 15.
@@ -93,6 +95,7 @@ impl Default for Shape {
     fn default() -> Self {
         Self {
             nodes: 2..=7,
+            cells: 1..=1,
             trouble_lasts: 5..=40,
             troubles: 1..=15,
             kinds: Trouble::ALL.to_vec(),
@@ -146,6 +149,10 @@ impl Shape {
         let mut options = Options { nodes: Options::names(count), ..Options::new(seed) };
         if rng.bool() {
             options.zones = (0..rng.usize(1..=3)).map(|zone| format!("z{zone}")).collect();
+        }
+        let cells = rng.usize(self.cells.clone());
+        if cells > 1 {
+            options.cells = (1..=cells).map(|cell| format!("c{cell}")).collect();
         }
         let micros = Duration::from_micros;
         options.links.latency = match rng.u8(..4) {

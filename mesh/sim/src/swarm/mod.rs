@@ -151,7 +151,7 @@ impl Swarm {
     /// The line that plays a seed again.
     fn replay(&self, seed: u64) -> String {
         if self.shape == Shape::default() && self.stage.is_plain() {
-            format!("starling sim --seeds 1 --seed {seed}")
+            format!("starling sim --seed {seed}")
         } else {
             format!("play({seed}) of this swarm")
         }
@@ -164,21 +164,22 @@ impl Swarm {
 
     /// Plays many seeds and tells of each step forward. Ends early once several have failed.
     pub fn run(&self, seeds: RangeInclusive<u64>, mut progress: impl FnMut(&Progress)) -> Summary {
-        let of = (seeds.end() + 1).saturating_sub(*seeds.start());
+        let of = seeds.end().saturating_add(1).saturating_sub(*seeds.start());
         let threads = self.threads.unwrap_or_else(cores).min(of.max(1) as usize);
-        let (next, failed) = (AtomicU64::new(*seeds.start()), AtomicUsize::new(0));
+        let (next, failed) = (AtomicU64::new(0), AtomicUsize::new(0));
         let (tell, hear) = mpsc::channel();
         let mut played: BTreeMap<u64, Played> = BTreeMap::new();
         std::thread::scope(|scope| {
             for _ in 0..threads {
-                let (tell, next, failed, last) = (tell.clone(), &next, &failed, *seeds.end());
+                let (tell, next, failed, first) = (tell.clone(), &next, &failed, *seeds.start());
                 scope.spawn(move || {
                     // Every seed that was handed out is played to its end, so that the lowest failures are always the same.
                     while failed.load(Ordering::SeqCst) < MOST_FAILURES {
-                        let seed = next.fetch_add(1, Ordering::SeqCst);
-                        if seed > last {
+                        let place = next.fetch_add(1, Ordering::SeqCst);
+                        if place >= of {
                             break;
                         }
+                        let seed = first + place;
                         let one = self.played(seed);
                         failed.fetch_add(usize::from(one.failure.is_some()), Ordering::SeqCst);
                         if tell.send((seed, one)).is_err() {

@@ -146,9 +146,11 @@ impl Search<'_> {
 
     fn plainer_mesh(&mut self) {
         let plain = Options::new(self.best.seed());
-        let changes: [&dyn Fn(&mut Options); 10] = [
+        let changes: [&dyn Fn(&mut Options); 12] = [
             &|options| (options.zone_links, options.pair_links) = (Vec::new(), Vec::new()),
             &|options| options.zones = Vec::new(),
+            &|options| options.cells = Vec::new(),
+            &|options| options.cell_links = plain.cell_links,
             &|options| options.links.loss = 0.0,
             &|options| options.links.duplication = 0.0,
             &|options| options.links.reordering = 0.0,
