@@ -19,7 +19,7 @@ use starling_proxy::Proxy;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::settings::{HostPort, NodeSettings, Settings, dev_dir};
+use crate::settings::{NodeSettings, Seed, Settings, dev_dir};
 
 /// How long the good-bye to the peers may take, after everything else has ended.
 const GOODBYE: Duration = Duration::from_secs(2);
@@ -185,7 +185,7 @@ impl Node {
         let dev = if settings.dev { "; throw-away certificates, loopback only" } else { "" };
         let cell = if node.cell == CellName::default() { String::new() } else { format!(" of cell {}", node.cell) };
         tracing::info!("node {} of mesh {} is up in zone {}{cell}{dev}", node.name, node.mesh, node.zone);
-        let seeds: Vec<&str> = node.seeds.iter().map(HostPort::as_str).collect();
+        let seeds: Vec<&str> = node.seeds.iter().map(Seed::as_str).collect();
         let asks = if seeds.is_empty() {
             "waits for others to join".to_owned()
         } else {

@@ -66,8 +66,8 @@ pub(crate) struct NodeArgs {
     /// Where peers reach that socket [node.advertise]
     #[arg(long, value_name = "HOST:PORT", help_heading = "Settings")]
     advertise: Option<String>,
-    /// A peer to join through; repeatable [node.seeds]
-    #[arg(long, value_name = "HOST:PORT", help_heading = "Settings")]
+    /// A peer to join through, or a file with one a line; repeatable [node.seeds]
+    #[arg(long, value_name = "HOST:PORT|@FILE", help_heading = "Settings")]
     seed: Vec<String>,
     /// Where its API listens [api.listen]
     #[arg(long, value_name = "IP:PORT", help_heading = "Settings")]

@@ -8,6 +8,7 @@ mod file;
 mod known;
 mod load;
 mod section;
+mod seed;
 mod service;
 
 use std::net::SocketAddr;
@@ -24,6 +25,7 @@ use starling_proxy::ProxySettings;
 
 pub use duration::HumanDuration;
 pub use load::{Flag, Loaded, Origin, SettingsError, Sources, load};
+pub use seed::Seed;
 pub use service::{CheckSettings, CheckWord, ServiceSettings};
 
 /// Where nodes talk QUIC unless told otherwise.
@@ -80,8 +82,9 @@ pub struct NodeSettings {
     /// The host:port at which peers reach that socket. Default: where it listens, on the address that leads to the
     /// first seed.
     pub advertise: Option<HostPort>,
-    /// Peers to ask for the others: host:port of their QUIC sockets. One that answers is enough; none for the first.
-    pub seeds: Vec<HostPort>,
+    /// Peers to ask for the others: host:port of their QUIC sockets, where a name stands for all its addresses, or @path
+    /// of a file with one a line. Looked up again and again. One that answers is enough; none for the first.
+    pub seeds: Vec<Seed>,
     /// How long a graceful stop waits for requests in flight. Default 10s.
     pub drain_timeout: HumanDuration,
 }

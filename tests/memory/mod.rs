@@ -11,7 +11,9 @@
 pub mod network;
 
 use std::cell::Cell as Slot;
+use std::io::{self, Write};
 use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use network::Network;
@@ -23,7 +25,6 @@ use starling_core::view::{MemberState, View};
 use starling_core::{Answer, Command};
 use starling_net::quic::Limits;
 use starling_net::{Authority, CommandError, Ground, Identity, MemberSettings, NetSettings, Running, start_on};
-use std::sync::Arc;
 use tokio::runtime::Runtime;
 use tokio::time::Instant;
 
@@ -275,6 +276,11 @@ impl Cell {
         Some(self.view(&self.seats[at])?.member(of)?.state)
     }
 
+    /// Where the node at a place thinks a node is.
+    pub fn address_of(&self, at: usize, of: &NodeId) -> Option<SocketAddr> {
+        self.view(&self.seats[at])?.member(of)?.facts.address.parse().ok()
+    }
+
     /// How many nodes the node at a place counts as alive, itself included.
     pub fn alive_at(&self, place: usize) -> usize {
         self.view(&self.seats[place]).map_or(0, |view| view.alive().count())
@@ -346,4 +352,39 @@ impl Cell {
 
 fn wall_ms(now: Duration, skew_ms: i64) -> u64 {
     (EPOCH_MS + now.as_millis() as u64).saturating_add_signed(skew_ms)
+}
+
+/// Collects what is logged on this thread, on which a whole cell lives.
+#[derive(Clone, Default)]
+pub struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    /// Until the guard is dropped.
+    pub fn capture() -> (Self, tracing::subscriber::DefaultGuard) {
+        let log = Self::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::WARN)
+            .with_ansi(false)
+            .with_writer(move || writer.clone())
+            .finish();
+        (log, tracing::subscriber::set_default(subscriber))
+    }
+
+    /// Fails unless one line has all these words.
+    pub fn says(&self, words: &[&str]) {
+        let text = String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned();
+        let said = text.lines().any(|line| words.iter().all(|word| line.contains(word)));
+        assert!(said, "no line says {words:?} in:\n{text}");
+    }
+}
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }

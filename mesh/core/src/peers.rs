@@ -262,25 +262,8 @@ impl Peers {
     }
 
     fn overlay(&self) -> Vec<NodeId> {
-        let others: Vec<&NodeId> = self
-            .members
-            .values()
-            .filter(|m| m.state == MemberState::Alive && m.node != self.me && m.facts.cell == self.cell)
-            .map(|m| &m.node)
-            .collect();
-        if others.len() as u64 <= 2 * RINGS {
-            return others.into_iter().cloned().collect();
-        }
-        let mut chosen = BTreeSet::new();
-        for ring in 0..RINGS {
-            let place = |node: &NodeId| xxh3_64_with_seed(node.as_str().as_bytes(), ring);
-            let here = place(&self.me);
-            // Clockwise distance wraps around, so the smallest is the successor and the largest the predecessor.
-            let distance = |node: &&&NodeId| (place(node).wrapping_sub(here), (**node).clone());
-            chosen.extend(others.iter().min_by_key(distance).map(|node| (*node).clone()));
-            chosen.extend(others.iter().max_by_key(distance).map(|node| (*node).clone()));
-        }
-        chosen.into_iter().collect()
+        let near = |m: &&MemberView| m.state == MemberState::Alive && m.facts.cell == self.cell;
+        neighbours_of(&self.me, self.members.values().filter(near).map(|member| &member.node))
     }
 }
 
@@ -388,6 +371,24 @@ impl Peers {
         self.changed();
         changed
     }
+}
+
+/// The neighbours on the overlay of one node among these, in order; whether it is itself among them makes no difference.
+pub fn neighbours_of<'a>(me: &NodeId, all: impl IntoIterator<Item = &'a NodeId>) -> Vec<NodeId> {
+    let others: Vec<&NodeId> = all.into_iter().filter(|node| *node != me).collect();
+    if others.len() as u64 <= 2 * RINGS {
+        return others.into_iter().cloned().collect();
+    }
+    let mut chosen = BTreeSet::new();
+    for ring in 0..RINGS {
+        let place = |node: &NodeId| xxh3_64_with_seed(node.as_str().as_bytes(), ring);
+        let here = place(me);
+        // Clockwise distance wraps around, so the smallest is the successor and the largest the predecessor.
+        let distance = |node: &&&'a NodeId| (place(node).wrapping_sub(here), **node);
+        chosen.extend(others.iter().min_by_key(distance).map(|node| (*node).clone()));
+        chosen.extend(others.iter().max_by_key(distance).map(|node| (*node).clone()));
+    }
+    chosen.into_iter().collect()
 }
 
 /// The overlay of a whole mesh at once: for each of these nodes the places of its neighbours. Every node computes its

@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::disk;
 use crate::driver::Clocks;
 use crate::gauges::Gauges;
+use crate::member;
 use crate::probe::ProbeFigures;
 use crate::quic::{LinkError, Links, Tunnel};
 
@@ -38,6 +39,7 @@ pub(crate) struct Shared {
     pub(crate) gauges: Arc<Gauges>,
     pub(crate) disk: Arc<disk::Figures>,
     pub(crate) probes: Arc<ProbeFigures>,
+    pub(crate) members: Arc<member::Figures>,
 }
 
 /// A command on its way to the loop.
@@ -185,6 +187,7 @@ impl MetricSource for Handle {
         out.single("starling_spans_recorded_total", "counter", "Spans recorded on this node.", recorded as f64);
         out.single("starling_spans_kept", "gauge", "Spans still kept on this node.", kept as f64);
         shared.links.collect(out);
+        shared.members.collect(out);
     }
 }
 

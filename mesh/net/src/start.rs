@@ -190,6 +190,7 @@ pub async fn start_on(identity: &Identity, settings: NetSettings, ground: Ground
         gauges: gauges.clone(),
         disk: opened.disk.figures(),
         probes: prober.figures(),
+        members: membership.figures(),
     };
     let handle = Handle::new(Arc::new(shared));
     let outgoing = links.clone();

@@ -1,19 +1,19 @@
 //! chitchat's messages over our links.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 
 use async_trait::async_trait;
 use chitchat::transport::{Socket, Transport};
 use chitchat::{ChitchatMessage, Deserializable, Serializable};
 use starling_core::id::NodeId;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, mpsc};
 use tracing::{error, warn};
 
-use crate::quic::{GossipFrame, GossipInbox, Links};
+use crate::quic::{GossipFrame, Links};
 
 /// chitchat panics when its list of all nodes does not fit into 65,403 bytes. From here on no more nodes are taken in.
 const MAX_DIGEST_BYTES: usize = 56 * 1024;
@@ -27,11 +27,12 @@ pub(super) struct LinkTransport {
     receiving: Arc<Mutex<Receiving>>,
     crowd: Crowd,
     foreigners: Foreigners,
+    wanted: Wanted,
 }
 
 /// Nodes that were gossiped to and are of another cell, with their addresses: those who answered so lately.
 #[derive(Clone, Default)]
-pub(super) struct Foreigners(Arc<std::sync::Mutex<BTreeMap<NodeId, SocketAddr>>>);
+pub(super) struct Foreigners(Arc<StdMutex<BTreeMap<NodeId, SocketAddr>>>);
 
 impl Foreigners {
     /// Takes them out.
@@ -49,14 +50,18 @@ impl Foreigners {
 
 /// What comes in. Shared, so that it outlives a chitchat that has stopped.
 pub(super) struct Receiving {
-    gossip: GossipInbox,
+    frames: mpsc::Receiver<GossipFrame>,
 }
 
 impl Receiving {
-    pub(super) fn new(gossip: GossipInbox) -> Self {
-        Self { gossip }
+    pub(super) fn new(frames: mpsc::Receiver<GossipFrame>) -> Self {
+        Self { frames }
     }
 }
+
+/// Addresses to be gossiped with in any case. All others chitchat names are its own random choice, for which any
+/// linked peer will do: a link made for each would cost more than the round.
+type Wanted = Arc<StdMutex<BTreeSet<SocketAddr>>>;
 
 /// Whether there are too many members for chitchat to bear.
 #[derive(Clone, Default)]
@@ -82,11 +87,17 @@ impl Crowd {
 
 impl LinkTransport {
     pub(super) fn new(links: Links, receiving: Arc<Mutex<Receiving>>) -> Self {
-        Self { links, receiving, crowd: Crowd::default(), foreigners: Foreigners::default() }
+        let (foreigners, wanted) = (Foreigners::default(), Wanted::default());
+        Self { links, receiving, crowd: Crowd::default(), foreigners, wanted }
     }
 
     pub(super) fn foreigners(&self) -> Foreigners {
         self.foreigners.clone()
+    }
+
+    /// The next round with this address goes there, even if that takes a link.
+    pub(super) fn dial_for(&self, address: SocketAddr) {
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner).insert(address);
     }
 
     pub(super) fn crowd(&self) -> Crowd {
@@ -97,9 +108,9 @@ impl LinkTransport {
 #[async_trait]
 impl Transport for LinkTransport {
     async fn open(&self, _: SocketAddr) -> anyhow::Result<Box<dyn Socket>> {
-        let (links, receiving) = (self.links.clone(), self.receiving.clone());
+        let (links, receiving, wanted) = (self.links.clone(), self.receiving.clone(), self.wanted.clone());
         let (crowd, foreigners) = (self.crowd.clone(), self.foreigners.clone());
-        Ok(Box::new(LinkSocket { links, receiving, crowd, foreigners }))
+        Ok(Box::new(LinkSocket { links, receiving, crowd, foreigners, wanted }))
     }
 }
 
@@ -109,6 +120,7 @@ struct LinkSocket {
     receiving: Arc<Mutex<Receiving>>,
     crowd: Crowd,
     foreigners: Foreigners,
+    wanted: Wanted,
 }
 
 #[async_trait]
@@ -119,17 +131,21 @@ impl Socket for LinkSocket {
             return Ok(());
         }
         let bytes = message.serialize_to_vec();
-        if matches!(message, ChitchatMessage::Syn { .. }) {
+        let begins = matches!(message, ChitchatMessage::Syn { .. });
+        if begins {
             self.crowd.digest_bytes.store(bytes.len(), Ordering::Relaxed);
         }
-        self.links.send_gossip(to, &bytes);
+        let wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner).remove(&to);
+        if wanted || !begins || !self.links.send_gossip_near(to, &bytes) {
+            self.links.send_gossip(to, &bytes);
+        }
         Ok(())
     }
 
     /// Loses nothing when it is cancelled: between the one waiting and the return nothing is awaited.
     async fn recv(&mut self) -> anyhow::Result<(SocketAddr, ChitchatMessage)> {
         let mut receiving = self.receiving.lock().await;
-        while let Some(frame) = receiving.gossip.frames.recv().await {
+        while let Some(frame) = receiving.frames.recv().await {
             if self.crowd.is_refused() {
                 continue;
             }

@@ -278,11 +278,13 @@ fn settings_and_facts_out_of_range_are_refused_with_a_sentence() {
         (MemberSettings { phi_threshold: f64::NAN, ..MemberSettings::default() }, "phi_threshold"),
         (MemberSettings { seeds: vec!["nowhere".into()], ..MemberSettings::default() }, "seed \"nowhere\""),
         (MemberSettings { seeds: vec!["host:0".into()], ..MemberSettings::default() }, "seed \"host:0\""),
+        (MemberSettings { seeds: vec!["@".into()], ..MemberSettings::default() }, "seed \"@\" names no file"),
+        (MemberSettings { max_members: 501, ..MemberSettings::default() }, "max_members 501"),
     ];
     for (settings, expected) in cases {
         let error = settings.check().unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
-    let seeds = vec!["10.0.0.1:7946".into(), "[::1]:7946".into(), "mesh.example:7946".into()];
+    let seeds = vec!["10.0.0.1:7946".into(), "[::1]:7946".into(), "mesh.example:7946".into(), "@/etc/seeds".into()];
     assert!(MemberSettings { seeds, ..MemberSettings::default() }.check().is_ok());
 }

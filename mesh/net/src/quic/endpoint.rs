@@ -29,9 +29,9 @@ const KEEP_ALIVE: Duration = Duration::from_millis(300);
 const IDLE_TIMEOUT_MS: u32 = 1_500;
 /// The first guess at a round trip, until it is measured: QUIC's own 333 ms makes a lost first packet cost a second.
 const INITIAL_RTT: Duration = Duration::from_millis(100);
-/// One-way streams a peer may have open on a talk connection: two for its messages, two more while it changes over
+/// One-way streams a peer may have open on a talk connection: three for what it says, three more while it changes over
 /// from one connection to another, one greeting, and some room.
-const TALK_STREAMS: u32 = 8;
+const TALK_STREAMS: u32 = 10;
 /// How far a tunnel may run ahead of its reader: 1 MiB is 80 Mbit/s at 100 ms, and what a stalled reader can cost us.
 const TUNNEL_WINDOW: u32 = 1024 * 1024;
 /// The same for all tunnels from one peer together: 64 stalled ones do not stop the others.

@@ -56,6 +56,13 @@ impl Mailbox {
         }
     }
 
+    /// Waits until there is something, and leaves it there. Loses nothing when it is cancelled.
+    pub(super) async fn filled(&self) {
+        while self.is_empty() {
+            self.filled.notified().await;
+        }
+    }
+
     /// Empties it at once.
     pub(super) fn clear(&self) -> Vec<(&'static str, Bytes)> {
         let mut queue = self.queue();

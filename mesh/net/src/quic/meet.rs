@@ -18,7 +18,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tracing::{debug, error, warn};
 
-use super::{Shared, carry, endpoint, stats};
+use super::{Shared, carry, claim, endpoint, stats};
 use crate::identity::{node_name, refused_by_peer};
 
 /// How long a connection may take to be made and greeted. A handshake is two round trips and a few milliseconds of
@@ -40,6 +40,7 @@ pub(super) enum Close {
     SameName = 6,
     Version = 7,
     TooMany = 8,
+    Idle = 9,
 }
 
 impl Close {
@@ -88,7 +89,7 @@ pub(super) async fn accept(shared: Arc<Shared>) {
             let met = tokio::time::timeout(PATIENCE, welcome(&shared, incoming)).await;
             drop(permit);
             match met {
-                Ok(Ok((Kind::Talk, met))) => shared.table.register(&shared, met),
+                Ok(Ok((Kind::Talk, met))) => claim::admit(&shared, met).await,
                 Ok(Ok((Kind::Carry, met))) => carry::serve(shared, met).await,
                 // Said already; or it never finished, and the dialler knows more about that than we do.
                 Ok(Err(_)) | Err(_) => {}
@@ -175,6 +176,13 @@ fn peer_name(connection: &Connection) -> Option<NodeId> {
     Some(node_name(identity.first()?).ok()?.node)
 }
 
+/// What the second of two processes under one name is told.
+pub(super) fn same_name(node: &NodeId, first: SocketAddr) -> String {
+    format!(
+        "another node named {node} lives at {first}: stop one of the two, or give each a name and a certificate of its own"
+    )
+}
+
 /// A text that a peer may have written, for a log: no control characters, and not too long.
 pub(super) fn printable(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(200).collect()
@@ -201,7 +209,7 @@ pub(super) fn dial_address(shared: &Arc<Shared>, address: SocketAddr, frame: Byt
         match dial(&shared, address, None, Kind::Talk).await {
             Ok(met) => {
                 let (node, size) = (met.node.clone(), frame.len());
-                shared.table.register(&shared, met);
+                claim::admit(&shared, met).await;
                 let taken = shared.table.get(&node).is_some_and(|peer| peer.gossip.push(stats::GOSSIP, frame));
                 if taken {
                     shared.stats.sent(stats::GOSSIP, size);

@@ -4,14 +4,16 @@
 //! window, its loss recovery and one task: a download of a gigabyte through a tunnel must not delay the 200 bytes that
 //! tell of a change.
 //!
-//! - **talk** ([`peer`], [`table`]): one long-lived stream each way for messages between hearts, one for membership.
-//!   Either side may dial; whichever connection exists is used. Kept up, for ever, while the peer is in the address book.
+//! - **talk** ([`peer`], [`table`]): one long-lived stream each way for messages between hearts, two for membership.
+//!   Either side may dial; whichever connection exists is used. Kept up, for ever, with the peers membership chooses; to
+//!   others of the address book it is made when there is something to say, and ends some seconds after.
 //! - **carry** ([`carry`], [`tunnel`]): one short-lived stream per tunnel or question. Dialled when first needed.
 //!
 //! Nothing here waits for a slow peer on behalf of another: every peer has its own bounded mailbox, its own tasks, and
 //! its own place in the queue of the inbox. What does not fit is dropped and counted; repair notices.
 
 mod carry;
+mod claim;
 mod endpoint;
 mod faults;
 mod frame;
@@ -22,9 +24,10 @@ mod stats;
 mod table;
 mod tunnel;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -39,7 +42,9 @@ use tracing::{error, info, warn};
 
 use crate::ground::Ground;
 use crate::identity::{Identity, IdentityError};
+use mailbox::Mailbox;
 use meet::{Close, Complaints};
+use peer::{Keep, Peer};
 use stats::Stats;
 use table::Table;
 
@@ -89,6 +94,7 @@ struct Senders {
     tunnels: mpsc::Sender<IncomingTunnel>,
     questions: mpsc::Sender<(NodeId, Question, oneshot::Sender<Reply>)>,
     gossip: mpsc::Sender<GossipFrame>,
+    words: mpsc::Sender<(NodeId, Bytes)>,
 }
 
 /// A message of membership: from whom, from where, and what.
@@ -146,6 +152,8 @@ pub struct Inbox {
 /// Membership's share of the [`Inbox`].
 pub struct GossipInbox {
     pub(crate) frames: mpsc::Receiver<GossipFrame>,
+    /// Words about links, and from whom.
+    pub(crate) words: mpsc::Receiver<(NodeId, Bytes)>,
 }
 
 /// Why the links cannot be opened.
@@ -224,6 +232,7 @@ impl Links {
         let (tunnels, tunnels_out) = mpsc::channel(limits.inbox.max(1));
         let (questions, questions_out) = mpsc::channel(limits.inbox.max(1));
         let (gossip, gossip_out) = mpsc::channel(limits.inbox.max(1));
+        let (words, words_out) = mpsc::channel(limits.inbox.max(1));
         let shared = Arc::new(Shared {
             me: identity.node().clone(),
             mesh: identity.mesh().clone(),
@@ -234,7 +243,7 @@ impl Links {
             carriers: carry::Carriers::default(),
             distant: carry::Distant::default(),
             directory: OnceLock::new(),
-            into: Senders { messages, tunnels, questions, gossip },
+            into: Senders { messages, tunnels, questions, gossip, words },
             stats: Stats::default(),
             complaints: Complaints::default(),
             closing: watch::Sender::new(false),
@@ -248,7 +257,7 @@ impl Links {
             messages: messages_out,
             tunnels: tunnels_out,
             questions: questions_out,
-            gossip: GossipInbox { frames: gossip_out },
+            gossip: GossipInbox { frames: gossip_out, words: words_out },
         };
         Ok((links, inbox))
     }
@@ -285,7 +294,10 @@ impl Links {
             return;
         }
         let bytes = frame.len();
-        let taken = shared.table.get(to).is_some_and(|peer| peer.messages.push(kind, frame));
+        let taken = shared.table.get(to).is_some_and(|peer| {
+            peer.use_link();
+            peer.messages.push(kind, frame)
+        });
         if taken {
             shared.stats.sent(kind, bytes);
         } else {
@@ -296,24 +308,59 @@ impl Links {
     /// Gives membership's bytes to whoever listens at an address; never waits. Dials it if nobody is linked there.
     pub(crate) fn send_gossip(&self, to: SocketAddr, bytes: &[u8]) {
         let shared = self.shared();
-        let frame = frame::framed(bytes);
         match shared.table.at(to) {
-            Some(peer) => {
-                let size = frame.len();
-                if peer.gossip.push(stats::GOSSIP, frame) {
-                    shared.stats.sent(stats::GOSSIP, size);
-                } else {
-                    shared.stats.dropped(stats::GOSSIP, 1);
-                }
-            }
-            None => meet::dial_address(shared, to, frame),
+            Some(peer) => self.push(&peer, |peer| &peer.gossip, stats::GOSSIP, frame::framed(bytes)),
+            None => meet::dial_address(shared, to, frame::framed(bytes)),
         }
+    }
+
+    /// Gives membership's bytes to whoever listens at an address if there is a link, else to some linked member. False
+    /// when nobody is linked.
+    pub(crate) fn send_gossip_near(&self, to: SocketAddr, bytes: &[u8]) -> bool {
+        let shared = self.shared();
+        let at = shared.table.at(to).filter(|peer| peer.is_up());
+        let near = at.or_else(|| {
+            let linked = shared.table.linked_members();
+            (!linked.is_empty()).then(|| linked[fastrand::usize(..linked.len())].clone())
+        });
+        if let Some(peer) = &near {
+            self.push(peer, |peer| &peer.gossip, stats::GOSSIP, frame::framed(bytes));
+        }
+        near.is_some()
+    }
+
+    /// Gives membership's words to all linked members but the one they came from; never waits.
+    pub(crate) fn send_words(&self, except: Option<&NodeId>, bytes: &[u8]) {
+        let frame = frame::framed(bytes);
+        for peer in self.shared().table.linked_members() {
+            if Some(&peer.node) != except {
+                self.push(&peer, |peer| &peer.words, stats::WORDS, frame.clone());
+            }
+        }
+    }
+
+    fn push(&self, peer: &Peer, mailbox: fn(&Peer) -> &Mailbox, kind: &'static str, frame: Bytes) {
+        let (stats, size) = (&self.shared().stats, frame.len());
+        if mailbox(peer).push(kind, frame) { stats.sent(kind, size) } else { stats.dropped(kind, 1) }
     }
 
     /// Puts a peer into the address book: from now on a link to it is kept up.
     pub fn learn(&self, node: &NodeId, address: SocketAddr) {
+        self.note(node, address, Keep::Up);
+    }
+
+    /// Puts a member of this node's own cell into the address book. Without a link of its own, one is made for each message
+    /// that finds none, and ends when nothing is said for a while.
+    pub(crate) fn learn_member(&self, node: &NodeId, address: SocketAddr, keep: bool) {
+        self.note(node, address, if keep { Keep::Up } else { Keep::OnDemand });
+        if let Some(peer) = self.shared().table.get(node) {
+            peer.near.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn note(&self, node: &NodeId, address: SocketAddr, keep: Keep) {
         let shared = self.shared();
-        let full = *node != shared.me && !shared.table.learn(shared, node, address);
+        let full = *node != shared.me && !shared.table.learn(shared, node, address, keep);
         if full && shared.may_say(address, "full") {
             warn!(%node, %address, limit = shared.limits.peers, "the address book is full, this peer is left out");
         }
@@ -331,7 +378,37 @@ impl Links {
         self.shared().table.forget(node);
     }
 
-    /// Since when there is no link to a peer of the address book; `None` while there is one, or it was never asked for.
+    /// Takes every peer out of the address book and closes all links, but the endpoint stays.
+    pub(crate) fn forget_all(&self) {
+        self.shared().table.forget_all();
+    }
+
+    /// All linked members, and where they are.
+    pub(crate) fn linked(&self) -> BTreeMap<NodeId, SocketAddr> {
+        let linked = self.shared().table.linked_members();
+        linked.iter().filter_map(|peer| Some((peer.node.clone(), peer.remote()?))).collect()
+    }
+
+    /// Closes the link to the second of two processes that use the name of one node.
+    pub(crate) fn refuse_namesake(&self, node: &NodeId, first: SocketAddr, second: SocketAddr) {
+        if let Some(peer) = self.shared().table.get(node) {
+            peer.refuse(second, &meet::same_name(node, first));
+            self.shared().stats.refused();
+        }
+    }
+
+    /// A peer said something that cannot be read.
+    pub(crate) fn malformed(&self, from: &NodeId, what: &str) {
+        let shared = self.shared();
+        shared.stats.malformed();
+        if let Some(address) = shared.table.get(from).and_then(|peer| peer.remote())
+            && shared.may_say(address, "words")
+        {
+            warn!(node = %from, %address, "a peer said something malformed about links: {what}");
+        }
+    }
+
+    /// Since when there is no link to a peer that should have one; `None` while there is one, or none was asked for.
     pub fn down_since(&self, node: &NodeId) -> Option<Instant> {
         self.shared().table.down_since(node)
     }

@@ -1,6 +1,7 @@
 //! One peer: its connections, its mailboxes, and the task that keeps a link up and writes to it.
 
 use std::net::SocketAddr;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,15 +17,20 @@ use super::carry::Carry;
 use super::frame::{FrameError, Frames};
 use super::mailbox::Mailbox;
 use super::meet::{self, Close, Kind, Met, remote};
-use super::{GossipFrame, Limits, Shared, stats};
+use super::{GossipFrame, Limits, Shared, claim, stats};
 
 /// The first byte of a stream on a talk connection: what its frames are.
 const MESSAGES: u8 = 1;
 const GOSSIP: u8 = 2;
+const WORDS: u8 = 3;
 /// The largest message of membership: chitchat's own limit is a UDP datagram, 65,507 bytes.
 const MAX_GOSSIP_BYTES: usize = 128 * 1024;
 /// How many messages of membership wait for a peer: a round makes a handful; older ones are worthless.
 const GOSSIP_MAILBOX: usize = 16;
+/// The largest frame of words about links: some hundreds of them.
+pub(super) const MAX_WORDS_BYTES: usize = 64 * 1024;
+/// How many frames of words wait for a peer: half a mesh may fall silent at once, each peer in a frame of its own.
+const WORDS_MAILBOX: usize = 512;
 /// How long the pause between attempts to dial a lost peer is: at first, and at most while few are lost.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 /// An attempt costs about a millisecond of arithmetic, so with many peers lost each is tried less often: together they
@@ -37,6 +43,9 @@ const AFTER_YOU: Duration = Duration::from_millis(100);
 const STEADY: Duration = Duration::from_secs(2);
 /// How long a connection that is not used any more is kept, so that what is on its way in it arrives.
 const SPARE_GRACE: Duration = Duration::from_secs(3);
+/// How long a link that was made for a message stays without another one. A handshake costs as much as ten seconds of
+/// keeping alive.
+const IDLE: Duration = Duration::from_secs(15);
 /// How many talk connections there may be with one process: both may dial at once, and again before the first are known
 /// to be lost. The oldest give way.
 const MAX_CONNECTIONS: usize = 4;
@@ -48,6 +57,9 @@ pub(super) struct Peer {
     pub(super) node: NodeId,
     pub(super) messages: Mailbox,
     pub(super) gossip: Mailbox,
+    pub(super) words: Mailbox,
+    /// Whether it is a member of this node's own cell: membership talks with those only.
+    pub(super) near: AtomicBool,
     pub(super) carry: Carry,
     /// Wakes the task when the address book changed.
     pub(super) changed: Notify,
@@ -59,9 +71,21 @@ pub(super) struct Peer {
 pub(super) struct State {
     /// Where to dial it; `None` when it is not in the address book.
     pub(super) address: Option<SocketAddr>,
+    pub(super) keep: Keep,
+    /// When a message went to it or came from it.
+    pub(super) used: Instant,
     /// Live talk connections, oldest first. Usually one.
     pub(super) connections: Vec<Held>,
     pub(super) down_since: Option<Instant>,
+}
+
+/// When a peer of the address book is to be linked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Keep {
+    /// Always: the link is made again whenever it is lost.
+    Up,
+    /// While there are messages for it.
+    OnDemand,
 }
 
 pub(super) struct Held {
@@ -77,9 +101,17 @@ impl Peer {
             node,
             messages: Mailbox::new(limits.mailbox_messages.max(1), bytes),
             gossip: Mailbox::new(GOSSIP_MAILBOX, GOSSIP_MAILBOX * MAX_GOSSIP_BYTES),
+            words: Mailbox::new(WORDS_MAILBOX, 4 * MAX_WORDS_BYTES),
+            near: AtomicBool::new(false),
             carry: Carry::default(),
             changed: Notify::new(),
-            state: Mutex::new(State { address: None, connections: Vec::new(), down_since: None }),
+            state: Mutex::new(State {
+                address: None,
+                keep: Keep::OnDemand,
+                used: Instant::now(),
+                connections: Vec::new(),
+                down_since: None,
+            }),
             current: watch::Sender::new(None),
         }
     }
@@ -95,12 +127,65 @@ impl Peer {
         state.address.or(linked)
     }
 
+    /// Where the connection that is written to leads.
+    pub(super) fn remote(&self) -> Option<SocketAddr> {
+        self.current.borrow().as_ref().map(remote)
+    }
+
+    pub(super) fn close_all(&self, why: Close, text: &[u8]) {
+        for held in &self.state().connections {
+            held.connection.close(why.code(), text);
+        }
+    }
+
+    /// Closes what leads to an address, as that is not the node it says it is.
+    pub(super) fn refuse(&self, address: SocketAddr, text: &str) {
+        for held in self.state().connections.iter().filter(|held| remote(&held.connection) == address) {
+            held.connection.close(Close::SameName.code(), text.as_bytes());
+        }
+    }
+
+    /// A message is on its way to it, or has come from it.
+    pub(super) fn use_link(&self) {
+        self.state().used = Instant::now();
+    }
+
+    /// Waits until this node has no reason any more to keep the link: nobody asked for it, it dialled it itself, and
+    /// nothing was said for a while. Who was dialled never ends it: the dialler may have a reason.
+    async fn idle(&self, connection: &Connection) {
+        loop {
+            let wake = {
+                let state = self.state();
+                let ours = |held: &Held| held.dialled && held.connection.stable_id() == connection.stable_id();
+                let (idle_at, now) = (state.used + IDLE, Instant::now());
+                if state.keep == Keep::Up || !state.connections.iter().any(ours) {
+                    now + IDLE
+                } else if idle_at <= now {
+                    return;
+                } else {
+                    idle_at
+                }
+            };
+            tokio::time::sleep_until(wake).await;
+        }
+    }
+
     pub(super) fn is_up(&self) -> bool {
         self.current.borrow().is_some()
     }
 
-    /// Takes a new connection. Connections to an earlier process of the same node are dead, or their owner is in
-    /// conflict with this one; either way the newest is believed.
+    /// A connection of another process at another address, if there is none of this one.
+    pub(super) fn rival(&self, met: &Met) -> Option<Connection> {
+        let (state, address) = (self.state(), remote(&met.connection));
+        let live = || state.connections.iter().filter(|held| held.connection.close_reason().is_none());
+        if live().any(|held| held.process == met.process) {
+            return None;
+        }
+        live().find(|held| remote(&held.connection) != address).map(|held| held.connection.clone())
+    }
+
+    /// Takes a new connection. Connections to an earlier process of the same node are dead, as [`super::claim`] has found
+    /// out.
     pub(super) fn adopt(&self, me: &NodeId, met: Met) {
         let mut state = self.state();
         state.connections.retain(|held| {
@@ -115,6 +200,7 @@ impl Peer {
         }
         state.connections.push(Held { connection: met.connection, process: met.process, dialled: met.dialled });
         state.down_since = None;
+        state.used = Instant::now();
         self.choose(me, &state);
         let chosen = self.current.borrow().as_ref().map(Connection::stable_id);
         for spare in state.connections.iter().filter(|held| held.dialled) {
@@ -132,7 +218,7 @@ impl Peer {
     pub(super) fn drop_connection(&self, me: &NodeId, connection: &Connection) -> bool {
         let mut state = self.state();
         state.connections.retain(|held| held.connection.stable_id() != connection.stable_id());
-        if state.connections.is_empty() && state.down_since.is_none() {
+        if state.connections.is_empty() && state.down_since.is_none() && state.keep == Keep::Up {
             state.down_since = Some(Instant::now());
         }
         self.choose(me, &state);
@@ -167,7 +253,10 @@ pub(super) async fn keep(shared: &Arc<Shared>, peer: &Arc<Peer>) {
             failures = if began.elapsed() < STEADY { failures.saturating_add(1) } else { 0 };
             continue;
         }
-        let address = peer.state().address;
+        let (address, keep) = {
+            let state = peer.state();
+            (state.address, state.keep)
+        };
         let Some(address) = address else {
             if shared.table.retire(peer) {
                 return;
@@ -179,6 +268,16 @@ pub(super) async fn keep(shared: &Arc<Shared>, peer: &Arc<Peer>) {
             }
             continue;
         };
+        if keep == Keep::OnDemand && peer.messages.is_empty() && peer.gossip.is_empty() {
+            tokio::select! {
+                _ = current.changed() => {}
+                _ = closing.changed() => {}
+                () = peer.changed.notified() => {}
+                () = peer.messages.filled() => {}
+                () = peer.gossip.filled() => {}
+            }
+            continue;
+        }
         tokio::select! {
             _ = current.changed() => {} // the peer has dialled us
             _ = closing.changed() => {}
@@ -202,13 +301,14 @@ async fn pause_and_dial(shared: &Arc<Shared>, peer: &Arc<Peer>, address: SocketA
         () = peer.changed.notified() => return, // the address, perhaps
     }
     match meet::dial(shared, address, Some(&peer.node), Kind::Talk).await {
-        Ok(met) => shared.table.register(shared, met),
+        Ok(met) => claim::admit(shared, met).await,
         Err(reason) => {
             *failures = failures.saturating_add(1);
             debug!(node = %peer.node, %address, reason, failures, "could not reach a peer");
             shared.table.not_there(&peer.node, address);
             // What waits was meant for now. When the peer is back, repair brings it everything.
-            for (kind, _) in peer.messages.clear().into_iter().chain(peer.gossip.clear()) {
+            let waiting = [&peer.messages, &peer.gossip, &peer.words];
+            for (kind, _) in waiting.into_iter().flat_map(Mailbox::clear) {
                 shared.stats.dropped(kind, 1);
             }
         }
@@ -229,6 +329,7 @@ async fn write(
         tokio::join!(
             write_stream(shared, connection, MESSAGES, &peer.messages, enough.subscribe()),
             write_stream(shared, connection, GOSSIP, &peer.gossip, enough.subscribe()),
+            write_stream(shared, connection, WORDS, &peer.words, enough.subscribe()),
         )
     };
     tokio::pin!(writing);
@@ -236,12 +337,26 @@ async fn write(
         ended = &mut writing => Some(ended),
         _ = current.changed() => None,
         _ = closing.changed() => None,
+        () = peer.idle(connection) => {
+            connection.close(Close::Idle.code(), b"nothing is said here");
+            return wait_for_another(connection, current, closing).await;
+        }
     };
     if ended.is_none() {
         enough.send_replace(true);
         let _ = tokio::time::timeout(LAST_WORDS, writing).await; // a connection that is dead cannot take any more
-    } else if current.borrow().as_ref().is_some_and(|now| now.stable_id() == connection.stable_id()) {
-        // The connection has failed, and its reader will say so in a moment.
+    } else {
+        wait_for_another(connection, current, closing).await;
+    }
+}
+
+/// The connection has ended, and its reader will say so in a moment.
+async fn wait_for_another(
+    connection: &Connection,
+    current: &mut watch::Receiver<Option<Connection>>,
+    closing: &mut watch::Receiver<bool>,
+) {
+    if current.borrow().as_ref().is_some_and(|now| now.stable_id() == connection.stable_id()) {
         tokio::select! {
             _ = current.changed() => {}
             _ = closing.changed() => {}
@@ -270,8 +385,14 @@ async fn try_write_stream(
     mut enough: watch::Receiver<bool>,
 ) -> Result<SendStream, WriteError> {
     let mut stream = connection.open_uni().await?;
-    // Within a connection changes go before membership's larger and more patient messages.
-    let _ = stream.set_priority(if kind == MESSAGES { 1 } else { 0 }); // fails only on closed streams
+    // Within a connection words about links (short, few and urgent) go first, then changes, then membership's larger and
+    // more patient messages.
+    let priority = match kind {
+        WORDS => 2,
+        MESSAGES => 1,
+        _ => 0,
+    };
+    let _ = stream.set_priority(priority); // fails only on closed streams
     stream.write_all(&[kind]).await?;
     loop {
         let batch = tokio::select! {
@@ -315,7 +436,9 @@ pub(super) async fn read_streams(shared: Arc<Shared>, node: NodeId, connection: 
     };
     match &error {
         // Objections that come late are worth the words.
-        ConnectionError::ConnectionClosed(_) | ConnectionError::TransportError(_) => {
+        ConnectionError::ConnectionClosed(_)
+        | ConnectionError::TransportError(_)
+        | ConnectionError::ApplicationClosed(_) => {
             shared.explain(remote(&connection), Some(&node), &error);
         }
         _ => {}
@@ -334,6 +457,7 @@ async fn read_stream(shared: &Shared, node: &NodeId, connection: &Connection, mu
     let read = match kind {
         [MESSAGES] => read_messages(shared, node, stream).await,
         [GOSSIP] => read_gossip(shared, node, connection, stream).await,
+        [WORDS] => read_words(shared, node, stream).await,
         [other] => Err(format!("a stream of unknown kind {other}")),
     };
     if let Err(what) = read {
@@ -356,6 +480,7 @@ async fn next(frames: &mut Frames) -> Result<Option<Bytes>, Malformed> {
 }
 
 async fn read_messages(shared: &Shared, node: &NodeId, stream: RecvStream) -> Result<(), Malformed> {
+    let peer = shared.table.get(node);
     let mut frames = Frames::new(stream, MAX_MESSAGE_BYTES);
     while let Some(frame) = next(&mut frames).await? {
         let received = Message::decode(&frame).map_err(|error| error.to_string())?;
@@ -365,6 +490,9 @@ async fn read_messages(shared: &Shared, node: &NodeId, stream: RecvStream) -> Re
             continue; // from a newer release, which this one lets pass
         };
         shared.stats.received(message.kind(), frame.len());
+        if let Some(peer) = &peer {
+            peer.use_link();
+        }
         // When the loop is behind, only this peer's stream waits, and then its sender. The queue is fair: of many
         // readers waiting for a place, each gets one in turn.
         if shared.into.messages.send((node.clone(), message)).await.is_err() {
@@ -385,6 +513,17 @@ async fn read_gossip(
         shared.stats.received(stats::GOSSIP, bytes.len());
         let frame = GossipFrame { from: node.clone(), address: remote(connection), bytes };
         if shared.into.gossip.send(frame).await.is_err() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+async fn read_words(shared: &Shared, node: &NodeId, stream: RecvStream) -> Result<(), Malformed> {
+    let mut frames = Frames::new(stream, MAX_WORDS_BYTES);
+    while let Some(bytes) = next(&mut frames).await? {
+        shared.stats.received(stats::WORDS, bytes.len());
+        if shared.into.words.send((node.clone(), bytes)).await.is_err() {
             return Ok(());
         }
     }

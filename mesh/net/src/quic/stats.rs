@@ -8,12 +8,14 @@ use super::table::Table;
 
 /// Membership's traffic, counted beside the kinds of [`starling_core::wire::Message`].
 pub(super) const GOSSIP: &str = "gossip";
+/// Words of membership about links.
+pub(super) const WORDS: &str = "words";
 /// What newer peers say and this release does not know.
 pub(super) const OTHER: &str = "other";
 /// All kinds that are counted apart; whatever else there may be one day is counted as the last.
-const KINDS: [&str; 14] = [
+const KINDS: [&str; 15] = [
     "push", "ranges", "entries", "want", "fill", "same", "leaving", "have", "graft", "prune", "beacon", "clock",
-    GOSSIP, OTHER,
+    GOSSIP, WORDS, OTHER,
 ];
 
 /// Counters of one kind of message.
@@ -46,6 +48,8 @@ pub struct LinkStats {
     pub connects: u64,
     /// Peers that were refused, or refused this node.
     pub refusals: u64,
+    /// Nodes refused because a living one has their name.
+    pub namesakes: u64,
     /// Frames that could not be read.
     pub malformed: u64,
     /// Records left out of messages: malformed, or of a kind or shape that only newer releases know.
@@ -89,6 +93,7 @@ impl LinkStats {
             ("starling_link_dials_total", "Attempts to dial a peer", self.dials),
             ("starling_link_connects_total", "Connections made or accepted", self.connects),
             ("starling_link_refusals_total", "Peers refused, or refusing this node", self.refusals),
+            ("starling_link_namesakes_total", "Nodes refused because a living one has their name", self.namesakes),
             ("starling_link_malformed_total", "Frames that could not be read", self.malformed),
             (
                 "starling_link_records_skipped_total",
@@ -113,6 +118,7 @@ pub(super) struct Stats {
     dials: AtomicU64,
     connects: AtomicU64,
     refusals: AtomicU64,
+    namesakes: AtomicU64,
     malformed: AtomicU64,
     records_skipped: AtomicU64,
     tunnels_out: AtomicU64,
@@ -171,6 +177,10 @@ impl Stats {
         add(&self.refusals, 1);
     }
 
+    pub(super) fn namesake(&self) {
+        add(&self.namesakes, 1);
+    }
+
     pub(super) fn malformed(&self) {
         add(&self.malformed, 1);
     }
@@ -215,6 +225,7 @@ impl Stats {
             dials: load(&self.dials),
             connects: load(&self.connects),
             refusals: load(&self.refusals),
+            namesakes: load(&self.namesakes),
             malformed: load(&self.malformed),
             records_skipped: load(&self.records_skipped),
             tunnels_out: load(&self.tunnels_out),

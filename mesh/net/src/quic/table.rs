@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use quinn::{Connection, ConnectionError};
@@ -11,8 +12,9 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::Shared;
+use super::claim::Holder;
 use super::meet::{Close, Met, printable, remote};
-use super::peer::{self, Peer};
+use super::peer::{self, Keep, Peer};
 
 /// How many addresses without a known node are dialled at a time: a seed list, not a network scan.
 const MAX_DIALLING: usize = 64;
@@ -68,13 +70,20 @@ impl Table {
         (rows.peers.len() as u64, up as u64)
     }
 
-    /// How many peers of the address book have no link.
+    /// How many peers should have a link and have none.
     pub(super) fn down(&self) -> u32 {
-        self.read().peers.values().filter(|peer| !peer.is_up()).count() as u32
+        let missed = |peer: &&Arc<Peer>| peer.state().keep == Keep::Up && !peer.is_up();
+        self.read().peers.values().filter(missed).count() as u32
     }
 
-    /// Puts a peer into the address book, or corrects its address. False when there is no room.
-    pub(super) fn learn(&self, shared: &Arc<Shared>, node: &NodeId, address: SocketAddr) -> bool {
+    /// All members of this node's own cell that are linked.
+    pub(super) fn linked_members(&self) -> Vec<Arc<Peer>> {
+        let linked = |peer: &&Arc<Peer>| peer.near.load(Ordering::Relaxed) && peer.is_up();
+        self.read().peers.values().filter(linked).cloned().collect()
+    }
+
+    /// Puts a peer into the address book, or corrects what it says. False when there is no room.
+    pub(super) fn learn(&self, shared: &Arc<Shared>, node: &NodeId, address: SocketAddr, keep: Keep) -> bool {
         let mut rows = self.write();
         if !rows.peers.contains_key(node) && rows.peers.len() >= shared.limits.peers {
             return false;
@@ -82,10 +91,15 @@ impl Table {
         let peer = self.peer(shared, &mut rows, node);
         let changed = {
             let mut state = peer.state();
-            if state.connections.is_empty() && state.down_since.is_none() {
-                state.down_since = Some(Instant::now());
+            match keep {
+                Keep::OnDemand => state.down_since = None,
+                Keep::Up if state.connections.is_empty() && state.down_since.is_none() => {
+                    state.down_since = Some(Instant::now());
+                }
+                Keep::Up => {}
             }
-            state.address.replace(address) != Some(address)
+            let known = std::mem::replace(&mut state.keep, keep);
+            state.address.replace(address) != Some(address) || known != keep
         };
         if changed {
             peer.changed.notify_one();
@@ -101,9 +115,18 @@ impl Table {
         if let Some(peer) = self.get(node) {
             let mut state = peer.state();
             state.address = None;
+            state.keep = Keep::OnDemand;
             state.down_since = None;
             drop(state);
             peer.changed.notify_one();
+        }
+    }
+
+    pub(super) fn forget_all(&self) {
+        let peers: Vec<Arc<Peer>> = self.read().peers.values().cloned().collect();
+        for peer in peers {
+            self.forget(&peer.node);
+            peer.close_all(Close::Stopping, b"this node does not take part any more");
         }
     }
 
@@ -113,6 +136,18 @@ impl Table {
         if rows.at.get(&address) == Some(node) {
             rows.at.remove(&address);
         }
+    }
+
+    /// Who has the name of a node that was met, if that may be somebody else.
+    pub(super) fn holder(&self, met: &Met) -> Option<Holder> {
+        let peer = self.get(&met.node)?;
+        if let Some(rival) = peer.rival(met) {
+            return Some(Holder::Linked(rival));
+        }
+        let state = peer.state();
+        let listed = state.address.filter(|address| *address != remote(&met.connection));
+        let linked = state.connections.iter().any(|held| held.connection.close_reason().is_none());
+        listed.filter(|_| !linked).map(Holder::Listed)
     }
 
     /// Takes a talk connection into use.
