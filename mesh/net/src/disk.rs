@@ -31,7 +31,7 @@
 
 mod figures;
 mod file;
-mod frame;
+pub(crate) mod frame;
 mod layer;
 mod log;
 #[cfg(test)]

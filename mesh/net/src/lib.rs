@@ -15,6 +15,8 @@
 //!
 //! It knows nothing of HTTP, of routing, or of any dialect of the control surface.
 
+#[doc(hidden)]
+pub mod decoders;
 pub mod disk;
 mod driver;
 mod gauges;

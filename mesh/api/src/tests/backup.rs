@@ -79,3 +79,22 @@ async fn a_large_backup_comes_in_pieces_and_is_whole() {
     assert_eq!(backup.documents.len(), 10);
     assert!(backup.documents.iter().all(|document| document.served().unwrap().text.as_deref() == Some(&body)));
 }
+
+/// A backup of an earlier release; never changed. Another format has another number and a file of its own.
+const BACKUP_V1: &[u8] = include_bytes!("../../tests/backup/v1.jsonl");
+
+#[test]
+fn a_backup_of_an_earlier_release_is_read_as_what_it_was() {
+    let backup = Backup::read(BACKUP_V1).unwrap();
+    let served: Vec<_> =
+        backup.documents.iter().map(|document| (document.key().to_string(), document.served())).collect();
+    let bytes = |at: usize| backup.documents[at].bytes_of(served[at].1.unwrap()).unwrap();
+    let names: Vec<&str> = served.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["default/app/gone", "default/app/limits.json", "default/app/logo"]);
+    assert!(served[0].1.is_none());
+    assert_eq!((bytes(1), bytes(2)), (b"{}".to_vec(), vec![0, 159, 146, 150]));
+    assert_eq!(served[1].1.unwrap().author, "ada");
+    let word = backup.overrides[0].word.as_ref().unwrap();
+    assert_eq!((backup.overrides[0].key().to_string().as_str(), word.weight), ("default/orders/1", Some(0)));
+    assert_eq!(word.reason, "r");
+}

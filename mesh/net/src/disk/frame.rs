@@ -23,7 +23,7 @@ const MARKER: [u8; 4] = [0xf5, b'S', b'L', 0x0a];
 
 /// What the log says of its owner; written at every start and every few seconds. The last one counts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Meta {
+pub(crate) struct Meta {
     /// The mesh the node belongs to.
     pub(super) mesh: MeshName,
     /// The node whose log this is.
@@ -41,7 +41,7 @@ pub(super) struct Meta {
 
 /// One entry of the log. For the same key, the last one counts.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Entry {
+pub(crate) enum Entry {
     /// Keep this.
     Record(Record),
     /// This is no longer kept.
@@ -60,7 +60,7 @@ enum Head<K> {
 
 /// A stretch of the log that could not be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Damage {
+pub(crate) struct Damage {
     /// Where it begins.
     pub(super) offset: u64,
     /// How long it is.
@@ -135,7 +135,7 @@ fn header_sum(offset: u64, length: u32) -> u32 {
 
 /// Reads a whole log, calling `see` with every sound entry in order: offset and length of its frame, and the entry.
 /// Returns what could not be read.
-pub(super) fn scan(bytes: &[u8], mut see: impl FnMut(u64, u64, Entry)) -> Vec<Damage> {
+pub(crate) fn scan(bytes: &[u8], mut see: impl FnMut(u64, u64, Entry)) -> Vec<Damage> {
     let mut damages = Vec::new();
     let mut at = HEADER.len().min(bytes.len());
     while at < bytes.len() {

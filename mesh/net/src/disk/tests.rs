@@ -359,3 +359,49 @@ async fn without_a_directory_every_write_is_done_at_once() {
     assert!(disk.is_settled() && disk.has_room() && incarnation.0 > 0);
     disk.close().await;
 }
+
+/// A log of an earlier release; never changed. Another format has another version in its header and a file of its own.
+const LOG_V1: &[u8] = include_bytes!("../../tests/disk/v1.log");
+
+/// What it says.
+fn log_v1() -> (Vec<frame::Entry>, Vec<u8>) {
+    let node = "a".parse().unwrap();
+    let stamp = Stamp { time: HybridTime(70_000), node: "b".parse().unwrap() };
+    let key = starling_core::id::InstanceKey {
+        service: starling_core::id::ServiceKey { namespace: Default::default(), service: "orders".parse().unwrap() },
+        instance: "o1".parse().unwrap(),
+    };
+    let word = starling_core::registry::Override { status: None, weight: Some(3), reason: "disk swap".into() };
+    let cell = Cell::Override(crdts::LWWReg { val: Some(Arc::new(word)), marker: stamp.clone() });
+    let instance =
+        starling_core::registry::Instance::at(starling_core::registry::Address { host: "10.0.0.7".into(), port: 80 });
+    let claim = starling_core::record::Claim::new(stamp);
+    let registered = Cell::Instance(crdts::LWWReg { val: Some(Arc::new(instance)), marker: claim });
+    let (mesh, incarnation, mark) = (MeshName::default(), Incarnation(5), WallTime(6));
+    let entries = vec![
+        frame::Entry::Meta(frame::Meta { mesh, node, incarnation, mark, highest: HybridTime(7), damaged: None }),
+        frame::Entry::Record(record("one", "kept", 1)),
+        frame::Entry::Record(Record { key: Key::Override(key.clone()), cell }),
+        frame::Entry::Record(Record { key: Key::Instance(key), cell: registered }),
+        frame::Entry::Forget(super::tests::key("two")),
+    ];
+    let mut bytes = frame::HEADER.to_vec();
+    for entry in &entries {
+        match entry {
+            frame::Entry::Meta(meta) => frame::push_meta(&mut bytes, 0, meta),
+            frame::Entry::Record(record) => frame::push_record(&mut bytes, 0, record),
+            frame::Entry::Forget(key) => frame::push_forget(&mut bytes, 0, key),
+        }
+        .unwrap();
+    }
+    (entries, bytes)
+}
+
+#[test]
+fn a_log_of_an_earlier_release_is_read_as_what_it_was_and_todays_is_the_same() {
+    let (entries, bytes) = log_v1();
+    let mut read = Vec::new();
+    assert!(frame::scan(LOG_V1, |_, _, entry| read.push(entry)).is_empty());
+    assert_eq!(read, entries);
+    assert!(bytes == LOG_V1, "written as before");
+}

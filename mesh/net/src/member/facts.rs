@@ -19,9 +19,9 @@ const MAX_FACT_BYTES: usize = 256;
 
 /// What a node has told of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Told {
-    pub(super) facts: NodeFacts,
-    pub(super) leaving: bool,
+pub(crate) struct Told {
+    pub(crate) facts: NodeFacts,
+    pub(crate) leaving: bool,
 }
 
 /// Checks this node's own facts and gives the address in them.
@@ -39,7 +39,7 @@ pub(super) fn check(facts: &NodeFacts) -> Result<SocketAddr, String> {
     Ok(address)
 }
 
-pub(super) fn encode(facts: &NodeFacts) -> Vec<(String, String)> {
+pub(crate) fn encode(facts: &NodeFacts) -> Vec<(String, String)> {
     let pairs = [
         (INCARNATION, facts.incarnation.0.to_string()),
         (ZONE, facts.zone.to_string()),
@@ -52,7 +52,7 @@ pub(super) fn encode(facts: &NodeFacts) -> Vec<(String, String)> {
 }
 
 /// Reads them back; `None` while some are missing or when one makes no sense.
-pub(super) fn decode<'a>(pairs: impl Iterator<Item = (&'a str, &'a str)>) -> Option<Told> {
+pub(crate) fn decode<'a>(pairs: impl Iterator<Item = (&'a str, &'a str)>) -> Option<Told> {
     let (mut incarnation, mut zone, mut region, mut cell) = (None, None, None, None);
     let (mut version, mut address) = (None, None);
     let mut leaving = false;

@@ -27,7 +27,7 @@
 //! new generation.
 
 mod damping;
-mod facts;
+pub(crate) mod facts;
 mod figures;
 mod keeper;
 mod names;

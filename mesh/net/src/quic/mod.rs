@@ -16,7 +16,7 @@ mod carry;
 mod claim;
 mod endpoint;
 mod faults;
-mod frame;
+pub(crate) mod frame;
 mod mailbox;
 mod meet;
 mod peer;
