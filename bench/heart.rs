@@ -19,6 +19,7 @@ const PER_MESSAGE: usize = 1_000;
 
 /// One heart, its outputs, and a pen for records that others might have written.
 pub(crate) struct Heart {
+    pub(crate) name: NodeId,
     pub(crate) node: Node,
     pub(crate) out: Vec<Output>,
     now: Now,
@@ -52,7 +53,8 @@ pub(crate) fn instance_key(service: usize, number: usize) -> InstanceKey {
     InstanceKey { service: service_key(service), instance }
 }
 
-fn instance(number: usize) -> Instance {
+/// An instance like all others, but for its address.
+pub(crate) fn instance(number: usize) -> Instance {
     let host = format!("10.{}.{}.{}", number >> 16 & 255, number >> 8 & 255, number & 255);
     Instance { version: "1.4.2".into(), ..Instance::at(Address { host: host.into(), port: 8080 }) }
 }
@@ -64,7 +66,7 @@ impl Heart {
         let now = Now { elapsed: Instant(1), wall: WallTime(EPOCH_MS) };
         let memory = Memory { records: memory, ..Memory::default() };
         let node = Node::new(name(me), facts(), settings, memory, 1, now);
-        let mut heart = Heart { node, out: Vec::new(), now, commands: 0, stamps: 0 };
+        let mut heart = Heart { name: name(me), node, out: Vec::new(), now, commands: 0, stamps: 0 };
         for peer in peers {
             heart.give(Input::Peer(PeerEvent::Up(name(peer), facts())));
         }
@@ -74,6 +76,13 @@ impl Heart {
     pub(crate) fn give(&mut self, input: Input) {
         self.out.clear();
         self.node.handle(self.now, input, &mut self.out);
+    }
+
+    /// The same at a time on its clock, in microseconds.
+    pub(crate) fn give_at(&mut self, us: u64, input: Input) {
+        self.now.elapsed = Instant(us);
+        self.now.wall = WallTime(EPOCH_MS + us / 1_000);
+        self.give(input);
     }
 
     pub(crate) fn merge(&mut self, records: Vec<Record>) {
