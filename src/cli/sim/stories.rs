@@ -38,7 +38,7 @@ macro_rules! built_in {
 }
 
 built_in! {
-    "partition" "crash" "rack" "one-way" "alone" "flapping" "rolling" "power" "edits" "clocks" "slow"
+    "partition" "crash" "rack" "one-way" "alone" "flapping" "rolling" "power" "edits" "datacentre" "clocks" "slow"
 }
 
 /// The stories of these names, files and directories, in their order.

@@ -163,7 +163,7 @@ fn places_of(run: &Run, cell: &str) -> Option<usize> {
 fn group(run: &Run, node: usize) -> String {
     let cells = run.nodes.iter().any(|other| other.cell != run.nodes[0].cell);
     let node = &run.nodes[node];
-    if cells { format!("{} · {}", node.cell, node.zone) } else { node.zone.clone() }
+    if cells && node.cell != node.zone { format!("{} · {}", node.cell, node.zone) } else { node.zone.clone() }
 }
 
 fn groups(layout: &Layout, out: &mut String) {

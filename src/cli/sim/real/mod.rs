@@ -226,6 +226,9 @@ fn settings(scenario: &Scenario, at: usize) -> Vec<String> {
     if !options.zones.is_empty() {
         flags.extend(["--zone".into(), options.zones[at % options.zones.len()].clone()]);
     }
+    if !options.cells.is_empty() {
+        flags.extend(["--cell".into(), options.cells[at % options.cells.len()].clone()]);
+    }
     flags
 }
 

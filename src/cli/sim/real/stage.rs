@@ -52,11 +52,11 @@ impl<'a> Stage<'a> {
         longest_wait: Option<Duration>,
         out: &'a mut Out,
     ) -> Self {
-        let zones = &scenario.options().zones;
+        let (zones, cells) = (&scenario.options().zones, &scenario.options().cells);
         let track = |(at, host): (usize, &Host)| NodeTrack {
             name: host.name.clone(),
             zone: if zones.is_empty() { "default".into() } else { zones[at % zones.len()].clone() },
-            cell: "0".into(),
+            cell: if cells.is_empty() { "0".into() } else { cells[at % cells.len()].clone() },
             states: vec![StateChange { at_us: 0, state: NodeState::Running }],
             alive: Vec::new(),
             held: Vec::new(),
