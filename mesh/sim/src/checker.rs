@@ -235,8 +235,8 @@ impl Checker for Preserved {
                 continue;
             }
             let others = || view.members.values().filter(|member| member.node != view.me);
-            let lost = others().filter(|member| member.state == MemberState::Lost).count();
-            let alone = lost >= 2 && others().all(|member| member.state != MemberState::Alive);
+            // Who has left is not lost, and was no part of what was lost at once.
+            let alone = others().count() >= 2 && others().all(|member| member.state == MemberState::Lost);
             let at_once = (0..world.hosts.len()).filter(|other| *other != observer).all(|other| {
                 let since = world.detector.as_ref().and_then(|detector| detector.unreached_since(observer, other));
                 since.is_some_and(|since| world.now - since < window)
