@@ -37,9 +37,8 @@ for story in examples/scenarios/*.toml; do
     part "real nodes: $(basename "$story" .toml)" "$starling" sim "$story" --real
 done
 
-if [ -x tests/fuzz/run ]; then
-    part fuzzing tests/fuzz/run $((300 * scale))
-fi
+part fuzzing env STARLING_FUZZ_SECONDS=$((30 * scale)) \
+    cargo test --release --test decoders -- --nocapture --test-threads 1
 
 if [ "$failed" -gt 0 ]; then
     echo "nightly: $failed parts FAILED"
