@@ -163,7 +163,7 @@ pub(crate) fn preservation(view: &View) -> Vec<PreservationInfo> {
         since_unix_ms: one.since.0,
         ends_unix_ms: one.ends.0,
         of: one.of as u32,
-        missing: one.missing.clone(),
+        missing: one.missing.iter().cloned().collect(),
     };
     view.preservation.iter().map(info).collect()
 }

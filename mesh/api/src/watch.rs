@@ -102,7 +102,8 @@ impl Computed {
         let absent = view.absent_revision;
         self.services = view.services.values().map(|service| service.revision).fold(absent, Revision::max);
         self.configs = view.configs.values().map(|config| config.revision).fold(absent, Revision::max);
-        let concluded = self.preservation == view.preservation && self.clocks == view.clocks;
+        // Each change of it is an array of its own.
+        let concluded = Arc::ptr_eq(&self.preservation, &view.preservation) && self.clocks == view.clocks;
         if !concluded || !self.seen.iter().eq(view.members.values()) {
             self.members = view.revision;
             (self.preservation, self.clocks) = (view.preservation.clone(), view.clocks.clone());

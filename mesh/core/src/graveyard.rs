@@ -93,6 +93,9 @@ impl Graveyard {
     /// # Errors
     /// [`MergeError`] when it does not fit.
     pub fn judge(&self, record: Record) -> Result<Offered, MergeError> {
+        if self.is_empty() {
+            return Ok(Offered::Alive(record));
+        }
         let Some(grave) = self.graves.get(&KeyHash::of(&record.key)) else { return Ok(Offered::Alive(record)) };
         record.validate()?;
         let mut both = grave.cell.clone();

@@ -30,6 +30,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::time::Duration;
 
+use rpds::RedBlackTreeSetSync;
+
 use crate::id::{NodeId, Zone};
 use crate::node::Settings;
 use crate::time::{Instant, Now, WallTime};
@@ -51,8 +53,12 @@ enum Scope {
 #[derive(Debug, Clone, Default)]
 struct Domain {
     alive: usize,
-    /// Lost within the window and not back, oldest first.
-    recent: VecDeque<(Instant, NodeId)>,
+    /// Lost within the window and not back.
+    recent: BTreeMap<NodeId, Instant>,
+    /// The same in order of time, and some that are not any more.
+    by_time: VecDeque<(Instant, NodeId)>,
+    /// Those of the recent ones that the episode does not hold.
+    apart: BTreeSet<NodeId>,
     episode: Option<Episode>,
 }
 
@@ -64,8 +70,8 @@ struct Episode {
     changed: Now,
     /// How many nodes there were before they vanished.
     of: usize,
-    /// Those that vanished together and are not back.
-    nodes: BTreeSet<NodeId>,
+    /// Those that vanished together and are not back; there may be thousands, and the picture shows each change.
+    nodes: RedBlackTreeSetSync<NodeId>,
 }
 
 #[derive(Debug, Clone)]
@@ -93,6 +99,7 @@ pub struct Preserver {
     /// Those of them about which there is doubt still, in order of time.
     doubted: VecDeque<(Instant, NodeId)>,
     domains: BTreeMap<Scope, Domain>,
+    news: bool,
 }
 
 /// What is concluded of a node that is not there.
@@ -115,6 +122,7 @@ impl Preserver {
             unknown: BTreeMap::new(),
             doubted: VecDeque::new(),
             domains: BTreeMap::new(),
+            news: false,
         };
         preserver.observe(me, zone, MemberState::Alive, now);
         preserver
@@ -137,7 +145,7 @@ impl Preserver {
             let domain = self.domains.entry(scope).or_default();
             match state {
                 MemberState::Alive => domain.alive += 1,
-                MemberState::Lost => domain.recent.push_back((now.elapsed, node.clone())),
+                MemberState::Lost => domain.lose(node, now.elapsed),
                 MemberState::Left => {}
             }
         }
@@ -150,11 +158,13 @@ impl Preserver {
         for scope in [Scope::Mesh, Scope::Zone(was.zone.clone())] {
             let Some(domain) = self.domains.get_mut(&scope) else { continue };
             domain.alive -= usize::from(was.state == MemberState::Alive);
-            domain.recent.retain(|(_, lost)| lost != node);
+            domain.recent.remove(node);
+            domain.apart.remove(node);
             if let Some(episode) = &mut domain.episode
-                && episode.nodes.remove(node)
+                && episode.nodes.remove_mut(node)
             {
                 episode.changed = now;
+                self.news = true;
             }
         }
     }
@@ -162,27 +172,20 @@ impl Preserver {
     /// Begins, widens or ends the self-preservation of a domain that has changed; returns who is concerned.
     fn review(&mut self, scope: Scope, lost: bool, now: Now) -> Vec<NodeId> {
         let Some(domain) = self.domains.get_mut(&scope) else { return Vec::new() };
-        while domain.recent.front().is_some_and(|(at, _)| *at + self.window < now.elapsed) {
-            domain.recent.pop_front();
-        }
-        let missing = domain.episode.as_ref().map_or(0, |episode| episode.nodes.len());
-        let is_missing = |node: &NodeId| domain.episode.as_ref().is_some_and(|episode| episode.nodes.contains(node));
-        let joining = domain.recent.iter().map(|(_, node)| node).filter(|node| !is_missing(node));
-        let joining: Vec<NodeId> = joining.cloned().collect();
-        let of = domain.alive + missing + joining.len();
-        if lost && too_many(self.share_percent, domain.recent.len(), of) {
-            if domain.episode.is_none() {
+        domain.expire(self.window, now.elapsed);
+        let missing = domain.episode.as_ref().map_or(0, |episode| episode.nodes.size());
+        let (share, of) = (self.share_percent, domain.alive + missing + domain.apart.len());
+        if lost && too_many(share, domain.recent.len(), of) {
+            let begins = domain.episode.is_none();
+            let joining = domain.join(of, now);
+            self.news = true;
+            if begins {
                 self.log_beginning(&scope, joining.len(), of);
             }
-            let domain = self.domains.entry(scope).or_default();
-            let new = Episode { since: now, changed: now, of, nodes: BTreeSet::new() };
-            let episode = domain.episode.get_or_insert(new);
-            (episode.changed, episode.of) = (now, of);
-            episode.nodes.extend(joining.iter().cloned());
             return joining;
         }
         match &domain.episode {
-            Some(_) if !too_many(self.share_percent, missing, domain.alive + missing) => self.end(&scope, now),
+            Some(_) if !too_many(share, missing, domain.alive + missing) => self.end(&scope, now),
             _ => Vec::new(),
         }
     }
@@ -192,12 +195,13 @@ impl Preserver {
             return Vec::new();
         };
         let lasted = now.elapsed.since(ended.since.elapsed).as_secs();
-        let (missing, of) = (ended.nodes.len(), ended.of);
+        self.news = true;
+        let (missing, of) = (ended.nodes.size(), ended.of);
         tracing::info!(
             "self-preservation of {scope} has ended after {lasted} s: {missing} of {of} nodes are still missing{}",
             if missing > 0 { ", and are taken for dead" } else { "" }
         );
-        ended.nodes.into_iter().collect()
+        ended.nodes.iter().cloned().collect()
     }
 
     fn log_beginning(&self, scope: &Scope, missing: usize, of: usize) {
@@ -242,7 +246,7 @@ impl Preserver {
         if gone && let Some(known) = self.known.remove(node) {
             let now = Now { elapsed: known.since, wall: WallTime::default() };
             self.discount(node, &known, now);
-            let is_empty = |domain: &Domain| domain.alive + domain.recent.len() == 0 && domain.episode.is_none();
+            let is_empty = |domain: &Domain| domain.alive + domain.by_time.len() == 0 && domain.episode.is_none();
             self.domains.retain(|_, domain| !is_empty(domain));
         }
     }
@@ -280,8 +284,12 @@ impl Preserver {
         changed
     }
 
-    /// How things stand, for people.
-    pub fn shown(&self) -> Vec<Preservation> {
+    /// How things stand, for people, if that has changed since it was last asked.
+    pub fn news(&mut self) -> Option<Vec<Preservation>> {
+        std::mem::take(&mut self.news).then(|| self.shown())
+    }
+
+    fn shown(&self) -> Vec<Preservation> {
         let shown = |(scope, domain): (&Scope, &Domain)| {
             let episode = domain.episode.as_ref()?;
             let quiet_ms = self.quiet.as_millis() as u64;
@@ -295,10 +303,39 @@ impl Preserver {
                 since: episode.since.wall,
                 ends,
                 of: episode.of,
-                missing: episode.nodes.iter().cloned().collect(),
+                missing: episode.nodes.clone(),
             })
         };
         self.domains.iter().filter_map(shown).collect()
+    }
+}
+
+impl Domain {
+    fn lose(&mut self, node: &NodeId, now: Instant) {
+        self.recent.insert(node.clone(), now);
+        self.by_time.push_back((now, node.clone()));
+        self.apart.insert(node.clone());
+    }
+
+    /// Those lost before the window are recent no longer.
+    fn expire(&mut self, window: Duration, now: Instant) {
+        while let Some((at, node)) = self.by_time.pop_front_if(|(at, _)| *at + window < now) {
+            // It may be back, and even lost again.
+            if self.recent.get(&node) == Some(&at) {
+                self.recent.remove(&node);
+                self.apart.remove(&node);
+            }
+        }
+    }
+
+    /// Takes all recent ones into the episode, and returns those that are new in it.
+    fn join(&mut self, of: usize, now: Now) -> Vec<NodeId> {
+        let joining: Vec<NodeId> = std::mem::take(&mut self.apart).into_iter().collect();
+        let begun = Episode { since: now, changed: now, of, nodes: RedBlackTreeSetSync::new_sync() };
+        let episode = self.episode.get_or_insert(begun);
+        (episode.changed, episode.of) = (now, of);
+        joining.iter().for_each(|node| episode.nodes.insert_mut(node.clone()));
+        joining
     }
 }
 
@@ -418,7 +455,7 @@ mod tests {
         let shown = story.preserver.shown();
         let zones: Vec<Option<&str>> = shown.iter().map(|one| one.zone.as_ref().map(Zone::as_str)).collect();
         assert_eq!(zones, [None, Some("c")]);
-        assert_eq!((shown[0].of, shown[1].of, shown[1].missing.len()), (30, 10, 10));
+        assert_eq!((shown[0].of, shown[1].of, shown[1].missing.size()), (30, 10, 10));
         story.after(61);
         story.lose([1]);
         assert!(!story.doubtful().contains(&1), "it did not vanish together with the zone");
@@ -505,5 +542,20 @@ mod tests {
         assert_eq!(story.doubtful(), [1]);
         story.after(60);
         assert_eq!(story.preserver.conclusion(&node(1)), Conclusion::Lost);
+    }
+
+    #[test]
+    fn thousands_that_vanish_and_come_back_leave_nothing_behind() {
+        let mut story = Story::of(5_000);
+        story.lose(1..4_000);
+        assert_eq!(story.preserver.shown()[0].missing.size(), 3_999);
+        story.tell(1..4_000, MemberState::Alive);
+        assert!(story.preserver.shown().is_empty());
+        story.after(61);
+        story.lose([4_999]);
+        let domain = &story.preserver.domains[&Scope::Mesh];
+        assert_eq!((domain.recent.len(), domain.by_time.len(), domain.apart.len()), (1, 1, 1));
+        story.preserver.forget(&node(4_999));
+        assert_eq!(story.preserver.known.len(), 4_999);
     }
 }

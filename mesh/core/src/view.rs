@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;
 use std::sync::{Arc, OnceLock};
 
-use rpds::RedBlackTreeMapSync;
+use rpds::{RedBlackTreeMapSync, RedBlackTreeSetSync};
 
 use crate::config::Version;
 use crate::digest::Fingerprint;
@@ -103,7 +103,7 @@ pub struct Candidates {
 }
 
 /// Self-preservation of a zone, or of the whole mesh: see [`crate::preserve`].
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Preservation {
     /// The zone; none: the mesh as a whole.
     pub zone: Option<Zone>,
@@ -114,7 +114,7 @@ pub struct Preservation {
     /// How many nodes there were.
     pub of: usize,
     /// Which of them vanished and are not back: their instances are doubtful.
-    pub missing: Vec<NodeId>,
+    pub missing: RedBlackTreeSetSync<NodeId>,
 }
 
 /// A clock that is off by more than is allowed: see [`crate::clocks`].

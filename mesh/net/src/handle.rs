@@ -202,7 +202,7 @@ fn collect_view(view: &View, out: &mut Exposition) {
     for one in view.preservation.iter() {
         // All of one zone, or the mesh as a whole.
         let zone = one.zone.as_ref().map_or("", |zone| zone.as_str());
-        out.sample("starling_preserved", &[("zone", zone)], one.missing.len() as f64);
+        out.sample("starling_preserved", &[("zone", zone)], one.missing.size() as f64);
     }
     out.family("starling_clock_ahead_seconds", "gauge", "How far clocks are off, where that is too much, by node.");
     for clock in view.clocks.iter() {

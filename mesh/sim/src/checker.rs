@@ -229,7 +229,7 @@ impl Checker for Preserved {
             let Some(view) = host.heart.as_ref().map(|heart| heart.view()) else { continue };
             if calm {
                 let still = view.preservation.iter().map(|one| {
-                    format!("{} still preserves {} nodes, although all are there", host.id, one.missing.len())
+                    format!("{} still preserves {} nodes, although all are there", host.id, one.missing.size())
                 });
                 found.extend(still);
                 continue;

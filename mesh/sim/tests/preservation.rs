@@ -71,7 +71,7 @@ fn a_rack_dies_its_zone_is_preserved_for_ten_minutes_and_then_taken_for_dead() -
     })?;
     let shown = preservation(&mesh, "n1");
     let zone = shown.iter().find(|one| one.zone.is_some()).expect("its zone is named");
-    assert_eq!((zone.zone.as_ref().unwrap().as_str(), zone.of, zone.missing.len()), ("c", 4, 4));
+    assert_eq!((zone.zone.as_ref().unwrap().as_str(), zone.of, zone.missing.size()), ("c", 4, 4));
     assert!(shown.iter().all(|one| one.missing.iter().all(|node| rack.contains(&node.to_string()))));
     // A host of another zone that dies meanwhile is dead.
     mesh.run_for(secs(60));

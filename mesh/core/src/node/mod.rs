@@ -340,6 +340,9 @@ impl Node {
             Input::Tick => {}
         }
         self.pass_time(now, out);
+        if let Some(preservation) = self.preserver.news() {
+            self.publisher.put_preservation(preservation);
+        }
         if let Some(clocks) = self.clocks.news() {
             self.publisher.put_clocks(clocks);
         }

@@ -142,11 +142,9 @@ impl Publisher {
         self.draft.clocks = clocks.into();
     }
 
-    fn put_preservation(&mut self, preservation: Vec<Preservation>) {
-        if *self.draft.preservation != *preservation {
-            self.touch();
-            self.draft.preservation = preservation.into();
-        }
+    pub(super) fn put_preservation(&mut self, preservation: Vec<Preservation>) {
+        self.touch();
+        self.draft.preservation = preservation.into();
     }
 
     fn put_override(&mut self, key: InstanceKey, shown: OverrideView) {
@@ -220,7 +218,6 @@ impl Node {
         for node in &nodes {
             self.judge_owned_by(node, false, now);
         }
-        self.publisher.put_preservation(self.preserver.shown());
     }
 
     fn judge_owned_by(&mut self, node: &NodeId, anew: bool, now: Now) {
