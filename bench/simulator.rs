@@ -24,7 +24,7 @@ fn main() {
     println!("{}\n", machine::describe());
     println!(
         "{:>8} {:>16} {:>10} {:>20} {:>14}",
-        "nodes", "virtual minutes", "seconds", "virtual s per second", "messages/s"
+        "nodes", "virtual minutes", "CPU s", "virtual s per CPU s", "messages/CPU s"
     );
     for (nodes, minutes) in SIZES {
         let begun = cpu_seconds();

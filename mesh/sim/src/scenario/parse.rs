@@ -43,20 +43,7 @@ const STEPS: &[(&str, &[&str])] = &[
     ("disk", &["node", "latency"]),
     ("skew", &["node", "ms"]),
     ("drift", &["node", "ppm"]),
-    (
-        "links",
-        &[
-            "from",
-            "to",
-            "latency_ms",
-            "latency_to_ms",
-            "jitter_ms",
-            "loss",
-            "duplication",
-            "reordering",
-            "bytes_per_second",
-        ],
-    ),
+    ("links", &["from", "to"]),
     ("mend", &[]),
     ("probes", &["instance", "good"]),
     ("expect-converged", &["within"]),
@@ -74,13 +61,6 @@ const MESH: &[&str] = &[
     "zones",
     "cells",
     "seed",
-    "latency_ms",
-    "latency_to_ms",
-    "jitter_ms",
-    "loss",
-    "duplication",
-    "reordering",
-    "bytes_per_second",
     "lost_after",
     "up_after",
     "disk",
@@ -92,23 +72,12 @@ const MESH: &[&str] = &[
     "sabotage",
 ];
 
-/// What is said of links.
+/// What is said of links: those of a mesh, between zones, nodes or cells, and by a step that changes them.
 const LINKS: &[&str] =
     &["latency_ms", "latency_to_ms", "jitter_ms", "loss", "duplication", "reordering", "bytes_per_second"];
 
 /// What a table of links between two zones or nodes may say.
-const BETWEEN: &[&str] = &[
-    "zones",
-    "nodes",
-    "one_way",
-    "latency_ms",
-    "latency_to_ms",
-    "jitter_ms",
-    "loss",
-    "duplication",
-    "reordering",
-    "bytes_per_second",
-];
+const BETWEEN: &[&str] = &["zones", "nodes", "one_way"];
 
 pub(super) fn scenario(text: &str) -> Result<Scenario> {
     let whole = DeTable::parse(text).map_err(|error| {
@@ -159,7 +128,7 @@ pub(super) fn scenario(text: &str) -> Result<Scenario> {
 }
 
 fn mesh(fields: &Fields) -> Result<Builder> {
-    fields.only(MESH)?;
+    fields.only(&[MESH, LINKS].concat())?;
     let mut builder = Builder::new(fields.count("seed")?.unwrap_or(1));
     builder = match fields.find("nodes") {
         Some(value) if value.get_ref().is_array() => builder.named(fields.texts("nodes")?.unwrap_or_default()),
@@ -195,7 +164,7 @@ fn mesh(fields: &Fields) -> Result<Builder> {
 
 /// Adds links between two zones or two nodes.
 fn between(fields: &Fields, mut mesh: Builder) -> Result<Builder> {
-    fields.only(BETWEEN)?;
+    fields.only(&[BETWEEN, LINKS].concat())?;
     let links = link_change(fields)?.apply(mesh.options.links);
     let pair = |name| match fields.texts(name)?.as_deref() {
         None => Ok(None),
@@ -256,7 +225,8 @@ fn step(fields: &Fields, nodes: &[String]) -> Result<Step> {
         return Err(ScenarioError { line: value, what });
     };
     let fields = &Fields { what: kind, ..*fields };
-    fields.only(&[&["at", "do"], *allowed].concat())?;
+    let links: &[&str] = if *kind == "links" { LINKS } else { &[] };
+    fields.only(&[&["at", "do"], *allowed, links].concat())?;
     let at = fields.need(fields.time("at")?, "at")?;
     let action = action(kind, fields, nodes)?;
     Ok(Step { at, line: fields.line, action })
