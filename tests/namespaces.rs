@@ -99,13 +99,15 @@ fn an_expectation_that_does_not_hold_with_real_nodes_fails_the_run() {
     let story = dir.path().join("wrong.toml");
     let text = "[mesh]\nnodes = 2\n[[step]]\nat = 0\ndo = \"expect-visible\"\ninstance = \"orders/o1\"\n";
     std::fs::write(&story, text).unwrap();
-    let output = real(story.to_str().unwrap(), dir.path()).output().unwrap();
+    let output = real(story.to_str().unwrap(), dir.path()).arg("--json").output().unwrap();
     if output.status.code() == Some(UNABLE) {
         println!("skipped: {}", String::from_utf8_lossy(&output.stderr));
         return;
     }
     let told = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(1), "{told}");
+    let result: serde_json::Value = serde_json::from_str(&told).unwrap();
+    assert!(result["ok"] == false && result["real"] == true, "{told}");
     assert!(told.contains("✗ default/orders/o1 is visible: not so within 10s (line 3)"), "{told}");
     assert!(told.contains("n1 does not list it") && told.contains("n2 does not list it"), "{told}");
 }

@@ -216,13 +216,13 @@ fn build(scenario: &Scenario, dir: &Path, out: &mut Out) -> Result<(Place, Vec<H
 fn settings(scenario: &Scenario, at: usize) -> Vec<String> {
     let options = scenario.options();
     let gossip = [
-        ("mesh", "node.mesh", "real".to_owned()),
-        ("repair", "gossip.repair_interval_ms", options.settings.repair_interval_ms.to_string()),
-        ("skew", "gossip.max_clock_skew_ms", options.settings.max_clock_skew_ms.to_string()),
-        ("horizon", "gossip.tombstone_horizon_ms", options.settings.tombstone_horizon_ms.to_string()),
+        ("node.mesh", "real".to_owned()),
+        ("gossip.repair_interval_ms", options.settings.repair_interval_ms.to_string()),
+        ("gossip.max_clock_skew_ms", options.settings.max_clock_skew_ms.to_string()),
+        ("gossip.tombstone_horizon_ms", options.settings.tombstone_horizon_ms.to_string()),
     ];
     let mut flags: Vec<String> =
-        gossip.into_iter().flat_map(|(_, key, value)| ["--set".into(), format!("{key}={value}")]).collect();
+        gossip.into_iter().flat_map(|(key, value)| ["--set".into(), format!("{key}={value}")]).collect();
     if !options.zones.is_empty() {
         flags.extend(["--zone".into(), options.zones[at % options.zones.len()].clone()]);
     }

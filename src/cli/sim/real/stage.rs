@@ -114,7 +114,14 @@ impl<'a> Stage<'a> {
     fn line(&mut self, style: Style, mark: &str, what: &str) {
         let at = self.now();
         let line = format!("{:>4}.{:03} s {mark} {what}", at.as_secs(), at.subsec_millis());
-        let _ = self.out.styled(style, &line); // who has closed the output gets the exit code still
+        self.say(style, line);
+    }
+
+    /// Tells a line as it happens, unless all of them come at the end as JSON.
+    fn say(&mut self, style: Style, line: String) {
+        if !self.out.wants_json() {
+            let _ = self.out.styled(style, &line); // who has closed the output gets the exit code still
+        }
         self.lines.push(line);
     }
 
@@ -357,9 +364,7 @@ impl<'a> Stage<'a> {
         } else {
             self.fails(&format!("{what}: not so within {limit:?} (line {line})"));
             for finding in findings.iter().take(TOLD) {
-                let told = format!("             {finding}");
-                let _ = self.out.line(&told);
-                self.lines.push(told);
+                self.say(Style::Plain, format!("             {finding}"));
             }
         }
         let judged = Judged { asked_us, at_us: self.now_us(), what: what.to_string(), held, findings };
