@@ -136,7 +136,8 @@ impl Peers {
         let NodeRecord { facts, state } = record;
         if facts.cell == self.cell || *node == self.me {
             // Membership knows better, if it knows at all.
-            if *state == MemberState::Alive && !self.members.contains_key(node) {
+            let unknown = self.members.get(node).is_none_or(|known| known.facts.cell != self.cell);
+            if *state == MemberState::Alive && unknown {
                 self.unmet.insert(node.clone(), facts.address.clone());
             } else {
                 self.unmet.remove(node);

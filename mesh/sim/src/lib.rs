@@ -48,6 +48,7 @@
 
 pub mod app;
 pub mod ask;
+mod cells;
 mod check;
 mod checker;
 mod detector;
@@ -66,6 +67,7 @@ pub mod swarm;
 mod trouble;
 mod world;
 
+pub use cells::{CellsReport, cells};
 pub use check::Story;
 pub use checker::{
     Bounded, CHECKERS, Checker, NoGhost, NoGoingBack, NothingInvented, NothingLost, Preserved, Verdict, checker,

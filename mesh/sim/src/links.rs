@@ -21,6 +21,13 @@ pub enum Latency {
 }
 
 impl Latency {
+    /// The shortest a message ever takes.
+    pub(crate) fn floor(self) -> Duration {
+        match self {
+            Latency::Fixed(least) | Latency::Uniform(least, _) | Latency::Tail { floor: least, .. } => least,
+        }
+    }
+
     /// One message's latency in microseconds.
     pub(crate) fn draw_us(self, rng: &mut fastrand::Rng) -> u64 {
         match self {

@@ -138,6 +138,13 @@ impl Node {
         }
     }
 
+    /// A simulator has told of a node of another cell, in place of its record: there is nothing to announce then.
+    pub(super) fn told_by_hand(&mut self, now: Now) {
+        if !std::mem::replace(&mut self.abroad.awake, true) {
+            self.abroad.look_due = now.elapsed;
+        }
+    }
+
     /// What is remembered from the last run tells of other cells.
     pub(super) fn remember_cells(&mut self, now: Now) {
         if self.store.nodes() > 0 {

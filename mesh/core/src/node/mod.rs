@@ -123,7 +123,7 @@ pub enum Refusal {
 /// What membership says of another node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PeerEvent {
-    /// It is there (again), or its facts changed.
+    /// It is there (again), or its facts changed. (Of nodes of other cells records tell; a simulator may do so instead.)
     Up(NodeId, NodeFacts),
     /// It has not been heard of for too long.
     Lost(NodeId),
@@ -395,6 +395,9 @@ impl Node {
         if let Some(node) = self.peers.apply(event, now.wall) {
             self.member_changed(&node, now);
             self.neighbour_changed(now, &node);
+            if self.peers.is_elsewhere(&node) {
+                self.told_by_hand(now);
+            }
             if self.peers.has_returned() {
                 let jitter = Duration::from_micros(self.rng.u64(..=RETURN_JITTER.as_micros() as u64));
                 self.repair_due = self.repair_due.min(now.elapsed + jitter);
