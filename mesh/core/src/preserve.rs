@@ -197,14 +197,24 @@ impl Preserver {
         let lasted = now.elapsed.since(ended.since.elapsed).as_secs();
         self.news = true;
         let (missing, of) = (ended.nodes.size(), ended.of);
-        tracing::info!(
-            "self-preservation of {scope} has ended after {lasted} s: {missing} of {of} nodes are still missing{}",
-            if missing > 0 { ", and are taken for dead" } else { "" }
-        );
+        if self.is_told(scope) {
+            tracing::info!(
+                "self-preservation of {scope} has ended after {lasted} s: {missing} of {of} nodes are still missing{}",
+                if missing > 0 { ", and are taken for dead" } else { "" }
+            );
+        }
         ended.nodes.iter().cloned().collect()
     }
 
+    /// Of a mesh that is one zone, once is enough.
+    fn is_told(&self, scope: &Scope) -> bool {
+        *scope != Scope::Mesh || self.domains.len() > 2
+    }
+
     fn log_beginning(&self, scope: &Scope, missing: usize, of: usize) {
+        if !self.is_told(scope) {
+            return;
+        }
         tracing::warn!(
             "self-preservation of {scope} begins: {missing} of {of} nodes have vanished within {} s; their instances stay \
              candidates, doubtful, until the nodes are back or nothing has changed for {} s",
@@ -291,7 +301,7 @@ impl Preserver {
 
     fn shown(&self) -> Vec<Preservation> {
         let shown = |(scope, domain): (&Scope, &Domain)| {
-            let episode = domain.episode.as_ref()?;
+            let episode = domain.episode.as_ref().filter(|_| self.is_told(scope))?;
             let quiet_ms = self.quiet.as_millis() as u64;
             let (changed, since) = (episode.changed.wall.0, episode.since.wall.0);
             let ends = WallTime((changed + quiet_ms).min(since + quiet_ms * u64::from(LONGEST)));
