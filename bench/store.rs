@@ -167,12 +167,12 @@ fn fill_a_peer(full: &mut Heart) -> (Duration, usize) {
     let mut empty = Heart::new("p2", &["full"], Vec::new());
     let (mut bytes, mut slept, begun) = (0, 0, machine::cpu_time());
     while empty.node.view().fingerprint != full.node.view().fingerprint {
-        let mut to_full = vec![Message::opening(empty.node.view().fingerprint, 1).encode()];
-        while !to_full.is_empty() {
-            let to_empty = full.answers("p2", to_full);
+        let mut to_empty = vec![Message::opening(full.node.view().fingerprint, 1).encode()];
+        while !to_empty.is_empty() {
             bytes += to_empty.iter().map(Vec::len).sum::<usize>();
-            to_full = empty.answers("full", to_empty);
+            let to_full = empty.answers("full", to_empty);
             bytes += to_full.iter().map(Vec::len).sum::<usize>();
+            to_empty = full.answers("p2", to_full);
         }
         // Its clock is the processor's.
         let elapsed = (machine::cpu_time() - begun).as_millis() as u64;

@@ -5,7 +5,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use starling_api::model::{MemberList, MeshStatus, NodeReport, PreservationInfo, Verdict};
+use starling_api::model::{CatchingUpInfo, MemberList, MeshStatus, NodeReport, PreservationInfo, Verdict};
 use starling_core::id::{CellName, NodeId};
 use starling_core::view::{MemberState, Revision};
 
@@ -212,6 +212,19 @@ fn show_status(status: &MeshStatus, out: &mut Out) -> io::Result<()> {
                 report.node, failing.reason
             );
             out.styled(Style::Bad, &sentence)?;
+        }
+        if let Some(said) = &report.status
+            && let Some(reading) = &said.catching_up
+        {
+            let CatchingUpInfo { from, of, records_per_second, seconds_left } = reading;
+            let left =
+                seconds_left.map_or(String::new(), |seconds| format!(", about {} left", span_of(seconds * 1_000)));
+            let sentence = format!(
+                "catching up: node {} holds {} of {of} records, {records_per_second} a second from node {from}{left}; it \
+                 serves what it has",
+                report.node, said.records
+            );
+            out.styled(Style::Doubtful, &sentence)?;
         }
         if let Some(offset) = report.clock_offset_ms.filter(|offset| offset.unsigned_abs() > CLOCK_WARNING_MS) {
             let direction = if offset > 0 { "ahead of" } else { "behind" };

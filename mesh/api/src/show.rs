@@ -6,12 +6,15 @@ use starling_core::config::Version;
 use starling_core::id::NodeId;
 use starling_core::observe::Span;
 use starling_core::registry::{Health, Override};
-use starling_core::view::{ConfigView, Counts, InstanceView, MemberView, Preservation, ServiceView, Usability, View};
+use starling_core::time::WallTime;
+use starling_core::view::{
+    CatchingUp, ConfigView, Counts, InstanceView, MemberView, Preservation, ServiceView, Usability, View,
+};
 use starling_core::wire::{DiskFailing, NodeStatus};
 
 use crate::model::{
-    self, ConfigDocument, ConfigSummary, InstanceInfo, MemberInfo, NodeInfo, OverrideBody, OwnerSays, PreservationInfo,
-    ServiceSummary, SpanInfo, UsabilityCounts, VersionInfo,
+    self, CatchingUpInfo, ConfigDocument, ConfigSummary, InstanceInfo, MemberInfo, NodeInfo, OverrideBody, OwnerSays,
+    PreservationInfo, ServiceSummary, SpanInfo, UsabilityCounts, VersionInfo,
 };
 
 /// One line of the list of services.
@@ -183,7 +186,18 @@ pub(crate) fn node(status: NodeStatus) -> NodeInfo {
         disk_failing: status
             .disk_failing
             .map(|DiskFailing { since, reason }| model::DiskFailing { since_unix_ms: since.0, reason }),
+        catching_up: status.catching_up.map(|reading| catching_up(reading, status.fingerprint.count, status.wall)),
     }
+}
+
+/// How far a node is that holds so many records by now.
+fn catching_up(reading: CatchingUp, held: u64, now: WallTime) -> CatchingUpInfo {
+    let CatchingUp { from, of, began_with, since } = reading;
+    let (learnt, took_ms) = (held.saturating_sub(began_with), now.0.saturating_sub(since.0).max(1));
+    let left = of.saturating_sub(held);
+    // At the rate so far, rounded up: "0 seconds" is said of nothing that is still missing.
+    let seconds_left = (learnt > 0).then(|| (left.saturating_mul(took_ms) / learnt).div_ceil(1_000));
+    CatchingUpInfo { from, of, records_per_second: learnt.saturating_mul(1_000) / took_ms, seconds_left }
 }
 
 /// One span.
@@ -201,5 +215,22 @@ pub(crate) fn span(span: Span) -> SpanInfo {
         status: span.status,
         error: span.error,
         attributes: span.attributes,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use starling_core::id::NodeId;
+
+    use super::*;
+
+    #[test]
+    fn a_node_that_catches_up_says_how_fast_and_how_long_it_will_take() {
+        let from: NodeId = "a".parse().unwrap();
+        let reading = CatchingUp { from: from.clone(), of: 1_000_000, began_with: 1_000, since: WallTime(5_000) };
+        let shown = catching_up(reading.clone(), 201_000, WallTime(7_000));
+        let expected = CatchingUpInfo { from, of: 1_000_000, records_per_second: 100_000, seconds_left: Some(8) };
+        assert_eq!(shown, expected);
+        assert_eq!(catching_up(reading, 1_000, WallTime(5_000)).seconds_left, None, "no rate yet");
     }
 }

@@ -102,6 +102,13 @@ impl ItemHash {
     }
 }
 
+impl ItemHash {
+    /// Four bytes of it, see [`Fingerprint::salted`].
+    pub fn salted(self, salt: u32) -> u32 {
+        Fingerprint { count: 1, sum: self.0 }.salted(salt)
+    }
+}
+
 /// The content of a range, or of a whole store, in 16 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct Fingerprint {
@@ -118,6 +125,12 @@ impl std::fmt::Display for Fingerprint {
 }
 
 impl Fingerprint {
+    /// Four bytes of it, other ones with each salt: different contents look alike once in four thousand million times.
+    pub fn salted(self, salt: u32) -> u32 {
+        let odd = u64::from(salt).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        ((self.sum ^ self.count.rotate_left(32)).wrapping_mul(odd) >> 32) as u32
+    }
+
     fn add(&mut self, item: ItemHash) {
         self.count += 1;
         self.sum = self.sum.wrapping_add(item.0);
@@ -152,6 +165,11 @@ impl Prefix {
     /// Whether a key hash lies in the range.
     pub fn contains(self, key: KeyHash) -> bool {
         key.0 & self.mask() == self.bits
+    }
+
+    /// The last key hash in the range.
+    pub fn last(self) -> KeyHash {
+        KeyHash(self.bits | !self.mask())
     }
 
     /// Its bits and how many levels of four of them count: what the wire carries.
@@ -430,6 +448,19 @@ impl<R> Digest<R> {
             }
             Err(entries) => entries.iter().map(Entry::hashes).collect(),
         }
+    }
+
+    /// At most so many entries from one key hash to another, both included, in order.
+    pub fn entries_from(&self, from: KeyHash, last: KeyHash, limit: usize) -> Vec<(KeyHash, ItemHash)> {
+        let mut found = Vec::with_capacity(limit.min(self.root.fingerprint.count as usize));
+        self.root.visit(from, 0, &mut |entry| {
+            let wanted = entry.0 <= last && found.len() < limit;
+            if wanted {
+                found.push(entry);
+            }
+            wanted
+        });
+        found
     }
 
     /// What a key holds.

@@ -62,6 +62,21 @@ pub struct View {
     pub clocks: Arc<[ClockView]>,
     /// The store's fingerprint: equal on two nodes exactly when they hold the same records.
     pub fingerprint: Fingerprint,
+    /// Set while this node reads a peer's whole store, being new or having been away for long; it serves what it has.
+    pub catching_up: Option<Arc<CatchingUp>>,
+}
+
+/// How a node that lacks most of what its peers hold comes to know it. How much it holds is in the view's fingerprint.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct CatchingUp {
+    /// The peer it learns from.
+    pub from: NodeId,
+    /// How many records that peer holds.
+    pub of: u64,
+    /// How many records this node held when it began.
+    pub began_with: u64,
+    /// When it began, by its own wall clock.
+    pub since: WallTime,
 }
 
 /// One service.
@@ -390,6 +405,7 @@ impl View {
             out_of_reach: Arc::default(),
             clocks: Arc::default(),
             fingerprint: Fingerprint::default(),
+            catching_up: None,
         }
     }
 

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use crdts::LWWReg;
 use starling_core::cells::NodeRecord;
 use starling_core::config::{Body, Version};
-use starling_core::digest::{Fingerprint, ItemHash, KeyHash, Prefix};
+use starling_core::digest::{Fingerprint, KeyHash, Prefix};
 use starling_core::id::{ConfigKey, Incarnation, InstanceKey, NodeId, ServiceKey};
 use starling_core::observe::{Span, SpanId, SpanKind, TraceId};
 use starling_core::push::{Beacon, ChangeId};
@@ -23,7 +23,7 @@ use starling_core::registry::{
     Address, Check, CheckKind, Details, Health, Instance, Override, Protocol, Reach, Status,
 };
 use starling_core::time::{HybridTime, Stamp, WallTime};
-use starling_core::view::{MemberState, NodeFacts, Revision};
+use starling_core::view::{CatchingUp, MemberState, NodeFacts, Revision};
 use starling_core::wire::{self, DiskFailing, Exchange, Message, NodeStatus, Question, Received, Reply, WIRE_VERSION};
 
 fn node(name: &str) -> NodeId {
@@ -126,20 +126,24 @@ fn records() -> Vec<Record> {
 }
 
 fn messages() -> Vec<(&'static str, Message)> {
-    let exchange = Exchange { id: 0x1234_5678, cut: true };
+    let exchange = Exchange { id: 0x1234_5678, cut: true, start: KeyHash(1 << 63), held: 300 };
     let fingerprint = Fingerprint { count: 3, sum: 0x0123_4567_89ab_cdef };
     let child = Prefix::ROOT.children().nth(5).unwrap();
     let all = |message: &Message| match message {
         // A new kind of message needs a line here, and below.
+        Message::Opening { .. } | Message::Pull { .. } | Message::Page { .. } => (),
         Message::Push(_) | Message::Ranges { .. } | Message::Entries { .. } | Message::Want { .. } => (),
         Message::Fill { .. } | Message::Same(_) | Message::Leaving(..) | Message::Have(_) | Message::Graft(_) => (),
         Message::Prune | Message::Beacon(_) | Message::Pulse(_) | Message::OutOfReach { .. } | Message::Clock(_) => (),
     };
     let messages = vec![
         ("push", Message::Push(records())),
-        ("ranges", Message::Ranges { ranges: vec![(Prefix::ROOT, fingerprint), (child, fingerprint)], exchange }),
-        ("entries", Message::Entries { entries: vec![(child, vec![(KeyHash(1), ItemHash(u64::MAX))])], exchange }),
-        ("want", Message::Want { hashes: vec![KeyHash(1), KeyHash(u64::MAX)], exchange }),
+        ("opening", Message::Opening { store: fingerprint, exchange }),
+        ("ranges", Message::Ranges { ranges: vec![(Prefix::ROOT, [1; 16]), (child, [u32::MAX; 16])], exchange }),
+        ("entries", Message::Entries { entries: vec![(child, vec![1, u32::MAX])], exchange }),
+        ("want", Message::Want { wanted: vec![(child, vec![1, u32::MAX])], exchange }),
+        ("pull", Message::Pull { from: KeyHash(1), last: KeyHash(u64::MAX) }),
+        ("page", Message::Page { records: vec![], next: Some(KeyHash(7)), last: KeyHash(u64::MAX), held: 300 }),
         ("fill", Message::Fill { records: vec![instance_record("o3", None)], exchange }),
         ("same", Message::Same(fingerprint)),
         ("leaving", Message::Leaving(node("node-a"), Incarnation(1_700_000_000_123))),
@@ -174,6 +178,7 @@ fn replies() -> Vec<(&'static str, Reply)> {
         fingerprint: Fingerprint { count: 3, sum: 9 },
         members_alive: 3,
         disk_failing: Some(DiskFailing { since: WallTime(1), reason: "no space left".into() }),
+        catching_up: Some(CatchingUp { from: node("node-b"), of: 300, began_with: 1, since: WallTime(2) }),
     };
     let span = Span {
         trace: TraceId(1),

@@ -153,6 +153,7 @@ impl Handle {
                 .disk
                 .failing()
                 .map(|failing| DiskFailing { since: failing.since, reason: failing.reason }),
+            catching_up: view.catching_up.as_deref().cloned(),
         }
     }
 
@@ -216,6 +217,9 @@ fn collect_view(view: &View, out: &mut Exposition) {
     out.sample("starling_cells", &[("state", "out_of_reach")], out_of_reach as f64);
     let relay = view.all_relays().contains(&view.me);
     out.single("starling_relay", "gauge", "1 while this node links its cell with others.", f64::from(u8::from(relay)));
+    let of = view.catching_up.as_ref().map_or(0, |reading| reading.of);
+    out.single("starling_records", "gauge", "Records held, removals included.", view.fingerprint.count as f64);
+    out.single("starling_catching_up_of", "gauge", "Records of the peer this node catches up with, else 0.", of as f64);
     out.single("starling_services", "gauge", "Services with instances.", view.services.size() as f64);
     let (mut ready, mut total) = (0, 0);
     for service in view.services.values() {
@@ -246,6 +250,8 @@ fn collect_counters(counters: Counters, out: &mut Exposition) {
     single("starling_prunes_total", "Links told to send ids only, for duplicates.", counters.prunes);
     single("starling_ghosts_expired_total", "Instances of nodes gone for good, expired here.", counters.expired);
     single("starling_instances_reclaimed_total", "Own instances claimed again.", counters.reclaimed);
+    single("starling_records_filled_total", "Records sent that repair found peers to lack.", counters.filled);
+    single("starling_catch_ups_total", "Times a peer's whole store was read, or read on.", counters.catch_ups);
     single("starling_repairs_begun_total", "Repair exchanges begun.", counters.repairs_begun);
     single("starling_repairs_differing_total", "Repair exchanges that found a difference.", counters.repairs_differing);
 }

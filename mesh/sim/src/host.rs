@@ -276,6 +276,8 @@ pub(crate) fn add(a: Counters, b: Counters) -> Counters {
         refused: a.refused + b.refused,
         repairs_begun: a.repairs_begun + b.repairs_begun,
         repairs_differing: a.repairs_differing + b.repairs_differing,
+        filled: a.filled + b.filled,
+        catch_ups: a.catch_ups + b.catch_ups,
         pushed: a.pushed + b.pushed,
         buried: a.buried + b.buried,
         reburied: a.reburied + b.reburied,

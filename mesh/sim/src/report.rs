@@ -69,7 +69,8 @@ impl fmt::Display for Spread {
 /// The records a message carries. Every kind is named, so that a new one has to be thought of here.
 pub(crate) fn records(message: &Message) -> &[Record] {
     match message {
-        Message::Push(records) | Message::Fill { records, .. } => records,
+        Message::Push(records) | Message::Fill { records, .. } | Message::Page { records, .. } => records,
+        Message::Opening { .. } | Message::Pull { .. } => &[],
         Message::Ranges { .. }
         | Message::Entries { .. }
         | Message::Want { .. }

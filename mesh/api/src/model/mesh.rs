@@ -95,6 +95,23 @@ pub struct NodeInfo {
     /// and documents.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk_failing: Option<DiskFailing>,
+    /// Set while it lacks most of what its peers hold and reads the store of one of them; it serves what it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub catching_up: Option<CatchingUpInfo>,
+}
+
+/// How far a node is that catches up. What it holds so far is in `records`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CatchingUpInfo {
+    /// The peer it learns from.
+    pub from: NodeId,
+    /// How many records that peer holds.
+    pub of: u64,
+    /// How many records it learns in a second, since it began.
+    pub records_per_second: u64,
+    /// How long it will take at this rate, in seconds; absent while there is no rate yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seconds_left: Option<u64>,
 }
 
 /// A disk that takes no writes.

@@ -21,7 +21,8 @@ pub use backup::{
 };
 pub use config::{ConfigDocument, ConfigList, ConfigSummary, VersionInfo};
 pub use mesh::{
-    DiskFailing, MemberInfo, MemberList, MeshStatus, NodeDetail, NodeInfo, NodeReport, PreservationInfo, Verdict,
+    CatchingUpInfo, DiskFailing, MemberInfo, MemberList, MeshStatus, NodeDetail, NodeInfo, NodeReport,
+    PreservationInfo, Verdict,
 };
 pub use registry::{
     CheckBody, CheckWord, InstanceInfo, InstanceList, OverrideBody, OwnerSays, RegisterRequest, RenewRequest,

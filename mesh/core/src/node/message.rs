@@ -3,23 +3,20 @@
 use super::graves::Merged;
 use super::{Node, Output, PeerEvent};
 use crate::cells;
-use crate::digest::{KeyHash, Prefix};
+use crate::digest::KeyHash;
 use crate::id::{Incarnation, NodeId};
 use crate::push::ChangeId;
 use crate::record::{Cell, Key, Record, versions};
-use crate::repair;
+use crate::repair::{self, pages};
 use crate::time::Now;
-use crate::wire::{Exchange, Message};
+use crate::wire::Message;
 
 /// The most records believed of one message.
 const MAX_PUSHED: usize = 16_384;
-/// How much of what repair taught is passed on to the neighbours in each repair interval, in records: enough for an
-/// ordinary heal, little beside what filling a new node takes.
-pub(super) const MAX_PASSED_ON: usize = 2_048;
 
 /// How records came.
 #[derive(Debug, Clone, Copy)]
-enum Way {
+pub(super) enum Way {
     Push,
     /// Of which so many may be passed on.
     Repair {
@@ -43,20 +40,14 @@ impl Node {
         match message {
             Message::Push(records) => _ = self.learn(now, &from, records, Way::Push, out),
             Message::Fill { records, exchange } => self.filled(now, from, records, exchange, out),
-            Message::Ranges { ranges, exchange } => {
-                let answer = repair::compare_ranges(&self.store, &ranges, exchange, self.rng.u64(..));
-                let differs = matches!(ranges[..], [(Prefix::ROOT, theirs)] if theirs != self.store.fingerprint());
-                self.counters.repairs_differing += u64::from(differs);
-                self.answer(from, answer, out);
+            Message::Opening { store, exchange } => self.opened(now, from, store, exchange, out),
+            Message::Ranges { ranges, exchange } => self.compare(now, from, &ranges, exchange, out),
+            Message::Entries { entries, exchange } => self.compare_entries(now, from, &entries, exchange, out),
+            Message::Want { wanted, exchange } => {
+                self.answer(from, repair::send_wanted(&self.store, &wanted, exchange), out);
             }
-            Message::Entries { entries, exchange } => {
-                let answer = repair::compare_entries(&self.store, &entries, exchange, self.rng.u64(..));
-                self.answer(from, answer, out);
-            }
-            Message::Want { hashes, exchange } => {
-                let answer = repair::send_wanted(&self.store, &hashes, exchange, self.rng.u64(..));
-                self.answer(from, answer, out);
-            }
+            Message::Pull { from: first, last } => self.answer(from, vec![pages::page(&self.store, first, last)], out),
+            Message::Page { records, next, last, held } => self.turned(now, from, records, (next, last, held), out),
             Message::Same(_) => {}
             Message::Clock(wall) => self.clocks.heard(&from, wall, self.shown_by_clocks),
             Message::Leaving(node, incarnation) => self.heard_leaving(now, &from, node, incarnation, out),
@@ -79,35 +70,15 @@ impl Node {
         out.extend(repair::push(records).into_iter().map(|message| Output::Send(from.clone(), message)));
     }
 
-    fn answer(&mut self, to: NodeId, messages: Vec<Message>, out: &mut Vec<Output>) {
-        for message in messages {
-            if let Message::Fill { records, .. } = &message {
-                self.counters.pushed += records.len() as u64;
-            }
-            out.push(Output::Send(to.clone(), message));
-        }
-    }
-
-    /// Takes what a peer found missing here. A little is passed on like a fresh change (a heal is over sooner so); the
-    /// neighbours of a node that has much to learn know most of it already, and repair with each other anyway.
-    fn filled(&mut self, now: Now, from: NodeId, records: Vec<Record>, exchange: Exchange, out: &mut Vec<Output>) {
-        let interval = self.settings.repair_interval();
-        if now.elapsed >= self.pass_on_renewed + interval {
-            self.pass_on_renewed = now.elapsed;
-            self.pass_on_left = MAX_PASSED_ON;
-        }
-        let learnt = self.learn(now, &from, records, Way::Repair { pass_on: self.pass_on_left }, out);
-        self.pass_on_left = self.pass_on_left.saturating_sub(learnt);
-        self.learnt_by_repair += learnt;
-        // Others open exchanges with this node too; to go on with each would be to learn the same several times over.
-        let goes_on = exchange.id == self.exchange || now.elapsed >= self.exchange_opened + interval;
-        if exchange.cut && goes_on && std::mem::take(&mut self.learnt_by_repair) > 0 {
-            self.open_exchange(now, from, out);
-        }
-    }
-
     /// Merges what a peer sent, passes news on and tells how many there were.
-    fn learn(&mut self, now: Now, from: &NodeId, records: Vec<Record>, way: Way, out: &mut Vec<Output>) -> usize {
+    pub(super) fn learn(
+        &mut self,
+        now: Now,
+        from: &NodeId,
+        records: Vec<Record>,
+        way: Way,
+        out: &mut Vec<Output>,
+    ) -> usize {
         let (mut news, mut dead) = (Vec::new(), Vec::new());
         let merged_before = self.counters.merged;
         for record in records.into_iter().take(MAX_PUSHED) {

@@ -12,6 +12,7 @@ mod graves;
 mod message;
 mod owner;
 mod publish;
+mod repairing;
 mod settings;
 
 use std::sync::Arc;
@@ -35,6 +36,7 @@ use crate::view::{NodeFacts, Revision, View};
 use crate::wire::Message;
 use abroad::Abroad;
 use publish::Publisher;
+use repairing::{RETURN_JITTER, Repairing};
 pub use settings::Settings;
 
 /// Everything that can happen to a node.
@@ -182,6 +184,10 @@ pub struct Counters {
     pub repairs_begun: u64,
     /// Repair exchanges that found a difference.
     pub repairs_differing: u64,
+    /// Records sent to peers that repair found them to lack, pages included.
+    pub filled: u64,
+    /// Times this node began, or went on, to read a peer's whole store.
+    pub catch_ups: u64,
     /// Records pushed to peers, copies counted.
     pub pushed: u64,
     /// Tombstones past the horizon: no longer replicated, but not forgotten.
@@ -204,8 +210,6 @@ pub struct Counters {
     pub reclaimed: u64,
 }
 
-/// How long after a peer came back the repair with it begins, at most: spread, so that a heal is not a stampede.
-const RETURN_JITTER: Duration = Duration::from_millis(50);
 /// The most lapsed leases, and the most old tombstones, dealt with before other inputs have their turn: some 10 ms.
 const AT_ONCE: usize = 1_024;
 /// How soon more tombstones are collected, when there are.
@@ -242,14 +246,7 @@ pub struct Node {
     started: bool,
     leaving: bool,
     repair_due: Instant,
-    /// The repair exchange this node opened last, and when.
-    exchange: u32,
-    exchange_opened: Instant,
-    /// Records learnt by repair since one exchange led to the next: without any, going on at once is no use.
-    learnt_by_repair: usize,
-    /// How many more records that repair teaches are passed on, and since when.
-    pass_on_left: usize,
-    pass_on_renewed: Instant,
+    repairing: Repairing,
     collect_due: Instant,
     ghosts_due: Instant,
     /// What is done about other cells.
@@ -296,11 +293,7 @@ impl Node {
             started: false,
             leaving: false,
             repair_due: now.elapsed + settings.repair_interval(),
-            exchange: 0,
-            exchange_opened: now.elapsed,
-            learnt_by_repair: 0,
-            pass_on_left: message::MAX_PASSED_ON,
-            pass_on_renewed: now.elapsed,
+            repairing: Repairing::new(now.elapsed),
             collect_due: now.elapsed + COLLECT_INTERVAL,
             ghosts_due: now.elapsed + ghosts::LOOK_INTERVAL,
             abroad: Abroad::default(),
@@ -432,38 +425,6 @@ impl Node {
         if now.elapsed >= self.collect_due {
             self.collect(now, out);
         }
-    }
-
-    /// Begins a regular exchange: with a peer that has just come back, or a random neighbour.
-    fn begin_repair(&mut self, now: Now, out: &mut Vec<Output>) {
-        let chosen = self.peers.next_returned().or_else(|| {
-            let neighbours = self.peers.near_neighbours();
-            (!neighbours.is_empty()).then(|| neighbours[self.rng.usize(..neighbours.len())].clone())
-        });
-        match chosen {
-            Some(peer) => {
-                self.open_exchange(now, peer.clone(), out);
-                out.push(Output::Send(peer, Message::Clock(self.shown_by_clocks.wall)));
-            }
-            None => self.postpone_repair(now),
-        }
-    }
-
-    /// Opens a repair exchange; the next regular one is due an interval later.
-    fn open_exchange(&mut self, now: Now, peer: NodeId, out: &mut Vec<Output>) {
-        self.exchange = self.rng.u32(..);
-        self.exchange_opened = now.elapsed;
-        self.counters.repairs_begun += 1;
-        out.push(Output::Send(peer, Message::opening(self.store.fingerprint(), self.exchange)));
-        self.postpone_repair(now);
-    }
-
-    fn postpone_repair(&mut self, now: Now) {
-        // A quarter of jitter keeps the exchanges of many nodes from falling into step.
-        let interval = self.settings.repair_interval();
-        let jitter = Duration::from_micros(self.rng.u64(..=interval.as_micros() as u64 / 4));
-        let pause = if self.peers.has_returned() { RETURN_JITTER } else { interval + jitter };
-        self.repair_due = now.elapsed + pause;
     }
 }
 

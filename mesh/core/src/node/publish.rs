@@ -11,8 +11,8 @@ use crate::record::{Cell, Key, versions};
 use crate::sorted::Sorted;
 use crate::time::Now;
 use crate::view::{
-    ClockView, ConfigView, InstanceView, MemberState, MemberView, OverrideView, Owner, Preservation, Revision,
-    ServiceView, Usability, View,
+    CatchingUp, ClockView, ConfigView, InstanceView, MemberState, MemberView, OverrideView, Owner, Preservation,
+    Revision, ServiceView, Usability, View,
 };
 
 /// The picture in the making and the last one published.
@@ -140,6 +140,14 @@ impl Publisher {
     pub(super) fn put_clocks(&mut self, clocks: Vec<ClockView>) {
         self.touch();
         self.draft.clocks = clocks.into();
+    }
+
+    /// Shows how the node catches up, or that it does so no more.
+    pub(super) fn put_catching_up(&mut self, shown: Option<CatchingUp>) {
+        if self.draft.catching_up.as_deref() != shown.as_ref() {
+            self.touch();
+            self.draft.catching_up = shown.map(Arc::new);
+        }
     }
 
     pub(super) fn put_preservation(&mut self, preservation: Vec<Preservation>) {

@@ -152,7 +152,7 @@ impl Push {
         self.recent.note(id, key);
         let in_tree = !self.uses_tree(now) || self.tree.is_parent(from);
         let Some(link) = self.links.get_mut(from) else { return };
-        if news || in_tree || link.wants {
+        if news || in_tree {
             link.duplicates = 0;
             return;
         }

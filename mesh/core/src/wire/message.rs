@@ -5,10 +5,11 @@ use std::str::FromStr;
 use super::bytes::{Reader, put_number};
 use super::record::{put_records, records};
 use super::{DecodeError, Exchange, Message, Received, WIRE_VERSION, body};
-use crate::digest::{Fingerprint, ItemHash, KeyHash, Prefix};
+use crate::digest::{Fingerprint, KeyHash, Prefix};
 use crate::id::{Incarnation, NameError};
 use crate::push::{Beacon, ChangeId};
 use crate::record::Record;
+use crate::repair::{Listed, Parts};
 use crate::time::{HybridTime, Stamp, WallTime};
 
 /// Kinds of message.
@@ -26,6 +27,9 @@ const BEACON: u8 = 11;
 const PULSE: u8 = 32;
 const OUT_OF_REACH: u8 = 33;
 const CLOCK: u8 = 12;
+const OPENING: u8 = 13;
+const PULL: u8 = 14;
+const PAGE: u8 = 15;
 
 /// The most ranges, entries or hashes read of one message; senders stay below.
 const MAX_LISTED: usize = 65_536;
@@ -40,32 +44,28 @@ impl Message {
                 put_records(records, to);
                 PUSH
             }
+            Message::Opening { store, exchange } => {
+                put_exchange(exchange, to);
+                put_fingerprint(store, to);
+                OPENING
+            }
             Message::Ranges { ranges, exchange } => {
                 put_exchange(exchange, to);
                 put_number(to, ranges.len() as u64);
-                for (prefix, fingerprint) in ranges {
+                for (prefix, sums) in ranges {
                     put_prefix(*prefix, to);
-                    put_fingerprint(fingerprint, to);
+                    sums.iter().for_each(|sum| to.extend_from_slice(&sum.to_le_bytes()));
                 }
                 RANGES
             }
             Message::Entries { entries, exchange } => {
                 put_exchange(exchange, to);
-                put_number(to, entries.len() as u64);
-                for (prefix, entries) in entries {
-                    put_prefix(*prefix, to);
-                    put_number(to, entries.len() as u64);
-                    for (key, item) in entries {
-                        to.extend_from_slice(&key.0.to_le_bytes());
-                        to.extend_from_slice(&item.0.to_le_bytes());
-                    }
-                }
+                put_listed(entries, to);
                 ENTRIES
             }
-            Message::Want { hashes, exchange } => {
+            Message::Want { wanted, exchange } => {
                 put_exchange(exchange, to);
-                put_number(to, hashes.len() as u64);
-                hashes.iter().for_each(|hash| to.extend_from_slice(&hash.0.to_le_bytes()));
+                put_listed(wanted, to);
                 WANT
             }
             Message::Fill { records, exchange } => {
@@ -76,6 +76,19 @@ impl Message {
             Message::Same(fingerprint) => {
                 put_fingerprint(fingerprint, to);
                 SAME
+            }
+            Message::Pull { from, last } => {
+                to.extend_from_slice(&from.0.to_le_bytes());
+                to.extend_from_slice(&last.0.to_le_bytes());
+                PULL
+            }
+            Message::Page { records, next, last, held } => {
+                // A page that ends its lane says so by beginning the next one before itself, at nothing.
+                to.extend_from_slice(&next.map_or(0, |next| next.0).to_le_bytes());
+                to.extend_from_slice(&last.0.to_le_bytes());
+                put_number(to, *held);
+                put_records(records, to);
+                PAGE
             }
             Message::Leaving(node, incarnation) => {
                 put_number(to, incarnation.0);
@@ -131,16 +144,15 @@ impl Message {
         let mut skipped = 0;
         let message = match from.byte()? {
             PUSH => Message::Push(read_records(from, &mut skipped)?),
-            RANGES => Message::Ranges {
-                exchange: exchange(from)?,
-                ranges: list(from, 2, |from| Ok((prefix(from)?, fingerprint(from)?)))?,
-            },
-            ENTRIES => Message::Entries {
-                exchange: exchange(from)?,
-                entries: list(from, 2, |from| Ok((prefix(from)?, list(from, 16, entry)?)))?,
-            },
-            WANT => {
-                Message::Want { exchange: exchange(from)?, hashes: list(from, 8, |from| Ok(KeyHash(from.fixed()?)))? }
+            OPENING => Message::Opening { exchange: exchange(from)?, store: fingerprint(from)? },
+            RANGES => Message::Ranges { exchange: exchange(from)?, ranges: list(from, 65, parts)? },
+            ENTRIES => Message::Entries { exchange: exchange(from)?, entries: list(from, 2, listed)? },
+            WANT => Message::Want { exchange: exchange(from)?, wanted: list(from, 2, listed)? },
+            PULL => Message::Pull { from: KeyHash(from.fixed()?), last: KeyHash(from.fixed()?) },
+            PAGE => {
+                let (next, last) = (from.fixed()?, KeyHash(from.fixed()?));
+                let next = (next != 0).then_some(KeyHash(next));
+                Message::Page { next, last, held: from.number()?, records: read_records(from, &mut skipped)? }
             }
             FILL => Message::Fill { exchange: exchange(from)?, records: read_records(from, &mut skipped)? },
             SAME => Message::Same(fingerprint(from)?),
@@ -191,8 +203,25 @@ fn name<T: FromStr<Err = NameError>>(from: &mut Reader) -> Result<T, DecodeError
     from.text()?.parse().map_err(|error: NameError| DecodeError::Malformed(error.to_string()))
 }
 
-fn entry(from: &mut Reader) -> Result<(KeyHash, ItemHash), DecodeError> {
-    Ok((KeyHash(from.fixed()?), ItemHash(from.fixed()?)))
+fn parts(from: &mut Reader) -> Result<Parts, DecodeError> {
+    let (prefix, mut sums) = (prefix(from)?, [0; 16]);
+    for sum in &mut sums {
+        *sum = from.fixed32()?;
+    }
+    Ok((prefix, sums))
+}
+
+fn put_listed(listed: &[Listed], to: &mut Vec<u8>) {
+    put_number(to, listed.len() as u64);
+    for (prefix, entries) in listed {
+        put_prefix(*prefix, to);
+        put_number(to, entries.len() as u64);
+        entries.iter().for_each(|entry| to.extend_from_slice(&entry.to_le_bytes()));
+    }
+}
+
+fn listed(from: &mut Reader) -> Result<Listed, DecodeError> {
+    Ok((prefix(from)?, list(from, 4, |from| from.fixed32())?))
 }
 
 fn put_ids(ids: &[ChangeId], to: &mut Vec<u8>) {
@@ -207,10 +236,13 @@ fn id(from: &mut Reader) -> Result<ChangeId, DecodeError> {
 fn put_exchange(exchange: &Exchange, to: &mut Vec<u8>) {
     to.extend_from_slice(&exchange.id.to_le_bytes());
     to.push(u8::from(exchange.cut));
+    to.extend_from_slice(&exchange.start.0.to_le_bytes());
+    put_number(to, exchange.held);
 }
 
 fn exchange(from: &mut Reader) -> Result<Exchange, DecodeError> {
-    Ok(Exchange { id: from.fixed32()?, cut: from.byte()? & 1 == 1 })
+    let (id, cut) = (from.fixed32()?, from.byte()? & 1 == 1);
+    Ok(Exchange { id, cut, start: KeyHash(from.fixed()?), held: from.number()? })
 }
 
 fn put_fingerprint(fingerprint: &Fingerprint, to: &mut Vec<u8>) {
@@ -252,7 +284,7 @@ mod tests {
     use crate::view::MemberState;
 
     fn every_kind() -> Vec<Message> {
-        let exchange = Exchange { id: 0xdead_beef, cut: true };
+        let exchange = Exchange { id: 0xdead_beef, cut: true, start: KeyHash(u64::MAX - 5), held: 1_000_000 };
         let fingerprint = Fingerprint { count: 300, sum: u64::MAX - 1 };
         let child = Prefix::ROOT.children().nth(11).unwrap();
         let grandchild = child.children().nth(15).unwrap();
@@ -260,15 +292,13 @@ mod tests {
         let records = vec![instance_record("orders", "o1", "a", 7), tombstone_record("orders", "o2", "b", 9), lost];
         vec![
             Message::Push(records.clone()),
-            Message::Ranges {
-                ranges: vec![(Prefix::ROOT, fingerprint), (child, Fingerprint::default()), (grandchild, fingerprint)],
-                exchange,
-            },
-            Message::Entries {
-                entries: vec![(child, vec![(KeyHash(1), ItemHash(2))]), (grandchild, vec![])],
-                exchange,
-            },
-            Message::Want { hashes: vec![KeyHash(u64::MAX), KeyHash(0)], exchange },
+            Message::Opening { store: fingerprint, exchange },
+            Message::Ranges { ranges: vec![(Prefix::ROOT, [u32::MAX; 16]), (grandchild, [7; 16])], exchange },
+            Message::Entries { entries: vec![(child, vec![1, u32::MAX]), (grandchild, vec![])], exchange },
+            Message::Want { wanted: vec![(child, vec![8])], exchange },
+            Message::Pull { from: KeyHash(1), last: KeyHash(u64::MAX) },
+            Message::Page { records: records.clone(), next: Some(KeyHash(5)), last: KeyHash(9), held: 77 },
+            Message::Page { records: vec![], next: None, last: KeyHash(9), held: 0 },
             Message::Fill { records, exchange },
             Message::Same(fingerprint),
             Message::Leaving("node-7.example".parse().unwrap(), Incarnation(3)),

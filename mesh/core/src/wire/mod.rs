@@ -16,13 +16,14 @@ mod record;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::digest::{Fingerprint, ItemHash, KeyHash, Prefix};
+use crate::digest::{Fingerprint, KeyHash};
 use crate::id::{CellName, Incarnation, NodeId};
 use crate::observe::{Span, TraceId};
 use crate::push::{Beacon, ChangeId};
 use crate::record::Record;
+use crate::repair::{Listed, Parts};
 use crate::time::{Stamp, WallTime};
-use crate::view::Revision;
+use crate::view::{CatchingUp, Revision};
 
 /// The first byte of everything sent; a peer that speaks another version is refused with a clear error.
 pub const WIRE_VERSION: u8 = 2;
@@ -38,6 +39,10 @@ pub struct Exchange {
     pub id: u32,
     /// Something was left out at a limit: whoever learns from the last message should open another exchange.
     pub cut: bool,
+    /// Where to begin if not everything fits: where an exchange before this one ended, or anywhere.
+    pub start: KeyHash,
+    /// How many records the sender of the message holds.
+    pub held: u64,
 }
 
 /// From heart to heart. Any message may be lost, doubled or overtaken.
@@ -45,24 +50,31 @@ pub struct Exchange {
 pub enum Message {
     /// Records the receiver may not have: fresh changes.
     Push(Vec<Record>),
-    /// Repair: "in these ranges of key hashes I hold this". Begins with the whole range.
+    /// Repair: "let us compare: this is what I hold in all".
+    Opening {
+        /// The fingerprint of everything.
+        store: Fingerprint,
+        /// Which exchange this opens.
+        exchange: Exchange,
+    },
+    /// Repair: "these ranges differ; here the sixteen parts of each have these sums".
     Ranges {
-        /// Ranges and what is in them.
-        ranges: Vec<(Prefix, Fingerprint)>,
+        /// Ranges and the sums of their parts.
+        ranges: Vec<Parts>,
         /// Of which exchange this is part.
         exchange: Exchange,
     },
     /// Repair: "in these ranges I hold exactly these entries". An answer to ranges that differ and are small.
     Entries {
         /// Ranges and all that is in them.
-        entries: Vec<(Prefix, Vec<(KeyHash, ItemHash)>)>,
+        entries: Vec<Listed>,
         /// Of which exchange this is part.
         exchange: Exchange,
     },
-    /// Repair: "send me what you hold under these key hashes".
+    /// Repair: "send me these of your entries".
     Want {
-        /// Of the records wanted.
-        hashes: Vec<KeyHash>,
+        /// Ranges and what is wanted of them.
+        wanted: Vec<Listed>,
         /// Of which exchange this is part.
         exchange: Exchange,
     },
@@ -75,6 +87,24 @@ pub enum Message {
     },
     /// Repair: "we hold the same", with the fingerprint both have.
     Same(Fingerprint),
+    /// Catching up: "send me the page of your store that begins here".
+    Pull {
+        /// The first key hash wanted.
+        from: KeyHash,
+        /// The last, where the lane ends.
+        last: KeyHash,
+    },
+    /// Catching up: "this is the page you asked for".
+    Page {
+        /// What stands on it.
+        records: Vec<Record>,
+        /// Where the next page begins, if the lane has more.
+        next: Option<KeyHash>,
+        /// Where the lane ends.
+        last: KeyHash,
+        /// How many records the sender holds.
+        held: u64,
+    },
     /// "This start of this node is stopping cleanly"; passed on by whoever hears it first.
     Leaving(NodeId, Incarnation),
     /// Push, busy: "these changes I have, and send you only if you ask".
@@ -103,11 +133,14 @@ impl Message {
     pub fn kind(&self) -> &'static str {
         match self {
             Message::Push(_) => "push",
+            Message::Opening { .. } => "opening",
             Message::Ranges { .. } => "ranges",
             Message::Entries { .. } => "entries",
             Message::Want { .. } => "want",
             Message::Fill { .. } => "fill",
             Message::Same(_) => "same",
+            Message::Pull { .. } => "pull",
+            Message::Page { .. } => "page",
             Message::Leaving(..) => "leaving",
             Message::Have(_) => "have",
             Message::Graft(_) => "graft",
@@ -119,9 +152,9 @@ impl Message {
         }
     }
 
-    /// The opening of a repair exchange: the fingerprint of everything.
+    /// The opening of a repair exchange by a node that holds this.
     pub fn opening(store: Fingerprint, id: u32) -> Self {
-        Message::Ranges { ranges: vec![(Prefix::ROOT, store)], exchange: Exchange { id, cut: false } }
+        Message::Opening { store, exchange: Exchange { id, cut: false, start: KeyHash(0), held: store.count } }
     }
 }
 
@@ -167,6 +200,9 @@ pub struct NodeStatus {
     /// What is wrong with its disk, when it takes no writes.
     #[serde(default)]
     pub disk_failing: Option<DiskFailing>,
+    /// How it comes to know what its peers know, while it lacks most of it.
+    #[serde(default)]
+    pub catching_up: Option<CatchingUp>,
 }
 
 /// A node's disk that takes no writes.

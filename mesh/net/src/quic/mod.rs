@@ -110,9 +110,11 @@ pub(crate) struct GossipFrame {
 pub struct Limits {
     /// How many peers are kept in the address book. Default 1,000.
     pub peers: usize,
-    /// How many messages wait for one peer; more are dropped and counted. Default 1,024.
+    /// How many messages of each class (the mesh's own, changes, repair) wait for one peer; more are dropped and
+    /// counted. Default 1,024.
     pub mailbox_messages: usize,
-    /// How many bytes of messages wait for one peer. Default 8 MiB, and never less than the largest message.
+    /// How many bytes of messages of each class wait for one peer. Default 8 MiB, and never less than the largest
+    /// message.
     pub mailbox_bytes: usize,
     /// How many messages from all peers together wait for the loop; few, so that none waits long. Default 256.
     pub inbox: usize,

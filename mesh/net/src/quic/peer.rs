@@ -385,14 +385,9 @@ async fn try_write_stream(
     mut enough: watch::Receiver<bool>,
 ) -> Result<SendStream, WriteError> {
     let mut stream = connection.open_uni().await?;
-    // Within a connection words about links (short, few and urgent) go first, then changes, then membership's larger and
-    // more patient messages.
-    let priority = match kind {
-        WORDS => 2,
-        MESSAGES => 1,
-        _ => 0,
-    };
-    let _ = stream.set_priority(priority); // fails only on closed streams
+    // Words about links (short, few and urgent) go first. Changes and membership have equal priority: QUIC sends of each
+    // in turn, so that neither starves behind the other.
+    let _ = stream.set_priority(i32::from(kind == WORDS)); // fails only on closed streams
     stream.write_all(&[kind]).await?;
     loop {
         let batch = tokio::select! {

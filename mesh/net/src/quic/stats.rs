@@ -13,9 +13,27 @@ pub(super) const WORDS: &str = "words";
 /// What newer peers say and this release does not know.
 pub(super) const OTHER: &str = "other";
 /// All kinds that are counted apart; whatever else there may be one day is counted as the last.
-const KINDS: [&str; 15] = [
-    "push", "ranges", "entries", "want", "fill", "same", "leaving", "have", "graft", "prune", "beacon", "clock",
-    GOSSIP, WORDS, OTHER,
+const KINDS: [&str; 20] = [
+    "push",
+    "have",
+    "graft",
+    "prune",
+    "beacon",
+    "opening",
+    "ranges",
+    "entries",
+    "want",
+    "fill",
+    "same",
+    "pull",
+    "page",
+    "leaving",
+    "pulse",
+    "out_of_reach",
+    "clock",
+    GOSSIP,
+    WORDS,
+    OTHER,
 ];
 
 /// Counters of one kind of message.

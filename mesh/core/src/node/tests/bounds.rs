@@ -33,7 +33,7 @@ fn what_happens_at_once_is_told_in_one_message() {
     let sent: Vec<&Message> =
         out.iter().filter_map(|o| if let Output::Send(_, m) = o { Some(m) } else { None }).collect();
     assert!(
-        matches!(sent[..], [Message::Push(records), Message::Ranges { .. }, Message::Clock(_)] if records.len() == 100),
+        matches!(sent[..], [Message::Push(records), Message::Opening { .. }, Message::Clock(_)] if records.len() == 100),
         "{sent:?}"
     );
 }

@@ -2,9 +2,10 @@
 
 use super::*;
 use crate::config::Version;
+use crate::digest::{KeyHash, Prefix};
 use crate::record::Cell;
 use crate::testing::{instance_record, stamp};
-use crate::wire::MAX_MESSAGE_BYTES;
+use crate::wire::{Exchange, MAX_MESSAGE_BYTES};
 
 /// Messages with more records than this hold small ones; encoding all of them takes long.
 const MAX_SMALL: usize = 100;
@@ -92,7 +93,7 @@ impl Pair {
 
 fn records_in(message: &Message) -> usize {
     match message {
-        Message::Push(records) | Message::Fill { records, .. } => records.len(),
+        Message::Push(records) | Message::Fill { records, .. } | Message::Page { records, .. } => records.len(),
         _ => 0,
     }
 }
@@ -117,6 +118,10 @@ fn document(number: usize, writer: &str, time: u64, bytes: usize) -> Record {
         comment: String::new(),
     };
     Record { key: Key::Config(key), cell: Cell::config_write(None, version) }
+}
+
+fn exchange() -> Exchange {
+    Exchange { id: 1, cut: false, start: KeyHash(0), held: 0 }
 }
 
 #[test]
@@ -163,12 +168,12 @@ fn one_message_is_not_answered_by_more_than_a_few_megabytes() {
     let mut pair = Pair::new(Duration::from_millis(1));
     pair.knows("a", (0..40).map(|number| document(number, "c", number as u64 + 1, 300_000)));
     let mut out = Vec::new();
-    let keys = pair.nodes[&id("a")].store.digest().entries(crate::digest::Prefix::ROOT);
-    let hashes = keys.into_iter().map(|entry| entry.0).collect();
+    let exchange = exchange();
+    let entries = pair.nodes[&id("a")].store.digest().entries(Prefix::ROOT);
+    let wanted = vec![(Prefix::ROOT, entries.into_iter().map(|entry| entry.1.salted(exchange.id)).collect())];
     let now = pair.now;
-    let exchange = crate::wire::Exchange { id: 1, cut: false };
     let node = pair.nodes.get_mut(&id("a")).unwrap();
-    node.handle(now, Input::Message(id("b"), Message::Want { hashes, exchange }), &mut out);
+    node.handle(now, Input::Message(id("b"), Message::Want { wanted, exchange }), &mut out);
     let bytes: usize = out.iter().map(|o| if let Output::Send(_, m) = o { m.encode().len() } else { 0 }).sum();
     assert!(bytes < 6_000_000, "{bytes} bytes");
     assert!(pair.agree_within(Duration::from_secs(30)).is_some());
@@ -186,7 +191,7 @@ fn a_document_with_many_large_versions_in_conflict_reaches_everybody() {
 #[test]
 fn a_node_that_has_much_to_learn_does_not_flood_its_neighbours_with_it() {
     let mut mesh = Mesh::of(&["a", "b", "c"]);
-    let exchange = crate::wire::Exchange { id: 1, cut: false };
+    let exchange = exchange();
     let records: Vec<Record> = instances(0..6_000).collect();
     let now = mesh.now;
     let node = mesh.nodes.get_mut(&id("a")).unwrap();
@@ -204,4 +209,47 @@ fn a_node_that_has_much_to_learn_does_not_flood_its_neighbours_with_it() {
     }
     assert_eq!(node.store.fingerprint().count, 6_000);
     assert_eq!(passed_on, 2_048, "a heal's worth, and no more");
+}
+
+#[test]
+fn a_new_node_serves_what_it_has_and_says_how_far_it_is() {
+    let mut pair = Pair::new(Duration::from_millis(40));
+    pair.knows("a", instances(0..20_000));
+    let held = |pair: &Pair| pair.nodes[&id("b")].view().fingerprint.count;
+    assert!(pair.run(Duration::from_secs(5), |pair| held(pair) >= 5_000));
+    let view = pair.nodes[&id("b")].view().clone();
+    let shown = view.catching_up.clone().expect("it is catching up");
+    assert_eq!((shown.from.clone(), shown.of, shown.began_with), (id("a"), 20_000, 0));
+    let listed: usize = view.services.values().map(|service| service.instances.iter().count()).sum();
+    assert_eq!(listed as u64, held(&pair), "what it holds, it serves");
+    assert!(pair.agree_within(Duration::from_secs(5)).is_some());
+    assert!(pair.run(Duration::from_secs(5), |pair| pair.nodes[&id("b")].view().catching_up.is_none()));
+}
+
+#[test]
+fn an_interrupted_catching_up_goes_on_where_it_stood() {
+    let mut pair = Pair::new(Duration::from_millis(40));
+    pair.knows("a", instances(0..20_000));
+    for part in [4_000, 9_000, 14_000] {
+        assert!(pair.run(Duration::from_secs(9), |pair| pair.nodes[&id("b")].store.fingerprint().count >= part));
+        // Everything on its way is lost.
+        pair.under_way.clear();
+    }
+    assert!(pair.agree_within(Duration::from_secs(9)).is_some());
+    // The pages under way were lost each time.
+    assert!(pair.sent_records < 20_000 + 3 * 4_096 + 2_048, "{} records were sent", pair.sent_records);
+}
+
+#[test]
+fn others_have_their_turn_while_a_node_catches_up() {
+    let mut pair = Pair::new(Duration::from_millis(1));
+    pair.knows("a", instances(0..20_000));
+    assert!(pair.run(Duration::from_secs(5), |pair| pair.nodes[&id("b")].store.fingerprint().count >= 2_000));
+    // No answer holds more than a page, so a change made now waits for a few pages at most.
+    let news = instance_record("news", "n1", "c", 5);
+    let key = news.key.clone();
+    pair.give(&id("b"), Input::Message(id("c"), Message::Push(vec![news])));
+    assert!(pair.nodes[&id("b")].store.get(&key).is_some());
+    let pages = pair.under_way.values().filter(|(_, _, message)| records_in(message) > 0);
+    assert!(pages.clone().count() <= 4 && pages.clone().all(|(_, _, message)| records_in(message) <= 1_024));
 }
