@@ -28,6 +28,7 @@ use crate::disk::{Disk, Waiter};
 use crate::gauges::{Gauges, InputKind};
 use crate::handle::{CommandError, CommandRequest};
 use crate::probe::{ProbeResult, Prober};
+use crate::quic::Messages;
 
 /// The most inputs between two publications.
 const BATCH_INPUTS: usize = 64;
@@ -41,7 +42,7 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 /// Where the heart's inputs come from.
 pub(crate) struct Queues {
     commands: mpsc::Receiver<CommandRequest>,
-    messages: mpsc::Receiver<(NodeId, Message)>,
+    messages: Messages,
     events: mpsc::Receiver<PeerEvent>,
     probes: mpsc::Receiver<ProbeResult>,
     /// Whether commands are taken now; when not, their queue fills and callers hear "busy".
@@ -181,7 +182,7 @@ impl Driver {
             next = if full { None } else { queues.ready() };
         }
         self.finish();
-        let [messages, events, probes] = [queues.messages.len(), queues.events.len(), queues.probes.len()];
+        let [messages, events, probes] = [queues.messages.waiting(), queues.events.len(), queues.probes.len()];
         self.world.gauges.batch(self.node.counters(), messages, events, probes);
     }
 
@@ -266,7 +267,7 @@ fn needs_disk(command: &Command) -> bool {
 impl Queues {
     pub(crate) fn new(
         commands: mpsc::Receiver<CommandRequest>,
-        messages: mpsc::Receiver<(NodeId, Message)>,
+        messages: Messages,
         events: mpsc::Receiver<PeerEvent>,
         probes: mpsc::Receiver<ProbeResult>,
     ) -> Self {
@@ -291,7 +292,7 @@ impl Queues {
             self.turn = (self.turn + 1) % 4;
             match self.turn {
                 0 if self.takes_commands => self.commands.try_recv().ok().map(Taken::Command),
-                1 => self.messages.try_recv().ok().map(|(from, message)| Taken::Message(from, message)),
+                1 => self.messages.try_recv().map(|(from, message)| Taken::Message(from, message)),
                 2 => self.events.try_recv().ok().map(Taken::Event),
                 3 => self.probes.try_recv().ok().map(Taken::Probe),
                 _ => None,

@@ -14,12 +14,13 @@ use tokio::task::JoinHandle;
 use super::*;
 use crate::disk::{Opened, wall_now};
 use crate::handle::give;
+use crate::quic::{Post, post};
 
 /// A loop with a heart and a disk, and nothing real around it.
 struct Loop {
     commands: mpsc::Sender<CommandRequest>,
     events: mpsc::Sender<PeerEvent>,
-    _messages: mpsc::Sender<(NodeId, Message)>,
+    _messages: Post,
     sent: Arc<Mutex<Vec<(NodeId, Message)>>>,
     view: Arc<ArcSwap<View>>,
     changes: watch::Receiver<Revision>,
@@ -36,7 +37,7 @@ impl Loop {
         let facts = facts(opened.incarnation);
         let node = Node::new("a".parse().unwrap(), facts, Settings::default(), opened.memory, 1, clocks.now());
         let (commands, command_queue) = mpsc::channel(QUEUE);
-        let (messages, message_queue) = mpsc::channel(QUEUE);
+        let (messages, message_queue) = post(QUEUE);
         let (events, event_queue) = mpsc::channel(QUEUE);
         let (probes, probe_queue) = mpsc::channel(QUEUE);
         let (changed, changes) = watch::channel(Revision::default());
@@ -243,13 +244,13 @@ async fn when_the_disk_is_too_far_behind_callers_hear_busy_until_it_is_not() {
 #[tokio::test]
 async fn commands_and_messages_do_not_starve_each_other() {
     let (commands, command_queue) = mpsc::channel(100);
-    let (messages, message_queue) = mpsc::channel(100);
+    let (messages, message_queue) = post(100);
     let (_events, event_queue) = mpsc::channel(1);
     let (_probes, probe_queue) = mpsc::channel(1);
     let mut queues = Queues::new(command_queue, message_queue, event_queue, probe_queue);
     for _ in 0..100 {
         let _answer = give(&commands, register("o1")).unwrap();
-        messages.try_send(("b".parse().unwrap(), Message::Push(Vec::new()))).unwrap();
+        messages.put("b".parse().unwrap(), Message::Push(Vec::new()));
     }
     assert_eq!(give(&commands, register("o1")).unwrap_err(), CommandError::Busy);
     let taken: Vec<Taken> = (0..40).filter_map(|_| queues.ready()).collect();

@@ -17,6 +17,7 @@ mod claim;
 mod endpoint;
 mod faults;
 pub(crate) mod frame;
+mod letters;
 mod mailbox;
 mod meet;
 mod peer;
@@ -48,6 +49,9 @@ use peer::{Keep, Peer};
 use stats::Stats;
 use table::Table;
 
+pub use letters::Messages;
+#[cfg(test)]
+pub(crate) use letters::{Post, post};
 pub use stats::{KindStats, LinkStats};
 pub use tunnel::{IncomingTunnel, Tunnel, TunnelRefusal};
 
@@ -90,7 +94,7 @@ pub(crate) struct Shared {
 
 /// The other ends of the [`Inbox`].
 struct Senders {
-    messages: mpsc::Sender<(NodeId, Message)>,
+    messages: letters::Post,
     tunnels: mpsc::Sender<IncomingTunnel>,
     questions: mpsc::Sender<(NodeId, Question, oneshot::Sender<Reply>)>,
     gossip: mpsc::Sender<GossipFrame>,
@@ -118,6 +122,8 @@ pub struct Limits {
     pub mailbox_bytes: usize,
     /// How many messages from all peers together wait for the loop; few, so that none waits long. Default 256.
     pub inbox: usize,
+    /// How many bytes of one peer's messages wait for the loop. Default 8 MiB, and never less than the largest message.
+    pub inbox_bytes_per_peer: usize,
     /// How many tunnels and questions one peer may have open at a time. Default 4,096.
     pub streams_per_peer: u32,
     /// The kernel's buffers of the UDP socket, in bytes, each way. Default 4 MiB: with the usual 208 KiB, most of a
@@ -132,6 +138,7 @@ impl Default for Limits {
             mailbox_messages: 1_024,
             mailbox_bytes: 8 * 1024 * 1024,
             inbox: 256,
+            inbox_bytes_per_peer: 8 * 1024 * 1024,
             streams_per_peer: 4_096,
             socket_buffer: 4 * 1024 * 1024,
         }
@@ -142,7 +149,7 @@ impl Default for Limits {
 /// are slowed down (messages) or refused (tunnels, questions), and nobody else.
 pub struct Inbox {
     /// What hearts say; the name is the one in the peer's certificate.
-    pub messages: mpsc::Receiver<(NodeId, Message)>,
+    pub messages: Messages,
     /// Streams peers opened to instances of this node.
     pub tunnels: mpsc::Receiver<IncomingTunnel>,
     /// Questions, each with the way back for its reply.
@@ -230,7 +237,7 @@ impl Links {
     ) -> Result<(Self, Inbox), BindError> {
         let cut = Arc::default();
         let (endpoint, dialling) = endpoint::open(identity, listen, &limits, ground, &cut)?;
-        let (messages, messages_out) = mpsc::channel(limits.inbox.max(1));
+        let (messages, messages_out) = letters::post(limits.inbox.max(1));
         let (tunnels, tunnels_out) = mpsc::channel(limits.inbox.max(1));
         let (questions, questions_out) = mpsc::channel(limits.inbox.max(1));
         let (gossip, gossip_out) = mpsc::channel(limits.inbox.max(1));

@@ -15,6 +15,7 @@ use tracing::{debug, warn};
 
 use super::carry::Carry;
 use super::frame::{FrameError, Frames};
+use super::letters::Room;
 use super::mailbox::Mailbox;
 use super::meet::{self, Close, Kind, Met, remote};
 use super::{GossipFrame, Limits, Shared, claim, stats};
@@ -58,6 +59,8 @@ pub(super) struct Peer {
     pub(super) messages: Mailbox,
     pub(super) gossip: Mailbox,
     pub(super) words: Mailbox,
+    /// What its messages may take while they wait for the loop.
+    room: Room,
     /// Whether it is a member of this node's own cell: membership talks with those only.
     pub(super) near: AtomicBool,
     pub(super) carry: Carry,
@@ -101,6 +104,7 @@ impl Peer {
             node,
             messages: Mailbox::new(limits.mailbox_messages.max(1), bytes),
             gossip: Mailbox::new(GOSSIP_MAILBOX, GOSSIP_MAILBOX * MAX_GOSSIP_BYTES),
+            room: Room::of(limits.inbox_bytes_per_peer),
             words: Mailbox::new(WORDS_MAILBOX, 4 * MAX_WORDS_BYTES),
             near: AtomicBool::new(false),
             carry: Carry::default(),
@@ -490,7 +494,11 @@ async fn read_messages(shared: &Shared, node: &NodeId, stream: RecvStream) -> Re
         }
         // When the loop is behind, only this peer's stream waits, and then its sender. The queue is fair: of many
         // readers waiting for a place, each gets one in turn.
-        if shared.into.messages.send((node.clone(), message)).await.is_err() {
+        let room = match &peer {
+            Some(peer) => peer.room.take(frame.len()).await,
+            None => None, // retired this moment: its connection ends
+        };
+        if !shared.into.messages.deliver(node.clone(), message, room).await {
             return Ok(()); // nobody listens any more: the node is stopping
         }
     }
