@@ -191,9 +191,7 @@ impl Preserver {
     }
 
     fn end(&mut self, scope: &Scope, now: Now) -> Vec<NodeId> {
-        let Some(ended) = self.domains.get_mut(scope).and_then(|domain| domain.episode.take()) else {
-            return Vec::new();
-        };
+        let Some(ended) = self.domains.get_mut(scope).and_then(Domain::part) else { return Vec::new() };
         let lasted = now.elapsed.since(ended.since.elapsed).as_secs();
         self.news = true;
         let (missing, of) = (ended.nodes.size(), ended.of);
@@ -346,6 +344,13 @@ impl Domain {
         (episode.changed, episode.of) = (now, of);
         joining.iter().for_each(|node| episode.nodes.insert_mut(node.clone()));
         joining
+    }
+
+    /// Ends the episode. Those of it that were lost within the window can join another one.
+    fn part(&mut self) -> Option<Episode> {
+        let ended = self.episode.take()?;
+        self.apart.extend(ended.nodes.iter().filter(|node| self.recent.contains_key(*node)).cloned());
+        Some(ended)
     }
 }
 

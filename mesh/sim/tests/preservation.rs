@@ -200,3 +200,16 @@ fn a_flapping_node_writes_nothing_and_publishes_twice_per_flap() -> Result<(), S
     mesh.all_trust("orders/on-n1")?;
     mesh.nothing_lost()
 }
+
+#[test]
+fn a_node_that_loses_all_finds_one_again_and_loses_it_too_holds_nobody_for_dead() {
+    let mut mesh = mesh(11, 3, &[]);
+    mesh.cut(&["n3"], &["n1", "n2"]);
+    mesh.run_for(secs(3));
+    mesh.heal_between(&["n3"], &["n1"]);
+    mesh.run_for(secs(1));
+    assert_eq!(held(&mesh, "n3", "n2"), Usability::OwnerLost, "one of three is dead");
+    mesh.cut(&["n3"], &["n1"]);
+    mesh.run_for(secs(3));
+    assert_eq!([held(&mesh, "n3", "n1"), held(&mesh, "n3", "n2")], [Usability::Doubtful; 2]);
+}
