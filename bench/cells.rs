@@ -3,6 +3,8 @@
 //! Simulated hearts, cells of 250: 4, 10 and 40 of them, 100 ms apart, without and with losses. What a node sends that is
 //! no relay must not depend on how many there are.
 
+#![allow(clippy::print_stdout)]
+
 mod machine;
 
 use std::time::{Duration, Instant};
