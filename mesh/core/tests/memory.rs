@@ -89,6 +89,9 @@ fn at(number: usize) -> Instance {
     Instance { version: "1.4.2".into(), ..Instance::at(Address { host: host.into(), port: 8080 }) }
 }
 
+/// Well below what the instances took, and above all bounded lists together.
+const BOUNDED_BYTES: usize = 512 * 1024;
+
 #[test]
 fn an_instance_takes_less_than_300_bytes_and_leaves_none_of_them_behind() {
     let mut heart = Heart::new();
@@ -111,7 +114,8 @@ fn an_instance_takes_less_than_300_bytes_and_leaves_none_of_them_behind() {
         assert_eq!(heart.node.view().fingerprint.count, 0, "all tombstones are collected");
         left_behind.push(HEAP.allocated() - empty);
     }
-    // What is kept for reuse is bounded: it is small, and does not grow from one time to the next.
-    assert!(left_behind.iter().all(|bytes| *bytes < COUNT * 30), "{left_behind:?} bytes");
+    // What is kept for reuse, and of recent changes for those who have yet to hear of them, is bounded: it is small, and
+    // does not grow from one time to the next.
+    assert!(left_behind.iter().all(|bytes| *bytes < BOUNDED_BYTES), "{left_behind:?} bytes");
     assert!(left_behind[1] <= left_behind[0] + left_behind[0] / 5, "{left_behind:?} bytes");
 }
