@@ -36,6 +36,8 @@ impl Process {
         let mut command = Command::new(env!("CARGO_BIN_EXE_starling"));
         command.args(["node", "--dev", "--log", "warn", "--name", name, "--listen", any]);
         command.args(["--set", &format!("api.listen={any}"), "--set", &format!("proxy.listen={any}")]);
+        // As a node that is not for development does.
+        command.args(["--set", "proxy.trace_one_in=100"]);
         command.arg("--data-dir").arg(dir.join(name)).arg("--ready-file").arg(&ready);
         for seed in seeds {
             command.args(["--seed", &seed.to_string()]);

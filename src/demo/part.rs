@@ -125,6 +125,7 @@ async fn node(part: NodePart, mut orders: mpsc::Receiver<Order>) -> Result<(), S
     settings.tls.key = Some(part.tls_dir.join("node.key"));
     settings.api.listen = any_port;
     settings.proxy.listen = any_port;
+    settings.proxy.trace_one_in = 1; // its story ends with a trace
     crate::logging::start(&settings.log)?;
     let node = crate::Node::start(settings).await.map_err(|error| error.to_string())?;
     let crate::Addresses { quic, api, proxy } = node.addresses();

@@ -197,10 +197,13 @@ impl std::fmt::Display for HostPort {
 }
 
 impl Settings {
-    /// Built-in defaults, nothing read from anywhere. With `dev`: loopback only, data under the temporary directory.
+    /// Built-in defaults, nothing read from anywhere. With `dev`: loopback only, data under the temporary directory, and
+    /// every trace is kept.
     pub fn defaults(dev: bool) -> Self {
         let mut node = NodeSettings { name: host_name(), ..NodeSettings::default() };
+        let mut proxy = ProxySettings::default();
         if dev {
+            proxy.trace_one_in = 1;
             node.listen = SocketAddr::from(([127, 0, 0, 1], DEFAULT_QUIC_PORT));
             node.data_dir = dev_data_dir(&node);
         }
@@ -210,7 +213,7 @@ impl Settings {
             tls: TlsSettings::default(),
             gossip: starling_core::Settings::default(),
             api: ApiSettings::default(),
-            proxy: ProxySettings::default(),
+            proxy,
             members: MemberSettings::default(),
             links: Limits::default(),
             log: LogSettings::default(),

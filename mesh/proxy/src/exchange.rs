@@ -1,30 +1,23 @@
 //! One attempt: a connection, a request, the head of its response. Knows nothing of services or retries.
 
-use std::future::Future;
-use std::pin::pin;
-use std::sync::Arc;
+use std::future::poll_fn;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::request::Parts;
-use http::{Method, Request, Response, StatusCode};
-use http_body_util::BodyExt;
-use hyper::body::{Body, Incoming};
 use starling_core::id::{InstanceKey, NodeId};
 use starling_core::observe::SpanId;
 use starling_core::registry::{Address, Protocol, Reach};
 use starling_core::view::{InstanceView, MemberState};
 use starling_net::TunnelRefusal;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout};
 
-use crate::body::{Progress, RequestBody};
-use crate::http1;
+use crate::client::{Client, Outgoing, Unsent};
+use crate::h1::response::{Asked, Response};
 use crate::mesh::Stream;
-use crate::pool::{Pool, Sender, handshake};
-use crate::reason::{REASON, Reason, Refused};
+use crate::pool::{Pipe, Pool, Upstream};
+use crate::reason::Reason;
 use crate::stack::Carrier;
-use crate::trace::Context;
 
 /// How often a waiting request looks whether the node it waits for is still there: far below the time membership needs
 /// to notice a loss, and longer than nearly all requests take.
@@ -72,273 +65,232 @@ pub(crate) fn check_protocol(instance: &InstanceView) -> Result<(), Failure> {
     }
 }
 
-/// A request that may have to be sent more than once.
-#[derive(Debug)]
-pub(crate) struct Outgoing {
-    pub(crate) head: Parts,
-    body: Option<RequestBody>,
-    /// How far a body that is streamed has come.
-    progress: Option<Arc<Progress>>,
+/// One attempt's circumstances.
+pub(crate) struct Attempt<'a> {
+    pub(crate) carrier: &'a Carrier,
+    pub(crate) pool: &'a Pool,
+    pub(crate) way: Way<'a>,
+    pub(crate) span: SpanId,
+    pub(crate) deadline: Instant,
 }
 
-impl Outgoing {
-    /// Takes the request over. A body of known, small length is read now, so that it can be repeated.
-    pub(crate) async fn hold(head: Parts, body: Incoming, max_held: usize, deadline: Instant) -> Result<Self, Refused> {
-        let body = match body.size_hint().exact() {
-            Some(0) => RequestBody::Held(Bytes::new()),
-            Some(length) if length <= max_held as u64 => match timeout_at(deadline, body.collect()).await {
-                Ok(Ok(whole)) => RequestBody::Held(whole.to_bytes()),
-                Ok(Err(error)) => {
-                    return Err(Refused::new(Reason::BadRequest, broken_body(&error)));
+impl Attempt<'_> {
+    /// Sends the request over an idle or new connection and waits for the head of the response, which is then written
+    /// at the client, but for what the caller adds.
+    pub(crate) async fn exchange<S: Stream>(
+        &self,
+        client: &mut Client<S>,
+        outgoing: &mut Outgoing,
+        asked: &Asked,
+    ) -> Result<(Response, Upstream), Failure> {
+        // Ends: every turn but the last uses up one idle connection, and after a broken one no other is trusted.
+        let mut trust_idle = true;
+        loop {
+            let idle = if trust_idle { self.pool.take(self.carrier.settings.idle_timeout()) } else { None };
+            let reused = idle.is_some();
+            let mut upstream = match idle {
+                Some(upstream) => upstream,
+                None => self.connect().await?,
+            };
+            outgoing.begin(self.span);
+            client.out.clear();
+            let ended = self.send_and_wait(client, outgoing, asked, &mut upstream).await;
+            match ended {
+                Ended::Answered(response) => return self.accept(response, upstream),
+                Ended::Failed(failure) => return Err(failure),
+                // An idle connection that dies without a byte was most likely being closed as we sent; whoever may be
+                // repeated gets a fresh one. Others may have been seen.
+                Ended::Broken { silent: true, .. }
+                    if reused && (outgoing.is_repeatable() || (outgoing.is_unsent() && outgoing.is_whole())) => {}
+                Ended::Broken { error: Some(error), .. } if let Some(refusal) = refusal_in(&error) => {
+                    return Err(Failure::new(Reason::Connect, refusal.to_string()));
                 }
-                Err(_) => return Err(Refused::new(Reason::SlowRequest, "the request's body did not come in time")),
-            },
-            _ => RequestBody::Stream(body, Progress::begin()),
-        };
-        let progress = match &body {
-            RequestBody::Held(_) => None,
-            RequestBody::Stream(_, progress) => Some(progress.clone()),
-        };
-        Ok(Self { head, body: Some(body), progress })
-    }
-
-    /// Whether it is still whole here: its body held in memory, or not touched yet.
-    pub(crate) fn is_whole(&self) -> bool {
-        self.body.is_some()
-    }
-
-    /// Whether it may be sent again although the application may have seen it.
-    pub(crate) fn is_repeatable(&self) -> bool {
-        self.is_whole() && http1::is_idempotent(&self.head.method)
-    }
-
-    /// Whether its body is held in memory.
-    fn is_held(&self) -> bool {
-        matches!(self.body, Some(RequestBody::Held(_)))
-    }
-
-    pub(crate) fn method(&self) -> &Method {
-        &self.head.method
-    }
-
-    fn request(&mut self, context: &Context, span: SpanId) -> Option<Request<RequestBody>> {
-        let body = match self.body.take()? {
-            RequestBody::Held(bytes) => {
-                self.body = Some(RequestBody::Held(bytes.clone()));
-                RequestBody::Held(bytes)
+                Ended::Broken { error, .. } => {
+                    let why = error.map_or("it was closed".into(), |error| error.to_string());
+                    let text = format!("the connection broke before a response: {why}");
+                    return Err(Failure::new(Reason::Reset, text));
+                }
             }
-            stream => stream,
-        };
-        let mut request = Request::new(body);
-        *request.method_mut() = self.head.method.clone();
-        *request.uri_mut() = self.head.uri.clone();
-        *request.headers_mut() = self.head.headers.clone();
-        context.send(span, request.headers_mut());
-        Some(request)
+            trust_idle = false;
+        }
     }
 
-    /// Takes back what was not sent.
-    fn give_back(&mut self, request: Request<RequestBody>) {
-        self.body = Some(request.into_body());
+    fn accept(&self, mut response: Response, upstream: Upstream) -> Result<(Response, Upstream), Failure> {
+        if let (Way::Tunnel(..), Some((reason, why))) = (self.way, response.reason.take()) {
+            // The other sidecar answered, not the application.
+            return Err(Failure::new(reason, why));
+        }
+        Ok((response, upstream))
+    }
+
+    async fn send_and_wait<S: Stream>(
+        &self,
+        client: &mut Client<S>,
+        outgoing: &mut Outgoing,
+        asked: &Asked,
+        upstream: &mut Upstream,
+    ) -> Ended {
+        let watched = match self.way {
+            // Whoever can ask elsewhere need not wait for a node that has died without a word.
+            Way::Tunnel(node, _) if outgoing.is_held() && outgoing.is_repeatable() && self.is_alive(node) => Some(node),
+            _ => None,
+        };
+        client.alarm.set(self.next_look(self.deadline, watched));
+        let mut wait = Waiting { attempt: self, asked, watched, deadline: self.deadline, sent: false, failed: None };
+        poll_fn(|cx| wait.poll(client, outgoing, upstream, cx)).await
+    }
+
+    fn next_look(&self, deadline: Instant, watched: Option<&NodeId>) -> Instant {
+        if watched.is_some() { deadline.min(Instant::now() + LOSS_LOOKUP) } else { deadline }
+    }
+
+    fn is_alive(&self, node: &NodeId) -> bool {
+        self.carrier.mesh.view().member(node).is_some_and(|member| member.state == MemberState::Alive)
+    }
+
+    async fn connect(&self) -> Result<Upstream, Failure> {
+        let limit = self.carrier.settings.connect_timeout();
+        let failed = |why: String| Failure::new(Reason::Connect, why);
+        let pipe = match self.way {
+            Way::Address(address) => {
+                let connecting = TcpStream::connect((&*address.host, address.port));
+                let stream = timeout(limit, connecting)
+                    .await
+                    .map_err(|_| failed(format!("no connection to {address} within {} ms", limit.as_millis())))?
+                    .map_err(|error| failed(format!("no connection to {address}: {error}")))?;
+                // Fails only on a socket that is broken already, which the next write will say better.
+                let _ = stream.set_nodelay(true);
+                Pipe::Tcp(stream)
+            }
+            Way::Tunnel(node, key) => {
+                let opening = self.carrier.mesh.open_tunnel(node, key, limit);
+                Pipe::Tunnel(opening.await.map_err(|error| failed(error.to_string()))?)
+            }
+        };
+        Ok(Upstream::new(pipe, &self.carrier.connections.upstream))
     }
 }
 
-/// Sends the request over an idle or new connection and waits for the head of the response.
-pub(crate) async fn exchange(
-    carrier: &Carrier,
-    pool: &Pool,
-    way: Way<'_>,
-    outgoing: &mut Outgoing,
-    context: &Context,
-    span: SpanId,
+/// How sending and waiting ended.
+enum Ended {
+    Answered(Response),
+    Failed(Failure),
+    /// The connection broke before a whole head had come; `silent` if not a byte had.
+    Broken {
+        silent: bool,
+        error: Option<std::io::Error>,
+    },
+}
+
+/// A request on its way, whose answer is awaited.
+struct Waiting<'a> {
+    attempt: &'a Attempt<'a>,
+    asked: &'a Asked,
+    watched: Option<&'a NodeId>,
+    /// Moves on with a body that moves.
     deadline: Instant,
-) -> Result<(Response<Incoming>, Sender), Failure> {
-    let may_give_up = outgoing.is_held() && outgoing.is_repeatable();
-    let (progress, patience) = (outgoing.progress.clone(), carrier.settings.request_timeout());
-    let sending = send_over_some_connection(carrier, pool, way, outgoing, context, span);
-    let sending = within(deadline, progress.as_deref(), patience, sending);
-    let exchanged = match way {
-        Way::Tunnel(node, _) if may_give_up => tokio::select! {
-            biased;
-            exchanged = sending => exchanged,
-            () = loss_of(carrier, node) => {
-                return Err(Failure::new(Reason::Reset, format!("node {node} was lost while its answer was awaited")));
-            }
-        },
-        _ => sending.await,
-    };
-    let Some(exchanged) = exchanged else {
-        let since = if progress.is_some() { "any of its body passed" } else { "the request's arrival" };
-        let why = format!("no response within {} ms after {since}", patience.as_millis());
-        return Err(Failure::new(Reason::TimedOut, why));
-    };
-    let (mut response, sender) = exchanged?;
-    if let (Way::Tunnel(..), Some(value)) = (way, response.headers().get(REASON)) {
-        // The other sidecar answered, not the application; its connection stays good for the next request.
-        let (reason, why) = Reason::read(value);
-        return Err(Failure::new(reason, why));
-    }
-    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        // Nobody asked for it: `Upgrade` is not passed on.
-        return Err(Failure::new(Reason::Reset, "the application switched protocols unasked"));
-    }
-    http1::check_framing(response.headers_mut()).map_err(|why| Failure::new(Reason::Reset, why))?;
-    http1::clean_response(&mut response);
-    Ok((response, sender))
+    /// Nothing more is to be sent.
+    sent: bool,
+    /// Why the instance took no more; it may have answered all the same.
+    failed: Option<std::io::Error>,
 }
 
-/// Waits until the deadline, and as long beyond it as a streamed body moves: a large upload takes the time it takes, one
-/// that stalls ends after the patience with anything that stalls.
-async fn within<F: Future>(
-    mut deadline: Instant,
-    progress: Option<&Progress>,
-    patience: Duration,
-    waiting: F,
-) -> Option<F::Output> {
-    let mut waiting = pin!(waiting);
-    loop {
-        if let Ok(done) = timeout_at(deadline, waiting.as_mut()).await {
-            return Some(done);
-        }
-        deadline = progress.map(|body| body.last_moved() + patience).filter(|later| *later > deadline)?;
-    }
-}
-
-/// Returns when the view, having shown the node alive, shows it alive no more. A node that dies without a word leaves
-/// its tunnels silent for longer than membership needs to notice; whoever can ask elsewhere need not wait for them.
-async fn loss_of(carrier: &Carrier, node: &NodeId) {
-    let is_alive = || carrier.mesh.view().member(node).is_some_and(|member| member.state == MemberState::Alive);
-    if !is_alive() {
-        return std::future::pending().await;
-    }
-    loop {
-        tokio::time::sleep(LOSS_LOOKUP).await;
-        if !is_alive() {
-            return;
-        }
-    }
-}
-
-async fn send_over_some_connection(
-    carrier: &Carrier,
-    pool: &Pool,
-    way: Way<'_>,
-    outgoing: &mut Outgoing,
-    context: &Context,
-    span: SpanId,
-) -> Result<(Response<Incoming>, Sender), Failure> {
-    // Ends: every turn but the last uses up one idle connection, and after a broken one no other is trusted.
-    let mut trust_idle = true;
-    loop {
-        let idle = if trust_idle { pool.take(carrier.settings.idle_timeout()).await } else { None };
-        let reused = idle.is_some();
-        let mut sender = match idle {
-            Some(sender) => sender,
-            None => connect(carrier, way).await?,
-        };
-        let Some(request) = outgoing.request(context, span) else {
-            return Err(Failure::new(Reason::Reset, "the request's body has been sent already"));
-        };
-        let mut failed = match sender.try_send_request(request).await {
-            Ok(response) => return Ok((response, sender)),
-            Err(failed) => failed,
-        };
-        let unsent = failed.take_message();
-        let error = failed.into_error();
-        match unsent {
-            Some(request) => {
-                outgoing.give_back(request);
-                if !reused {
-                    return Err(Failure::new(Reason::Connect, format!("the connection closed at once: {error}")));
+impl Waiting<'_> {
+    fn poll<S: Stream>(
+        &mut self,
+        client: &mut Client<S>,
+        outgoing: &mut Outgoing,
+        upstream: &mut Upstream,
+        cx: &mut Context<'_>,
+    ) -> Poll<Ended> {
+        if !self.sent {
+            match outgoing.poll_send(client, &mut upstream.pipe, cx) {
+                Poll::Pending => {}
+                Poll::Ready(Ok(())) => self.sent = true,
+                Poll::Ready(Err(Unsent::Client(why))) => {
+                    return Poll::Ready(Ended::Failed(Failure::new(Reason::BadRequest, why)));
+                }
+                Poll::Ready(Err(Unsent::Instance(error))) => {
+                    self.sent = true;
+                    self.failed = Some(error);
                 }
             }
-            // An idle connection that dies without a byte was most likely being closed as we sent; whoever may be
-            // repeated gets a fresh one. Others may have been seen.
-            None if let Some(refusal) = refusal_in(&error) => {
-                return Err(Failure::new(Reason::Connect, refusal.to_string()));
-            }
-            None if error.is_user() => {
-                return Err(Failure::new(Reason::BadRequest, broken_body(&error)));
-            }
-            None if reused && !error.is_parse() && outgoing.is_repeatable() => {}
-            None => return Err(Failure::new(Reason::Reset, describe(&error))),
         }
-        trust_idle = false;
+        loop {
+            match upstream.buffer.poll_fill(&mut upstream.pipe, cx, self.attempt.carrier.settings.max_head_bytes) {
+                Poll::Pending => break,
+                Poll::Ready(Ok(1..)) => {
+                    if let Some(ended) = self.read_head(client, upstream) {
+                        return Poll::Ready(ended);
+                    }
+                }
+                Poll::Ready(ended) => {
+                    let silent = upstream.buffer.is_empty();
+                    let error = ended.err().or(self.failed.take());
+                    return Poll::Ready(Ended::Broken { silent, error });
+                }
+            }
+        }
+        if self.sent && client.poll_gone(cx).is_ready() {
+            return Poll::Ready(Ended::Failed(Failure::new(Reason::Gone, "the client is gone")));
+        }
+        while client.alarm.poll(cx).is_ready() {
+            if let Some(ended) = self.look(client, outgoing) {
+                return Poll::Ready(ended);
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Reads the head if it is whole; interim responses are passed over.
+    fn read_head<S>(&self, client: &mut Client<S>, upstream: &mut Upstream) -> Option<Ended> {
+        let settings = &self.attempt.carrier.settings;
+        loop {
+            let read = Response::read(upstream.buffer.data(), settings, self.asked, &mut client.out);
+            match read {
+                Ok(None) => return None,
+                Err(why) => return Some(Ended::Failed(Failure::new(Reason::Reset, why))),
+                Ok(Some(response)) => {
+                    upstream.buffer.consume(response.length);
+                    let interim =
+                        response.status.is_informational() && response.status != http::StatusCode::SWITCHING_PROTOCOLS;
+                    if !interim {
+                        return Some(Ended::Answered(response));
+                    }
+                    if upstream.buffer.is_empty() {
+                        return None;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The alarm rang: is there still hope?
+    fn look<S>(&mut self, client: &mut Client<S>, outgoing: &Outgoing) -> Option<Ended> {
+        if let Some(node) = self.watched
+            && !self.attempt.is_alive(node)
+        {
+            let why = format!("node {node} was lost while its answer was awaited");
+            return Some(Ended::Failed(Failure::new(Reason::Reset, why)));
+        }
+        let patience = self.attempt.carrier.settings.request_timeout();
+        let now = Instant::now();
+        if now >= self.deadline {
+            // A large upload takes the time it takes; one that stalls ends after the patience with anything that stalls.
+            let moved = outgoing.last_moved().map(|moved| moved + patience);
+            let Some(later) = moved.filter(|later| *later > now) else {
+                let since = if moved.is_some() { "any of its body passed" } else { "the request's arrival" };
+                let why = format!("no response within {} ms after {since}", patience.as_millis());
+                return Some(Ended::Failed(Failure::new(Reason::TimedOut, why)));
+            };
+            self.deadline = later;
+        }
+        client.alarm.set(self.attempt.next_look(self.deadline, self.watched));
+        None
     }
 }
 
 /// The other node's refusal of the tunnel: bytes were sent, but none was forwarded.
-fn refusal_in(error: &hyper::Error) -> Option<TunnelRefusal> {
-    let mut source = std::error::Error::source(error);
-    while let Some(error) = source {
-        if let Some(io) = error.downcast_ref::<std::io::Error>() {
-            return io.get_ref()?.downcast_ref::<TunnelRefusal>().copied();
-        }
-        source = error.source();
-    }
-    None
-}
-
-/// Why a request's body did not come whole: the innermost reason, which is the client's.
-fn broken_body(error: &hyper::Error) -> String {
-    let mut innermost: &dyn std::error::Error = error;
-    while let Some(source) = innermost.source() {
-        innermost = source;
-    }
-    format!("the request's body broke off: {innermost}")
-}
-
-fn describe(error: &hyper::Error) -> String {
-    let mut text = format!("the connection broke before a response: {error}");
-    if let Some(source) = std::error::Error::source(error) {
-        text.push_str(&format!(" ({source})"));
-    }
-    text
-}
-
-async fn connect(carrier: &Carrier, way: Way<'_>) -> Result<Sender, Failure> {
-    let limit = carrier.settings.connect_timeout();
-    let failed = |why: String| Failure::new(Reason::Connect, why);
-    let stream: Box<dyn Stream> = match way {
-        Way::Address(address) => {
-            let connecting = TcpStream::connect((address.host.as_str(), address.port));
-            let stream = timeout(limit, connecting)
-                .await
-                .map_err(|_| failed(format!("no connection to {address} within {} ms", limit.as_millis())))?
-                .map_err(|error| failed(format!("no connection to {address}: {error}")))?;
-            // Fails only on a socket that is broken already, which the next write will say better.
-            let _ = stream.set_nodelay(true);
-            Box::new(stream)
-        }
-        Way::Tunnel(node, key) => {
-            let opening = carrier.mesh.open_tunnel(node, key, limit);
-            opening.await.map_err(|error| failed(error.to_string()))?
-        }
-    };
-    let open: &Arc<_> = &carrier.connections.upstream;
-    handshake(stream, &carrier.settings, open).await.map_err(|error| failed(error.to_string()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn a_body_that_moves_is_waited_for_and_one_that_stalls_is_not() {
-        let (began, patience) = (Instant::now(), Duration::from_secs(30));
-        let progress = Progress::begin();
-        let upload = |pause| {
-            let progress = progress.clone();
-            async move {
-                for _ in 0..5 {
-                    tokio::time::sleep(Duration::from_secs(pause)).await;
-                    progress.moved();
-                }
-            }
-        };
-        assert!(within(began + patience, Some(&progress), patience, upload(29)).await.is_some());
-        assert_eq!(began.elapsed(), Duration::from_secs(5 * 29));
-        assert!(within(Instant::now() + patience, Some(&progress), patience, upload(31)).await.is_none());
-        assert!(within(Instant::now() + patience, None, patience, upload(7)).await.is_none(), "no body, no more time");
-    }
+fn refusal_in(error: &std::io::Error) -> Option<TunnelRefusal> {
+    error.get_ref()?.downcast_ref::<TunnelRefusal>().copied()
 }

@@ -6,30 +6,39 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
-use http::{Request, Response};
-use hyper::body::Incoming;
+use http::StatusCode;
 use starling_core::id::{InstanceKey, NodeId};
 use starling_core::observe::SpanKind;
 use starling_core::view::InstanceView;
 use starling_net::TunnelRefusal;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::Instant;
 
-use crate::body::{Carried, Home, ReplyBody};
-use crate::exchange::{Outgoing, Way, check_protocol, exchange};
-use crate::http1;
-use crate::mesh::Knock;
+use crate::client::{Client, Outgoing};
+use crate::exchange::{Attempt, Way, check_protocol};
+use crate::h1::response::Asked;
+use crate::mesh::{Arrival, Knock, Stream};
 use crate::pool::{Gauge, Pool};
 use crate::reason::{Reason, Refused};
-use crate::serve::{Lifetime, serve};
+use crate::relay::{Arrived, Home};
+use crate::serve::{Door, Lifetime, serve};
 use crate::stack::{Carrier, describe};
-use crate::trace::{Context, OpenSpan};
+use crate::trace::OpenSpan;
 
-/// Takes tunnels until there are no more or the proxy stops.
-pub(crate) async fn run<T: Knock>(carrier: Arc<Carrier>, mut tunnels: mpsc::Receiver<T>, mut lifetime: Lifetime) {
+/// A tunnel on its way to the worker that serves it, with its place among the tunnels.
+pub(crate) type Taken = (Arrival, OwnedSemaphorePermit);
+
+/// Takes tunnels and deals them to the workers in turn until there are no more or the proxy stops.
+pub(crate) async fn run<T: Knock>(
+    carrier: Arc<Carrier>,
+    mut tunnels: mpsc::Receiver<T>,
+    workers: Vec<mpsc::Sender<Taken>>,
+    mut lifetime: Lifetime,
+) {
     let places = Arc::new(Semaphore::new(carrier.settings.max_tunnels));
-    loop {
+    for turn in 0.. {
         let knock = tokio::select! {
             knock = tunnels.recv() => match knock {
                 Some(knock) => knock,
@@ -38,24 +47,13 @@ pub(crate) async fn run<T: Knock>(carrier: Arc<Carrier>, mut tunnels: mpsc::Rece
             () = lifetime.draining() => break,
         };
         // Refused, the caller's sidecar knows that nothing was forwarded, and tries another instance.
-        let Ok(place) = places.clone().try_acquire_owned() else {
+        let (Ok(place), Ok(worker)) = (places.clone().try_acquire_owned(), workers[turn % workers.len()].try_reserve())
+        else {
             carrier.connections.tunnels_refused.fetch_add(1, Relaxed);
             knock.refuse(TunnelRefusal::Busy);
             continue;
         };
-        let arrival = knock.take();
-        let (carrier, lifetime) = (carrier.clone(), lifetime.clone());
-        tokio::spawn(async move {
-            let _place = place;
-            let _counted = Gauge::count(&carrier.connections.tunnels);
-            let tunnel = Arc::new(Tunnel { from: arrival.from, to: arrival.to, pool: Arc::default() });
-            let shared = carrier.clone();
-            let answer = move |request| {
-                let (carrier, tunnel) = (shared.clone(), tunnel.clone());
-                async move { deliver(&carrier, &tunnel, request).await }
-            };
-            serve(arrival.stream, &carrier.settings, lifetime, answer).await;
-        });
+        worker.send((knock.take(), place));
     }
     tunnels.close();
     while let Ok(knock) = tunnels.try_recv() {
@@ -63,56 +61,63 @@ pub(crate) async fn run<T: Knock>(carrier: Arc<Carrier>, mut tunnels: mpsc::Rece
     }
 }
 
+/// Serves what [`run`] deals to this worker.
+pub(crate) async fn serve_dealt(carrier: Arc<Carrier>, mut dealt: mpsc::Receiver<Taken>, lifetime: Lifetime) {
+    while let Some((arrival, place)) = dealt.recv().await {
+        let (carrier, lifetime) = (carrier.clone(), lifetime.clone());
+        tokio::spawn(async move {
+            let _place = place;
+            let _counted = Gauge::count(&carrier.connections.tunnels);
+            let tunnel = Tunnel { from: arrival.from, to: arrival.to, pool: Arc::default() };
+            serve(arrival.stream, &carrier, Door::Tunnel(tunnel), lifetime).await;
+        });
+    }
+}
+
 /// One tunnel.
-struct Tunnel {
-    from: NodeId,
-    to: InstanceKey,
+pub(crate) struct Tunnel {
+    pub(crate) from: NodeId,
+    pub(crate) to: InstanceKey,
     pool: Arc<Pool>,
 }
 
-async fn deliver(carrier: &Carrier, tunnel: &Tunnel, request: Request<Incoming>) -> Response<ReplyBody> {
-    let arrived = Instant::now();
-    let response = steps(carrier, tunnel, request, arrived).await.unwrap_or_else(|refused| refused.into_response(None));
+/// Counts a response that goes back through a tunnel.
+pub(crate) fn record(carrier: &Carrier, tunnel: &Tunnel, status: StatusCode, took: Duration) {
     if carrier.mesh.view().service(&tunnel.to.service).is_some() {
-        let entry = carrier.directory.entry(&tunnel.to.service, &carrier.settings);
-        entry.metrics.inbound.record(response.status(), arrived.elapsed());
+        carrier.directory.entry(&tunnel.to.service, &carrier.settings).metrics.inbound.record(status, took);
     } else {
-        carrier.directory.unknown().inbound.record(response.status(), arrived.elapsed());
+        carrier.directory.unknown().inbound.record(status, took);
     }
-    response
 }
 
-async fn steps(
+/// Brings a request to an instance of this node.
+pub(crate) async fn deliver<S: Stream>(
     carrier: &Carrier,
     tunnel: &Tunnel,
-    request: Request<Incoming>,
-    arrived: Instant,
-) -> Result<Response<ReplyBody>, Refused> {
-    let settings = &carrier.settings;
-    let deadline = arrived + settings.request_timeout();
-    let instance = owned_instance(carrier, &tunnel.to)?;
-    let (mut head, body) = request.into_parts();
-    let context = Context::receive(&mut head.headers);
-    http1::check_framing(&mut head.headers).map_err(|why| Refused::new(Reason::Unsupported, why))?;
-    http1::clean_request(&mut head.headers, &tunnel.from);
+    instance: &InstanceView,
+    client: &mut Client<S>,
+    outgoing: &mut Outgoing,
+    asked: &Asked,
+    deadline: Instant,
+) -> Result<Arrived, Refused> {
+    let context = outgoing.request.context;
     let mut span = OpenSpan::begin(&context, SpanKind::Server, carrier.mesh.me(), carrier.mesh.spans());
-    let mut outgoing = Outgoing::hold(head, body, settings.max_replay_bytes, deadline).await?;
     span.describe(|span| {
-        describe(span, &tunnel.to.service, &outgoing);
+        describe(span, &tunnel.to.service, outgoing);
         span.attributes.insert("instance".into(), tunnel.to.instance.to_string());
         span.attributes.insert("client.node".into(), tunnel.from.to_string());
     });
     let way = Way::Address(&instance.instance.address);
-    match exchange(carrier, &tunnel.pool, way, &mut outgoing, &context, span.id(), deadline).await {
-        Ok((response, sender)) => {
-            let status = response.status();
+    let attempt = Attempt { carrier, pool: &tunnel.pool, way, span: span.id(), deadline };
+    match attempt.exchange(client, outgoing, asked).await {
+        Ok((response, upstream)) => {
             span.describe(|span| {
-                span.status = Some(status.as_u16());
-                span.error = status.is_server_error().then(|| status.as_str().to_owned());
+                span.status = Some(response.status.as_u16());
+                span.error = response.status.is_server_error().then(|| response.status.as_str().to_owned());
             });
-            let carried = Carried { sender, home: Home::Tunnel(tunnel.pool.clone()), spans: [Some(span), None] };
-            Ok(response.map(|body| ReplyBody::Carried(body, Some(carried))))
+            Ok(Arrived { response, upstream, home: Home::Tunnel(tunnel.pool.clone()), spans: [Some(span), None] })
         }
+        Err(failure) if failure.reason == Reason::Gone => Err(Refused::new(failure.reason, failure.why)),
         Err(failure) => {
             span.fail(&failure.why);
             Err(Refused::new(failure.reason, failure.why).of(&tunnel.to.service))
@@ -121,7 +126,7 @@ async fn steps(
 }
 
 /// The instance, if it is this node's to deliver to; asked for every request, since a tunnel may outlive it.
-fn owned_instance(carrier: &Carrier, key: &InstanceKey) -> Result<InstanceView, Refused> {
+pub(crate) fn owned_instance(carrier: &Carrier, key: &InstanceKey) -> Result<InstanceView, Refused> {
     let me = carrier.mesh.me();
     let view = carrier.mesh.view();
     let owned = view.instance(key).filter(|instance| instance.owner() == me);

@@ -9,33 +9,39 @@
 //!                                           '------TCP, instance on this host or on one without a node------^
 //! ```
 //!
+//! Requests are carried by threads of their own (`workers`), one a core: control work never delays a request, and a
+//! request never crosses a thread. One task carries a request from its first byte to its last, over both connections.
+//!
 //! | Room | What it does |
 //! |---|---|
 //! | `stack` | what happens to a request, in order: read this first |
 //! | `outbound`, `inbound`, `serve` | the listener for applications, tunnels from other nodes, one connection |
-//! | `exchange`, `pool` | one attempt; idle connections |
-//! | `http1`, `body`, `reason` | what passes and what does not; bodies on their way; the sidecar's own answers |
+//! | `client`, `exchange`, `relay`, `pool` | a request on its way; one attempt; a response on its way; connections to instances |
+//! | `h1`, `reason` | HTTP/1.1 as a proxy needs it; the sidecar's own answers |
 //! | `directory` | what is remembered of each service: candidates, budget, counters |
 //! | `trace`, `metrics`, `clock` | what can be seen; the rim's clock and dice |
 //! | [`mesh`] | the node, as far as it is needed here |
 
-mod body;
+mod client;
 mod clock;
 mod directory;
 mod exchange;
-mod http1;
+mod h1;
 mod inbound;
 pub mod mesh;
 mod metrics;
 mod outbound;
 mod pool;
 mod reason;
+mod relay;
 mod serve;
 mod settings;
 mod stack;
 mod trace;
+mod workers;
 
 use std::convert::Infallible;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,7 +50,7 @@ pub use settings::ProxySettings;
 use starling_core::observe::MetricSource;
 use starling_net::{Handle, IncomingTunnel};
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::clock::Clock;
 use crate::directory::Directory;
@@ -52,6 +58,9 @@ use crate::mesh::{Knock, Mesh};
 use crate::metrics::Connections;
 use crate::serve::{Lifetime, Phase};
 use crate::stack::Carrier;
+
+/// The most tunnels that wait for one worker.
+const DEALT: usize = 256;
 
 /// Why the data plane could not start; nothing was started.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +76,9 @@ pub enum StartError {
         /// The system's reason.
         error: std::io::Error,
     },
+    /// A thread could not be started.
+    #[error("cannot start a worker: {0}")]
+    Worker(io::Error),
 }
 
 /// A running data plane. Dropping it drops every connection; [`Proxy::drain`] lets them finish.
@@ -115,8 +127,19 @@ impl Proxy {
         let (phase, phase_seen) = watch::channel(Phase::Running);
         let (alive_held, alive) = mpsc::channel(1);
         let lifetime = Lifetime::new(phase_seen, alive_held);
-        tokio::spawn(outbound::run(carrier.clone(), listener, lifetime.clone()));
-        tokio::spawn(inbound::run(carrier.clone(), tunnels, lifetime.clone()));
+        let listener = listener.into_std().map_err(failed)?;
+        let places = Arc::new(Semaphore::new(carrier.settings.max_connections));
+        let count = if carrier.settings.workers == 0 { workers::usual() } else { carrier.settings.workers };
+        let mut dealt = Vec::with_capacity(count);
+        for number in 0..count {
+            let (carrier, lifetime, places) = (carrier.clone(), lifetime.clone(), places.clone());
+            let listener = listener.try_clone().map_err(failed)?;
+            let phase = phase.subscribe();
+            let life = move |tunnels| work(carrier, listener, places, tunnels, lifetime, phase);
+            dealt.push(workers::start(number, DEALT, life).map_err(StartError::Worker)?.work);
+        }
+        drop(listener);
+        tokio::spawn(inbound::run(carrier.clone(), tunnels, dealt, lifetime.clone()));
         tokio::spawn(sweep(carrier.clone(), lifetime));
         Ok(Proxy { local_addr, carrier, phase, alive })
     }
@@ -139,6 +162,23 @@ impl Proxy {
         self.phase.send_replace(Phase::Stopped);
         finished
     }
+}
+
+/// What one worker does until the proxy stops, or has drained and nothing is left to do.
+async fn work(
+    carrier: Arc<Carrier>,
+    listener: std::net::TcpListener,
+    places: Arc<Semaphore>,
+    tunnels: mpsc::Receiver<inbound::Taken>,
+    lifetime: Lifetime,
+    mut phase: watch::Receiver<Phase>,
+) {
+    match TcpListener::from_std(listener) {
+        Ok(listener) => _ = tokio::spawn(outbound::run(carrier.clone(), listener, places, lifetime.clone())),
+        Err(error) => tracing::error!(%error, "a worker cannot listen"),
+    }
+    tokio::spawn(inbound::serve_dealt(carrier, tunnels, lifetime));
+    serve::reached(&mut phase, Phase::Stopped).await;
 }
 
 /// Closes connections that have been idle for too long and forgets services that are gone.

@@ -8,15 +8,14 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::pool::Gauge;
-use crate::serve::{Lifetime, serve};
-use crate::stack::{Carrier, carry};
+use crate::serve::{Door, Lifetime, serve};
+use crate::stack::Carrier;
 
 /// Pause after a failed accept: it is nearly always a lack of file descriptors, which only time mends.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Accepts connections until the proxy drains.
-pub(crate) async fn run(carrier: Arc<Carrier>, listener: TcpListener, mut lifetime: Lifetime) {
-    let places = Arc::new(Semaphore::new(carrier.settings.max_connections));
+pub(crate) async fn run(carrier: Arc<Carrier>, listener: TcpListener, places: Arc<Semaphore>, mut lifetime: Lifetime) {
     loop {
         let accepted = tokio::select! {
             accepted = accept(&carrier, &listener, &places) => accepted,
@@ -27,12 +26,7 @@ pub(crate) async fn run(carrier: Arc<Carrier>, listener: TcpListener, mut lifeti
         tokio::spawn(async move {
             let _place = place;
             let _counted = Gauge::count(&carrier.connections.outbound);
-            let shared = carrier.clone();
-            let answer = move |request| {
-                let carrier = shared.clone();
-                async move { carry(&carrier, request).await }
-            };
-            serve(stream, &carrier.settings, lifetime, answer).await;
+            serve(stream, &carrier, Door::Application, lifetime).await;
         });
     }
 }

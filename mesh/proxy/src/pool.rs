@@ -1,76 +1,110 @@
-//! Idle connections, and making new ones.
+//! Connections to instances: idle ones, and opening new ones.
 
-use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use hyper::client::conn::http1::{self, SendRequest};
-use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 
-use crate::body::RequestBody;
+use crate::h1::Buffer;
 use crate::mesh::Stream;
-use crate::settings::ProxySettings;
+use crate::workers;
 
-/// The sending half of an HTTP/1.1 connection.
-pub(crate) type Sender = SendRequest<RequestBody>;
-
-/// How long to wait for a connection that has just given its last byte and is about to be idle.
-const SETTLE: Duration = Duration::from_millis(20);
 /// The most idle connections when nobody has said otherwise: a tunnel carries one request at a time.
 const DEFAULT_MAX_IDLE: usize = 64;
 
+/// The bytes' way to an instance.
+pub(crate) enum Pipe {
+    /// Straight there.
+    Tcp(TcpStream),
+    /// Through the node that owns it.
+    Tunnel(Box<dyn Stream>),
+}
+
+/// A connection to an instance.
+pub(crate) struct Upstream {
+    pub(crate) pipe: Pipe,
+    /// What came from there.
+    pub(crate) buffer: Buffer,
+    _open: Counted,
+}
+
+impl Upstream {
+    pub(crate) fn new(pipe: Pipe, open: &Arc<Gauge>) -> Self {
+        Self { pipe, buffer: Buffer::default(), _open: Gauge::count(open) }
+    }
+
+    /// Whether it is still open and silent, as an idle connection must be. One that speaks unasked is not trusted.
+    fn is_usable(&mut self) -> bool {
+        let mut cx = Context::from_waker(Waker::noop());
+        self.buffer.is_empty() && self.buffer.poll_fill(&mut self.pipe, &mut cx, usize::MAX).is_pending()
+    }
+}
+
 /// The idle connections to one instance, newest last: the newest is the least likely to have been closed.
-#[derive(Debug)]
+#[derive(Default)]
 pub(crate) struct Pool {
     idle: Mutex<Vec<Idle>>,
-    max_idle: AtomicI64,
+    max_idle: MaxIdle,
 }
 
-#[derive(Debug)]
+struct MaxIdle(AtomicUsize);
+
 struct Idle {
-    sender: Sender,
+    upstream: Upstream,
     since: Instant,
+    /// The worker that waits for its bytes; a connection stays with its worker.
+    worker: usize,
 }
 
-impl Default for Pool {
+impl Default for MaxIdle {
     fn default() -> Self {
-        Self { idle: Mutex::default(), max_idle: AtomicI64::new(DEFAULT_MAX_IDLE as i64) }
+        Self(AtomicUsize::new(DEFAULT_MAX_IDLE))
+    }
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pool").field("idle", &self.lock().len()).finish()
     }
 }
 
 impl Pool {
     /// Sets how many are kept.
     pub(crate) fn limit(&self, max_idle: usize) {
-        self.max_idle.store(max_idle as i64, Relaxed);
+        self.max_idle.0.store(max_idle, Relaxed);
     }
 
-    /// The newest idle connection that works; older and closed ones are dropped on the way.
-    pub(crate) async fn take(&self, idle_timeout: Duration) -> Option<Sender> {
+    /// This worker's newest idle connection that works; older and closed ones are dropped on the way.
+    pub(crate) fn take(&self, idle_timeout: Duration) -> Option<Upstream> {
+        let worker = workers::current();
         loop {
-            let Idle { mut sender, since } = self.lock().pop()?;
-            if sender.is_closed() || since.elapsed() >= idle_timeout {
-                continue;
-            }
-            if sender.is_ready() || matches!(tokio::time::timeout(SETTLE, sender.ready()).await, Ok(Ok(()))) {
-                return Some(sender);
+            let mut idle = self.lock();
+            let at = idle.iter().rposition(|idle| idle.worker == worker)?;
+            let Idle { mut upstream, since, .. } = idle.remove(at);
+            drop(idle);
+            if since.elapsed() < idle_timeout && upstream.is_usable() {
+                return Some(upstream);
             }
         }
     }
 
     /// Keeps a connection whose response has been read to its end.
-    pub(crate) fn put(&self, sender: Sender) {
-        if sender.is_closed() {
-            return;
-        }
+    pub(crate) fn put(&self, mut upstream: Upstream) {
+        upstream.buffer.release();
         let mut idle = self.lock();
-        if (idle.len() as i64) < self.max_idle.load(Relaxed) {
-            idle.push(Idle { sender, since: Instant::now() });
+        if idle.len() < self.max_idle.0.load(Relaxed) {
+            idle.push(Idle { upstream, since: Instant::now(), worker: workers::current() });
         }
     }
 
     /// Closes what has been idle for too long.
     pub(crate) fn sweep(&self, idle_timeout: Duration) {
-        self.lock().retain(|idle| !idle.sender.is_closed() && idle.since.elapsed() < idle_timeout);
+        self.lock().retain(|idle| idle.since.elapsed() < idle_timeout);
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Idle>> {
@@ -78,27 +112,47 @@ impl Pool {
     }
 }
 
-/// Speaks HTTP/1.1 over a stream. The connection lives until its sender is dropped or either side closes it.
-pub(crate) async fn handshake(
-    stream: Box<dyn Stream>,
-    settings: &ProxySettings,
-    open: &Arc<Gauge>,
-) -> Result<Sender, hyper::Error> {
-    let (sender, connection) = http1::Builder::new()
-        .max_buf_size(settings.max_head_bytes)
-        .max_header_size(settings.max_head_bytes)
-        .max_headers(settings.max_headers)
-        .handshake(TokioIo::new(stream))
-        .await?;
-    let counted = Gauge::count(open);
-    tokio::spawn(async move {
-        let _counted = counted;
-        // Its errors reach whoever waits for a response; without one there is nobody to tell.
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "connection to an instance ended");
+impl AsyncRead for Pipe {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Self::Tunnel(stream) => Pin::new(stream).poll_read(cx, buffer),
         }
-    });
-    Ok(sender)
+    }
+}
+
+impl AsyncWrite for Pipe {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Tunnel(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, parts),
+            Self::Tunnel(stream) => Pin::new(stream).poll_write_vectored(cx, parts),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tunnel(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tunnel(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
 }
 
 /// A number that goes up and down.

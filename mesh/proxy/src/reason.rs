@@ -6,20 +6,19 @@
 
 use std::fmt::Write;
 
-use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Response, StatusCode, header};
+use http::StatusCode;
 use serde::Serialize;
 use starling_core::id::ServiceKey;
 use starling_core::observe::TraceId;
 use starling_core::registry::Health;
 use starling_core::view::{ServiceView, Usability};
 
-use crate::body::ReplyBody;
+use crate::h1::{fields, response};
 
 /// Why the sidecar answered itself.
-pub(crate) const REASON: HeaderName = HeaderName::from_static("x-starling-reason");
+const REASON: &[u8] = b"x-starling-reason";
 /// The trace of the request, for `starling trace ID`.
-pub(crate) const TRACE: HeaderName = HeaderName::from_static("x-starling-trace");
+pub(crate) const TRACE: &[u8] = b"x-starling-trace";
 /// Longest reason in a header; the body has all of it.
 const MAX_HEADER_REASON: usize = 400;
 
@@ -28,8 +27,12 @@ const MAX_HEADER_REASON: usize = 400;
 pub(crate) enum Reason {
     /// The request cannot be carried as it is.
     BadRequest,
+    /// The head has more bytes or fields than are taken.
+    HeadTooLarge,
     /// The client took too long to send the body.
     SlowRequest,
+    /// The client went away; nobody is there to be told.
+    Gone,
     /// The host is not of this mesh.
     NotMesh,
     /// It passed too many sidecars.
@@ -51,9 +54,11 @@ pub(crate) enum Reason {
 }
 
 impl Reason {
-    const ALL: [Reason; 11] = [
+    const ALL: [Reason; 13] = [
         Self::BadRequest,
+        Self::HeadTooLarge,
         Self::SlowRequest,
+        Self::Gone,
         Self::NotMesh,
         Self::Loop,
         Self::Unsupported,
@@ -68,7 +73,9 @@ impl Reason {
     pub(crate) fn code(self) -> &'static str {
         match self {
             Self::BadRequest => "bad_request",
+            Self::HeadTooLarge => "head_too_large",
             Self::SlowRequest => "slow_request",
+            Self::Gone => "client_gone",
             Self::NotMesh => "not_a_mesh_name",
             Self::Loop => "loop",
             Self::Unsupported => "unsupported",
@@ -84,7 +91,8 @@ impl Reason {
     fn status(self) -> StatusCode {
         match self {
             Self::BadRequest => StatusCode::BAD_REQUEST,
-            Self::SlowRequest => StatusCode::REQUEST_TIMEOUT,
+            Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::SlowRequest | Self::Gone => StatusCode::REQUEST_TIMEOUT,
             Self::NotMesh => StatusCode::MISDIRECTED_REQUEST,
             Self::Loop => StatusCode::LOOP_DETECTED,
             Self::Unsupported => StatusCode::NOT_IMPLEMENTED,
@@ -96,12 +104,12 @@ impl Reason {
 
     /// Whether it is certain that no application saw the request.
     pub(crate) fn is_unsent(self) -> bool {
-        !matches!(self, Self::Reset | Self::TimedOut)
+        !matches!(self, Self::Reset | Self::TimedOut | Self::Gone)
     }
 
     /// Reads another sidecar's header; an unknown code counts as [`Reason::Reset`], which promises nothing.
-    pub(crate) fn read(value: &HeaderValue) -> (Self, String) {
-        let text = String::from_utf8_lossy(value.as_bytes());
+    pub(crate) fn read(value: &[u8]) -> (Self, String) {
+        let text = String::from_utf8_lossy(value);
         let (code, sentence) = text.split_once(": ").unwrap_or((&text, ""));
         let reason = Self::ALL.into_iter().find(|reason| reason.code() == code).unwrap_or(Self::Reset);
         (reason, sentence.to_owned())
@@ -144,8 +152,13 @@ impl Refused {
         self
     }
 
-    /// The response that says all this.
-    pub(crate) fn into_response(self, trace: Option<TraceId>) -> Response<ReplyBody> {
+    /// Its status.
+    pub(crate) fn status(&self) -> StatusCode {
+        self.reason.status()
+    }
+
+    /// Writes the response that says all this.
+    pub(crate) fn write(&self, trace: Option<TraceId>, close: bool, head_only: bool, out: &mut Vec<u8>) {
         let explanation = Explanation {
             error: self.reason.code(),
             why: &self.why,
@@ -156,32 +169,32 @@ impl Refused {
         // A struct of strings always becomes JSON; an empty body would still leave the header.
         let mut json = serde_json::to_vec(&explanation).unwrap_or_default();
         json.push(b'\n');
-        let mut response = Response::new(ReplyBody::own(Bytes::from(json)));
-        *response.status_mut() = self.reason.status();
-        let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        headers.insert(REASON, self.header());
+        let status = self.status();
+        let phrase = status.canonical_reason().unwrap_or_default();
+        out.extend_from_slice(format!("HTTP/1.1 {} {phrase}\r\n", status.as_str()).as_bytes());
+        fields::write(out, b"content-type", b"application/json");
+        fields::write_number(out, b"content-length", json.len() as u64);
+        fields::write(out, REASON, self.header().as_bytes());
         if let Some(trace) = trace {
-            insert_trace(headers, trace);
+            fields::write(out, TRACE, trace.to_string().as_bytes());
         }
-        response
+        response::write_date(out);
+        if close {
+            fields::write(out, b"connection", b"close");
+        }
+        out.extend_from_slice(b"\r\n");
+        if !head_only {
+            out.extend_from_slice(&json);
+        }
     }
 
-    fn header(&self) -> HeaderValue {
+    fn header(&self) -> String {
         let mut text = format!("{}: {}", self.reason.code(), self.why);
         for tried in &self.tried {
             let _ = write!(text, "; tried {} at {}: {}", tried.instance, tried.node, tried.error);
         }
         let printable = |c: char| if c == ' ' || c.is_ascii_graphic() { c } else { '?' };
-        let text: String = text.chars().take(MAX_HEADER_REASON).map(printable).collect();
-        HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static("unprintable"))
-    }
-}
-
-/// Tells the caller which trace its request belongs to.
-pub(crate) fn insert_trace(headers: &mut http::HeaderMap, trace: TraceId) {
-    if let Ok(value) = HeaderValue::from_str(&trace.to_string()) {
-        headers.insert(TRACE, value);
+        text.chars().take(MAX_HEADER_REASON).map(printable).collect()
     }
 }
 

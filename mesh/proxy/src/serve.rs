@@ -1,20 +1,32 @@
-//! Serving HTTP/1.1 on one connection until it, or the proxy, ends.
+//! Serving HTTP/1.1 on one connection until it, or the proxy, ends: requests in, answers out, one after the other.
 
 use std::convert::Infallible;
-use std::future::Future;
-use std::pin::pin;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::{Request, Response};
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use starling_core::observe::TraceId;
+use tokio::io::AsyncWriteExt;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
-use crate::body::ReplyBody;
+use crate::client::{Client, Outgoing};
+use crate::h1::buffer::LARGE;
+use crate::h1::request::{Request, Rules};
+use crate::h1::response::Asked;
+use crate::h1::{Framing, fields};
+use crate::inbound::{self, Tunnel};
 use crate::mesh::Stream;
-use crate::settings::ProxySettings;
+use crate::reason::{Reason, Refused, TRACE};
+use crate::relay::{self, Arrived, Broken, Relay};
+use crate::stack::{self, Carrier, Known};
+use crate::trace;
+
+/// How long a client that is refused may go on sending what it has begun, and how much: closing while it sends would
+/// take the answer away from it again.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES: usize = 256 * 1024;
 
 /// How far the proxy's end has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,59 +52,317 @@ impl Lifetime {
 
     /// Returns when nothing new is to be taken.
     pub(crate) async fn draining(&mut self) {
-        self.reached(Phase::Draining).await;
+        reached(&mut self.phase, Phase::Draining).await;
     }
 
-    async fn reached(&mut self, phase: Phase) {
-        // An error means that the proxy was dropped without being drained: that is the end too.
-        let _ = self.phase.wait_for(|now| *now >= phase).await;
-    }
-
-    fn is_stopped(&self) -> bool {
-        *self.phase.borrow() == Phase::Stopped || self.phase.has_changed().is_err()
+    fn is_draining(phase: &watch::Receiver<Phase>) -> bool {
+        *phase.borrow() >= Phase::Draining
     }
 }
 
-/// Answers the requests that come by `stream`.
-pub(crate) async fn serve<S, F, R>(stream: S, settings: &ProxySettings, mut lifetime: Lifetime, answer: F)
-where
-    S: Stream,
-    F: Fn(Request<Incoming>) -> R,
-    R: Future<Output = Response<ReplyBody>>,
-{
-    let service = service_fn(|request| {
-        let answering = answer(request);
-        async move { Ok::<_, Infallible>(answering.await) }
-    });
-    let mut connection = pin!(
-        http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(Duration::from_millis(settings.header_timeout_ms))
-            .max_buf_size(settings.max_head_bytes)
-            .max_header_size(settings.max_head_bytes)
-            .max_headers(settings.max_headers)
-            .serve_connection(TokioIo::new(stream), service)
-    );
-    {
-        let mut draining = pin!(lifetime.draining());
-        tokio::select! {
-            biased;
-            ended = connection.as_mut() => return log_end(ended),
-            () = draining.as_mut() => {}
+/// Returns when the proxy's end has come so far. It does not hear of who waits here.
+pub(crate) async fn reached(phase: &mut watch::Receiver<Phase>, awaited: Phase) {
+    // An error means that the proxy was dropped without being drained: that is the end too.
+    let _ = phase.wait_for(|now| *now >= awaited).await;
+}
+
+/// Where requests come from.
+pub(crate) enum Door {
+    /// An application of this host.
+    Application,
+    /// Another node, for one instance of this one.
+    Tunnel(Tunnel),
+}
+
+/// Answers the requests that come by `io`.
+pub(crate) async fn serve<S: Stream>(io: S, carrier: &Carrier, door: Door, mut lifetime: Lifetime) {
+    let phase = lifetime.phase.clone();
+    let mut draining = pin!(lifetime.draining());
+    let mut connection =
+        Connection { client: Client::new(io), carrier, door, head: Vec::new(), host: Vec::new(), known: None };
+    loop {
+        let request = match connection.next(draining.as_mut()).await {
+            Next::Request(request) => request,
+            Next::End => return,
+            Next::Bad(refused) => {
+                connection.refuse_head(refused).await;
+                return;
+            }
+        };
+        if !connection.answer(request, &phase).await {
+            return;
         }
     }
-    if lifetime.is_stopped() {
-        return;
+}
+
+/// What a connection brings next.
+enum Next {
+    Request(Request),
+    End,
+    Bad(Refused),
+}
+
+/// What is remembered of a request that has been read.
+pub(crate) struct Facts {
+    pub(crate) context: trace::Context,
+    pub(crate) method: http::Method,
+    pub(crate) arrived: Instant,
+}
+
+struct Connection<'a, S> {
+    client: Client<S>,
+    carrier: &'a Carrier,
+    door: Door,
+    /// The head to be sent on, written anew for each request.
+    head: Vec<u8>,
+    host: Vec<u8>,
+    /// Where the last request went: the next one nearly always goes there too.
+    known: Option<Known>,
+}
+
+impl<S: Stream> Connection<'_, S> {
+    /// Waits for a request's head.
+    async fn next(&mut self, mut draining: Pin<&mut impl Future<Output = ()>>) -> Next {
+        self.client.alarm.set(Instant::now() + Duration::from_millis(self.carrier.settings.header_timeout_ms));
+        let mut tried = 0;
+        poll_fn(|cx| self.poll_next(&mut tried, draining.as_mut(), cx)).await
     }
-    connection.as_mut().graceful_shutdown();
-    tokio::select! {
-        ended = connection.as_mut() => log_end(ended),
-        () = lifetime.reached(Phase::Stopped) => {}
+
+    fn poll_next(
+        &mut self,
+        tried: &mut usize,
+        draining: Pin<&mut impl Future<Output = ()>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Next> {
+        let most = self.carrier.settings.max_head_bytes;
+        loop {
+            let data = self.client.buffer.data();
+            if data.len() > *tried && may_be_whole(data, *tried) {
+                *tried = data.len();
+                match self.read() {
+                    Ok(None) => {}
+                    Ok(Some(request)) => return Poll::Ready(Next::Request(request)),
+                    Err(refused) => return Poll::Ready(Next::Bad(refused)),
+                }
+            }
+            match self.client.buffer.poll_fill(&mut self.client.io, cx, most) {
+                Poll::Ready(Ok(1..)) => {}
+                Poll::Ready(Err(error)) if error.kind() == std::io::ErrorKind::QuotaExceeded => {
+                    let why = format!("the request's head has more than {most} bytes");
+                    return Poll::Ready(Next::Bad(Refused::new(Reason::HeadTooLarge, why)));
+                }
+                Poll::Ready(_) => return Poll::Ready(Next::End),
+                Poll::Pending => break,
+            }
+        }
+        if self.client.buffer.is_empty() {
+            self.client.buffer.release();
+            if draining.poll(cx).is_ready() {
+                return Poll::Ready(Next::End);
+            }
+        }
+        self.client.alarm.poll(cx).map(|()| Next::End)
+    }
+
+    fn read(&mut self) -> Result<Option<Request>, Refused> {
+        let caller = match &self.door {
+            Door::Application => self.carrier.mesh.me(),
+            Door::Tunnel(tunnel) => &tunnel.from,
+        };
+        let counts_hop = matches!(self.door, Door::Application);
+        let rules = Rules { settings: &self.carrier.settings, caller, counts_hop };
+        Request::read(self.client.buffer.data(), &rules, &mut self.head, &mut self.host)
+    }
+
+    /// Answers one request. Whether the connection goes on after it.
+    async fn answer(&mut self, request: Request, phase: &watch::Receiver<Phase>) -> bool {
+        let arrived = Instant::now();
+        self.client.buffer.consume(request.length);
+        let asked = Asked {
+            head_only: request.method == http::Method::HEAD,
+            upgrades: request.upgrades,
+            http_10: request.http_10,
+        };
+        let facts = Facts { context: request.context, method: request.method.clone(), arrived };
+        let wants_more = request.keep_alive;
+        let bodiless = matches!(request.framing, Framing::Empty | Framing::Length(0));
+        let mut outgoing = None;
+        let outcome = self.carry(request, &mut outgoing, &asked, arrived).await;
+        let keep_alive = wants_more && !Lifetime::is_draining(phase);
+        let go_on = match (outcome, &mut outgoing) {
+            (Ok(response), Some(outgoing)) => {
+                self.record(response.response.status, arrived);
+                self.deliver(response, outgoing, &asked, facts.context.trace, keep_alive).await
+            }
+            // A response comes only to what was sent.
+            (Ok(_), None) => false,
+            (Err(refused), _) if refused.reason == Reason::Gone => false,
+            (Err(refused), outgoing) => {
+                let whole = outgoing.as_ref().map_or(bodiless, |outgoing| outgoing.is_taken());
+                self.turn_away(&refused, &facts, keep_alive && whole, asked.head_only).await
+            }
+        };
+        if let Some(outgoing) = outgoing {
+            self.head = outgoing.into_head();
+        }
+        go_on
+    }
+
+    async fn carry(
+        &mut self,
+        request: Request,
+        outgoing: &mut Option<Outgoing>,
+        asked: &Asked,
+        arrived: Instant,
+    ) -> Result<Arrived, Refused> {
+        let (carrier, client) = (self.carrier, &mut self.client);
+        let deadline = arrived + carrier.settings.request_timeout();
+        let max_held = carrier.settings.max_replay_bytes;
+        let head = std::mem::take(&mut self.head);
+        match &self.door {
+            Door::Application => {
+                let known = stack::find(carrier, &self.host, &mut self.known)?;
+                let held = Outgoing::hold(request, head, client, max_held, deadline).await;
+                let outgoing = outgoing.insert(held.map_err(|refused| refused.of(&known.key))?);
+                stack::carry(carrier, known, client, outgoing, asked, deadline).await
+            }
+            Door::Tunnel(tunnel) => {
+                let instance = inbound::owned_instance(carrier, &tunnel.to)?;
+                let outgoing = outgoing.insert(Outgoing::hold(request, head, client, max_held, deadline).await?);
+                inbound::deliver(carrier, tunnel, &instance, client, outgoing, asked, deadline).await
+            }
+        }
+    }
+
+    /// Answers in the place of an instance.
+    async fn turn_away(&mut self, refused: &Refused, facts: &Facts, go_on: bool, head_only: bool) -> bool {
+        self.record(refused.status(), facts.arrived);
+        let mut trace = None;
+        if matches!(self.door, Door::Application) {
+            trace = Some(facts.context.trace);
+            stack::note_refusal(self.carrier, self.known.as_ref(), refused, facts);
+        }
+        self.refuse(refused, trace, go_on, head_only).await && go_on
+    }
+
+    /// Sends an instance's response on.
+    async fn deliver(
+        &mut self,
+        arrived: Arrived,
+        outgoing: &mut Outgoing,
+        asked: &Asked,
+        trace: TraceId,
+        keep_alive: bool,
+    ) -> bool {
+        let Arrived { response, mut upstream, home, spans } = arrived;
+        let delivery = response.delivery(asked);
+        let client = &mut self.client;
+        if matches!(self.door, Door::Application) {
+            trace::write_id(TRACE, trace, &mut client.out);
+        }
+        if response.status == http::StatusCode::SWITCHING_PROTOCOLS {
+            client.out.extend_from_slice(b"\r\n");
+            let spliced = relay::splice(client, &mut upstream).await;
+            spans.into_iter().flatten().for_each(|span| match &spliced {
+                Ok(()) => span.end(),
+                Err(error) => span.fail(&format!("the connection broke off: {error}")),
+            });
+            return false;
+        }
+        let go_on = keep_alive && !response.ends_with_connection(asked);
+        if !go_on {
+            fields::write(&mut client.out, b"connection", b"close");
+        }
+        client.out.extend_from_slice(b"\r\n");
+        let mut relay = Relay::new(&response, delivery, outgoing);
+        match relay.receive(client, &mut upstream, outgoing).await {
+            Ok(()) => spans.into_iter().flatten().for_each(|span| span.end()),
+            Err(Broken::Instance(why)) => {
+                spans.into_iter().flatten().for_each(|span| span.fail(&format!("response broke off: {why}")));
+                return false;
+            }
+            // The spans are kept as cancelled.
+            Err(Broken::Client) => return false,
+        }
+        if relay.finish(client, &mut upstream, outgoing).await.is_err() {
+            return false;
+        }
+        client.out.clear();
+        if relay::is_reusable(&response, outgoing, &upstream) {
+            home.put(upstream);
+        }
+        if !outgoing.is_taken() {
+            self.linger().await;
+            return false;
+        }
+        if !go_on {
+            // What the client still hears is all there; an error here is a client that is gone.
+            let _ = self.client.io.shutdown().await;
+        }
+        go_on
+    }
+
+    fn record(&self, status: http::StatusCode, arrived: Instant) {
+        let took = arrived.elapsed();
+        match &self.door {
+            Door::Application => match &self.known {
+                Some(known) => known.entry.metrics.outbound.record(status, took),
+                None => self.carrier.directory.unknown().outbound.record(status, took),
+            },
+            Door::Tunnel(tunnel) => inbound::record(self.carrier, tunnel, status, took),
+        }
+    }
+
+    /// Answers what could not be read as a request, and closes.
+    async fn refuse_head(&mut self, refused: Refused) {
+        if matches!(self.door, Door::Application) {
+            let metrics = self.carrier.directory.unknown();
+            metrics.own_answers.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            metrics.outbound.record(refused.status(), Duration::ZERO);
+        }
+        self.refuse(&refused, None, false, false).await;
+    }
+
+    /// Sends the sidecar's own answer. Whether it went out.
+    async fn refuse(&mut self, refused: &Refused, trace: Option<TraceId>, go_on: bool, head_only: bool) -> bool {
+        self.client.out.clear();
+        refused.write(trace, !go_on, head_only, &mut self.client.out);
+        let sent = self.client.flush().await.is_ok();
+        if sent && !go_on {
+            self.linger().await;
+        }
+        sent
+    }
+
+    /// Lets the client finish what it is sending, within bounds, so that the answer is not lost with the connection.
+    async fn linger(&mut self) {
+        if self.client.io.shutdown().await.is_err() {
+            return;
+        }
+        self.client.alarm.set(Instant::now() + LINGER);
+        let mut passed = 0;
+        let client = &mut self.client;
+        poll_fn(|cx| {
+            while passed < LINGER_BYTES {
+                passed += client.buffer.data().len();
+                client.buffer.clear();
+                match client.buffer.poll_fill(&mut client.io, cx, LARGE) {
+                    Poll::Ready(Ok(1..)) => {}
+                    Poll::Ready(_) => return Poll::Ready(()),
+                    Poll::Pending => return client.alarm.poll(cx),
+                }
+            }
+            Poll::Ready(())
+        })
+        .await;
     }
 }
 
-fn log_end(ended: Result<(), hyper::Error>) {
-    if let Err(error) = ended {
-        tracing::debug!(%error, "connection ended");
+/// Whether a head may have ended in what came since the last try: heads that come byte by byte are not read as often.
+fn may_be_whole(data: &[u8], tried: usize) -> bool {
+    if tried == 0 {
+        return true;
     }
+    let news = &data[tried.saturating_sub(3)..];
+    news.windows(2).any(|pair| pair == b"\n\n") || news.windows(3).any(|three| three == b"\n\r\n")
 }

@@ -45,6 +45,11 @@ pub struct ProxySettings {
     /// Bodies of known length up to this are held in memory so that the request can be repeated.
     /// 0 to 16,777,216; default 65,536 (Linkerd).
     pub max_replay_bytes: usize,
+    /// Of the traces that begin here, one in so many is kept; a caller's own decision is respected, and failures are kept
+    /// always. 1 keeps all, 0 none; default 100, that is 1 %.
+    pub trace_one_in: u32,
+    /// How many threads carry requests, each with its own listener and connections. 0 (default): one for each core.
+    pub workers: usize,
     /// How many sidecars a request may pass before it is taken for a loop. 1 to 1,000; default 16.
     pub max_hops: u32,
     /// When retries are allowed.
@@ -70,6 +75,8 @@ impl Default for ProxySettings {
             max_retries: 2,
             retry_backoff_ms: 25,
             max_replay_bytes: 65_536,
+            trace_one_in: 100,
+            workers: 0,
             max_hops: 16,
             retry_budget: BudgetSettings::default(),
             breaker: BreakerSettings::default(),
@@ -102,6 +109,7 @@ impl ProxySettings {
             ("max_retries", u64::from(self.max_retries), 0, 10),
             ("retry_backoff_ms", self.retry_backoff_ms, 0, 10_000),
             ("max_replay_bytes", self.max_replay_bytes as u64, 0, 16 << 20),
+            ("workers", self.workers as u64, 0, 1_024),
             ("max_hops", u64::from(self.max_hops), 1, 1_000),
             ("retry_budget.percent", u64::from(self.retry_budget.percent), 0, 1_000),
             ("retry_budget.floor_per_s", u64::from(self.retry_budget.floor_per_s), 0, 10_000),

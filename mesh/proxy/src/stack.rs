@@ -2,11 +2,11 @@
 //!
 //! | # | Step | Why here |
 //! |---|---|---|
-//! | 1 | trace | everything below, refusals too, belongs to a trace the caller can ask for |
-//! | 2 | hop count | a loop must end before it costs anything |
+//! | 1 | read the head (`h1::request`) | framing that can be read in two ways, and a loop, end before they cost anything; fields of one connection are left out as the head is written anew, once, before any attempt sends it |
+//! | 2 | trace | everything below, refusals too, belongs to a trace the caller can ask for |
 //! | 3 | route | host to service; all later state is per service |
-//! | 4 | clean headers | once, before any attempt copies them |
-//! | 5 | hold a small body | decides whether the request can be repeated at all |
+//! | 4 | hold a small body | decides whether the request can be repeated at all |
+//! | 5 | retry budget: deposit | what is carried is what retries may be a share of |
 //! | 6 | deadline | over everything below, so that retries never add to what the caller waits |
 //! | 7 | retry: at most n, within the budget, not where it was | outside the choice: each attempt chooses anew, from the newest view |
 //! | 8 | balance, with the breakers in its draw | a broken instance is not drawn, rather than drawn and refused |
@@ -17,25 +17,26 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use http::{Request, Response, StatusCode};
-use hyper::body::Incoming;
+use http::StatusCode;
 use starling_core::balance::{FAILURE_PENALTY, Group, InFlight, Seat};
 use starling_core::guard::{Fault, Permit};
 use starling_core::id::{InstanceId, ServiceKey};
 use starling_core::observe::SpanKind;
 use starling_core::route::{RouteError, route};
-use starling_core::view::{InstanceView, ServiceView};
+use starling_core::view::{InstanceView, ServiceView, View};
 use tokio::time::Instant;
 
-use crate::body::{Carried, Home, ReplyBody};
+use crate::client::{Client, Outgoing};
 use crate::clock::{self, Clock};
 use crate::directory::{Directory, Entry};
-use crate::exchange::{Failure, Outgoing, Way, check_protocol, exchange};
-use crate::http1;
-use crate::mesh::Mesh;
+use crate::exchange::{Attempt, Failure, Way, check_protocol};
+use crate::h1::response::{Asked, Response};
+use crate::mesh::{Mesh, Stream};
 use crate::metrics::Connections;
-use crate::pool::{Pool, Sender};
+use crate::pool::{Pool, Upstream};
 use crate::reason::{self, Reason, Refused, Tried};
+use crate::relay::{Arrived, Home};
+use crate::serve::Facts;
 use crate::settings::ProxySettings;
 use crate::trace::{Context, OpenSpan};
 
@@ -51,59 +52,66 @@ pub(crate) struct Carrier {
     pub(crate) connections: Connections,
 }
 
-/// Carries a request from an application on this host to an instance, and its response back.
-pub(crate) async fn carry(carrier: &Carrier, request: Request<Incoming>) -> Response<ReplyBody> {
-    let arrived = Instant::now();
-    let (mut head, body) = request.into_parts();
-    let context = Context::receive(&mut head.headers);
-    let method = head.method.clone();
-    let mut entry = None;
-    let carried = steps(carrier, head, body, &context, arrived, &mut entry).await;
-    let metrics = entry.as_ref().map_or(carrier.directory.unknown(), |entry: &Arc<Entry>| &entry.metrics);
-    let mut response = carried.unwrap_or_else(|refused| {
-        metrics.own_answers.fetch_add(1, Relaxed);
-        if refused.tried.is_empty() {
-            // No attempt has left a span, and the caller is about to be given a trace to ask for.
-            let mut span = OpenSpan::begin(&context, SpanKind::Client, carrier.mesh.me(), carrier.mesh.spans());
-            span.began(arrived.into_std());
-            span.describe(|span| {
-                span.name = method.to_string();
-                span.service = refused.service.as_ref().map_or_else(String::new, ServiceKey::to_string);
-            });
-            span.fail(&refused.why);
-        }
-        refused.into_response(Some(context.trace))
-    });
-    reason::insert_trace(response.headers_mut(), context.trace);
-    metrics.outbound.record(response.status(), arrived.elapsed());
-    response
+/// Where a host leads, as long as the view is this one.
+pub(crate) struct Known {
+    host: Vec<u8>,
+    view: Arc<View>,
+    pub(crate) key: ServiceKey,
+    service: Arc<ServiceView>,
+    pub(crate) entry: Arc<Entry>,
 }
 
-async fn steps(
-    carrier: &Carrier,
-    mut head: http::request::Parts,
-    body: Incoming,
-    context: &Context,
-    arrived: Instant,
-    entry: &mut Option<Arc<Entry>>,
-) -> Result<Response<ReplyBody>, Refused> {
-    let settings = &carrier.settings;
-    let deadline = arrived + settings.request_timeout();
-    http1::count_hop(&mut head.headers, settings.max_hops)?;
-    http1::check_framing(&mut head.headers).map_err(|why| Refused::new(Reason::Unsupported, why))?;
-    let host = http1::to_origin_form(&mut head)?;
+/// The service a host means. A connection's next request nearly always goes where its last went.
+pub(crate) fn find<'a>(carrier: &Carrier, host: &[u8], known: &'a mut Option<Known>) -> Result<&'a Known, Refused> {
     let view = carrier.mesh.view();
-    let key = route(&host, &settings.suffix, &view).map_err(not_routed)?;
-    let Some(service) = view.service(&key) else {
+    if known.as_ref().is_some_and(|known| known.view.revision == view.revision && known.host == host) {
+        return known.as_ref().ok_or_else(|| Refused::new(Reason::BadRequest, "no host"));
+    }
+    *known = None;
+    let settings = &carrier.settings;
+    let name = std::str::from_utf8(host).map_err(|_| Refused::new(Reason::BadRequest, "the host is not ASCII"))?;
+    let key = route(name, &settings.suffix, &view).map_err(not_routed)?;
+    let Some(service) = view.service(&key).cloned() else {
         return Err(Refused::new(Reason::NoSuchService, format!("no service {key} is registered")).of(&key));
     };
-    let entry: &Arc<Entry> = entry.insert(carrier.directory.entry(&key, settings));
-    http1::clean_request(&mut head.headers, carrier.mesh.me());
-    let outgoing = Outgoing::hold(head, body, settings.max_replay_bytes, deadline).await.map_err(|r| r.of(&key))?;
+    let entry = carrier.directory.entry(&key, settings);
+    Ok(known.insert(Known { host: host.to_vec(), view, key, service, entry }))
+}
+
+/// Carries a request from an application on this host to an instance; its response's head is then at the client.
+pub(crate) async fn carry<S: Stream>(
+    carrier: &Carrier,
+    known: &Known,
+    client: &mut Client<S>,
+    outgoing: &mut Outgoing,
+    asked: &Asked,
+    deadline: Instant,
+) -> Result<Arrived, Refused> {
+    let Known { view, key, service, entry, .. } = known;
     entry.budget.deposit(carrier.clock.now());
-    let group = entry.group(service, &view, settings);
+    let group = entry.group(service, view, &carrier.settings);
+    let context = outgoing.request.context;
     let service = service.clone();
-    Call { carrier, service, key: &key, entry, group, context, deadline, tried: Vec::new() }.attempts(outgoing).await
+    Call { carrier, service, key, entry, group, context, deadline, tried: Vec::new() }
+        .attempts(client, outgoing, asked)
+        .await
+}
+
+/// Leaves a trace of a request the sidecar has answered itself, for the caller is about to be told where to look.
+pub(crate) fn note_refusal(carrier: &Carrier, known: Option<&Known>, refused: &Refused, facts: &Facts) {
+    let metrics = known.map_or(carrier.directory.unknown(), |known| &known.entry.metrics);
+    metrics.own_answers.fetch_add(1, Relaxed);
+    if facts.context.sampled() && !refused.tried.is_empty() {
+        return; // its attempts have left theirs
+    }
+    let context = facts.context.of_failure();
+    let mut span = OpenSpan::begin(&context, SpanKind::Client, carrier.mesh.me(), carrier.mesh.spans());
+    span.began(facts.arrived.into_std());
+    span.describe(|span| {
+        span.name = facts.method.to_string();
+        span.service = refused.service.as_ref().map_or_else(String::new, ServiceKey::to_string);
+    });
+    span.fail(&refused.why);
 }
 
 fn not_routed(error: RouteError) -> Refused {
@@ -115,7 +123,7 @@ fn not_routed(error: RouteError) -> Refused {
 }
 
 /// What one attempt brought: a response's head with its connection, or why not.
-type Attempted = Result<(Response<Incoming>, Sender, InFlight<Pool>), Failure>;
+type Attempted = Result<(Response, Upstream, InFlight<Pool>), Failure>;
 
 /// Where the next attempt goes. Holds nothing of the group it was drawn from, which may be another one by the attempt
 /// after.
@@ -133,13 +141,18 @@ struct Call<'a> {
     key: &'a ServiceKey,
     entry: &'a Entry,
     group: Arc<Group<Pool>>,
-    context: &'a Context,
+    context: Context,
     deadline: Instant,
     tried: Vec<(InstanceId, Tried)>,
 }
 
 impl Call<'_> {
-    async fn attempts(mut self, mut outgoing: Outgoing) -> Result<Response<ReplyBody>, Refused> {
+    async fn attempts<S: Stream>(
+        mut self,
+        client: &mut Client<S>,
+        outgoing: &mut Outgoing,
+        asked: &Asked,
+    ) -> Result<Arrived, Refused> {
         let Some(mut chosen) = self.choose() else {
             let why = reason::why_unusable(&self.service);
             return Err(self.refuse(Reason::NoneUsable, why));
@@ -147,13 +160,16 @@ impl Call<'_> {
         let mut root: Option<OpenSpan> = None;
         loop {
             let Chosen { instance, in_flight, permit } = chosen;
-            let mut span = self.begin_span(&outgoing, &instance);
+            let mut span = self.begin_span(outgoing, &instance);
             if let Some(root) = &root {
                 span.set_parent(root.id());
             }
-            let result = self.attempt(&instance, in_flight, permit, &mut outgoing, &mut span).await;
+            let result = self.attempt(&instance, in_flight, permit, client, outgoing, asked, &mut span).await;
             let again = match &result {
-                Ok((response, ..)) => is_worth_repeating(response.status()) && outgoing.is_repeatable(),
+                Ok((response, ..)) => is_worth_repeating(response.status) && outgoing.is_repeatable(),
+                Err(failure) if failure.reason == Reason::Gone => {
+                    return Err(self.refuse(Reason::Gone, String::new()));
+                }
                 // Never sent, or no harm in doing it twice; either way it must still be here.
                 Err(failure) => outgoing.is_whole() && (failure.reason.is_unsent() || outgoing.is_repeatable()),
             };
@@ -163,11 +179,13 @@ impl Call<'_> {
             let next = if again { self.next_chance() } else { None };
             let Some(next) = next else {
                 return match result {
-                    Ok((response, sender, in_flight)) => Ok(reply(response, sender, in_flight, [Some(span), root])),
+                    Ok((response, upstream, in_flight)) => {
+                        Ok(arrived(response, upstream, in_flight, [Some(span), root]))
+                    }
                     Err(failure) => Err(self.give_up(failure, [Some(span), root])),
                 };
             };
-            root = Some(root.unwrap_or_else(|| self.begin_root(&mut span, &outgoing)));
+            root = Some(root.unwrap_or_else(|| self.begin_root(&mut span, outgoing)));
             span.fail(&self.tried.last().map_or(String::new(), |(_, tried)| tried.error.clone()));
             drop(result);
             chosen = next;
@@ -201,23 +219,26 @@ impl Call<'_> {
     }
 
     /// Sends it to one instance and lets balance and breaker learn from what comes.
-    async fn attempt(
+    #[allow(clippy::too_many_arguments)] // one attempt's all
+    async fn attempt<S: Stream>(
         &self,
         instance: &InstanceView,
         in_flight: InFlight<Pool>,
         permit: Permit,
+        client: &mut Client<S>,
         outgoing: &mut Outgoing,
+        asked: &Asked,
         span: &mut OpenSpan,
     ) -> Attempted {
         let (carrier, seat) = (self.carrier, in_flight.seat());
         let way = Way::to(instance, carrier.mesh.me());
         let began = carrier.clock.now();
-        let id = span.id();
         check_protocol(instance)?;
-        let result = exchange(carrier, &seat.extra, way, outgoing, self.context, id, self.deadline).await;
-        let status = result.as_ref().ok().map(|(response, _)| response.status());
+        let attempt = Attempt { carrier, pool: &seat.extra, way, span: span.id(), deadline: self.deadline };
+        let result = attempt.exchange(client, outgoing, asked).await;
+        let status = result.as_ref().ok().map(|(response, _)| response.status);
         // A client that breaks off its own request says nothing about the instance.
-        if !matches!(&result, Err(failure) if failure.reason == Reason::BadRequest) {
+        if !matches!(&result, Err(failure) if matches!(failure.reason, Reason::BadRequest | Reason::Gone)) {
             self.learn(instance, seat, permit, began, status);
         }
         if let Some(status) = status {
@@ -226,8 +247,8 @@ impl Call<'_> {
                 span.error = status.is_server_error().then(|| status.as_str().to_owned());
             });
         }
-        let (response, sender) = result?;
-        Ok((response, sender, in_flight))
+        let (response, upstream) = result?;
+        Ok((response, upstream, in_flight))
     }
 
     /// What an attempt, answered with `status` or not at all, says of the instance.
@@ -266,7 +287,7 @@ impl Call<'_> {
 
     fn begin_span(&self, outgoing: &Outgoing, instance: &InstanceView) -> OpenSpan {
         let mesh = &self.carrier.mesh;
-        let mut span = OpenSpan::begin(self.context, SpanKind::Client, mesh.me(), mesh.spans());
+        let mut span = OpenSpan::begin(&self.context, SpanKind::Client, mesh.me(), mesh.spans());
         span.describe(|span| {
             describe(span, self.key, outgoing);
             span.attributes.insert("instance".into(), instance.key.instance.to_string());
@@ -281,7 +302,7 @@ impl Call<'_> {
     /// The span of the whole call, put above its first attempt when there is to be a second.
     fn begin_root(&self, first: &mut OpenSpan, outgoing: &Outgoing) -> OpenSpan {
         let mesh = &self.carrier.mesh;
-        let mut root = OpenSpan::begin(self.context, SpanKind::Client, mesh.me(), mesh.spans());
+        let mut root = OpenSpan::begin(&self.context, SpanKind::Client, mesh.me(), mesh.spans());
         root.describe(|span| describe(span, self.key, outgoing));
         root.starts_with(first);
         first.set_parent(root.id());
@@ -308,7 +329,7 @@ impl Call<'_> {
 
 fn note(instance: &InstanceView, attempted: &Attempted) -> (InstanceId, Tried) {
     let error = match attempted {
-        Ok((response, ..)) => format!("it answered {}", response.status().as_u16()),
+        Ok((response, ..)) => format!("it answered {}", response.status.as_u16()),
         Err(failure) => failure.why.clone(),
     };
     let id = instance.key.instance.clone();
@@ -319,9 +340,10 @@ fn note(instance: &InstanceView, attempted: &Attempted) -> (InstanceId, Tried) {
 /// What is the same for every span of a call.
 pub(crate) fn describe(span: &mut starling_core::observe::Span, service: &ServiceKey, outgoing: &Outgoing) {
     span.service = service.to_string();
-    span.name = outgoing.method().to_string();
-    let path = outgoing.head.uri.path().chars().take(MAX_SPAN_PATH).collect();
-    span.attributes.insert("url.path".into(), path);
+    span.name = outgoing.request.method.to_string();
+    // Without the query: it may hold what is nobody's business.
+    let path = outgoing.path().split('?').next().unwrap_or_default();
+    span.attributes.insert("url.path".into(), path.chars().take(MAX_SPAN_PATH).collect());
 }
 
 /// Answers that say "not me, not now": another instance may do better. A 500 is the application's own.
@@ -329,19 +351,18 @@ fn is_worth_repeating(status: StatusCode) -> bool {
     matches!(status, StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT)
 }
 
-fn reply(
-    response: Response<Incoming>,
-    sender: Sender,
+fn arrived(
+    response: Response,
+    upstream: Upstream,
     in_flight: InFlight<Pool>,
     mut spans: [Option<OpenSpan>; 2],
-) -> Response<ReplyBody> {
-    let status = response.status();
+) -> Arrived {
+    let status = response.status;
     if let Some(root) = &mut spans[1] {
         root.describe(|span| {
             span.status = Some(status.as_u16());
             span.error = status.is_server_error().then(|| status.as_str().to_owned());
         });
     }
-    let carried = Carried { sender, home: Home::Seat(in_flight), spans };
-    response.map(|body| ReplyBody::Carried(body, Some(carried)))
+    Arrived { response, upstream, home: Home::Seat(in_flight), spans }
 }

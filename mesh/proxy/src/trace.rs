@@ -17,14 +17,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::{HeaderMap, HeaderName, HeaderValue};
 use starling_core::id::NodeId;
 use starling_core::observe::{Span, SpanBuffer, SpanId, SpanKind, TraceId};
 
 use crate::clock;
+use crate::h1::fields;
 
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 /// `00-` + 32 + `-` + 16 + `-` + 2.
 const TRACEPARENT_LEN: usize = 55;
 /// The flags this version knows: sampled, and random trace id; others are sent as 0.
@@ -40,20 +38,24 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    /// Continues what the headers say or begins a trace; drops a `tracestate` that belongs to nothing.
-    pub(crate) fn receive(headers: &mut HeaderMap) -> Self {
-        let mut given = headers.get_all(TRACEPARENT).iter();
-        // Several traceparents are as good as none: there is no telling which one is true.
-        let parsed = match (given.next(), given.next()) {
-            (Some(one), None) => parse(one.as_bytes()),
-            _ => None,
-        };
-        parsed.unwrap_or_else(|| {
-            headers.remove(TRACESTATE);
-            let trace = TraceId(u128::from(clock::random()) << 64 | u128::from(clock::random().max(1)));
-            // The random flag is level 2 and optional; some readers of level 1 compare the flags with "01".
-            Self { trace, parent: None, flags: SAMPLED }
-        })
+    /// Continues the trace that a request's one `traceparent` names, or begins one, of which one in so many is sampled
+    /// (0: none). Tells whether it was continued: a `tracestate` belongs to nothing otherwise.
+    pub(crate) fn receive(parent: Option<&[u8]>, one_in: u32) -> (Self, bool) {
+        if let Some(continued) = parent.and_then(parse) {
+            return (continued, true);
+        }
+        let trace = TraceId(u128::from(clock::random()) << 64 | u128::from(clock::random().max(1)));
+        // The random flag is level 2 and optional; some readers of level 1 compare the flags with "01".
+        let flags = if one_in > 0 && (trace.0 as u32).is_multiple_of(one_in) { SAMPLED } else { 0 };
+        (Self { trace, parent: None, flags }, false)
+    }
+
+    /// The same with its spans kept, for what failed: unless a caller has decided otherwise.
+    pub(crate) fn of_failure(mut self) -> Self {
+        if self.parent.is_none() {
+            self.flags |= SAMPLED;
+        }
+        self
     }
 
     /// Whether spans are kept.
@@ -61,19 +63,27 @@ impl Context {
         self.flags & SAMPLED != 0
     }
 
-    /// Makes `span` the parent of whatever the receiver of these headers does.
-    pub(crate) fn send(&self, span: SpanId, headers: &mut HeaderMap) {
-        let mut text = [0; TRACEPARENT_LEN];
-        text[..3].copy_from_slice(b"00-");
+    /// Writes the `traceparent` of requests this one causes, and returns where the parent's id is to be written.
+    pub(crate) fn write(&self, out: &mut Vec<u8>) -> usize {
+        let mut text = *b"00-................................-................-..";
         write_hex(&self.trace.0.to_be_bytes(), &mut text[3..35]);
-        text[35] = b'-';
-        write_hex(&span.0.to_be_bytes(), &mut text[36..52]);
-        text[52] = b'-';
         write_hex(&[self.flags], &mut text[53..]);
-        if let Ok(value) = HeaderValue::from_bytes(&text) {
-            headers.insert(TRACEPARENT, value);
-        }
+        let parent_at = out.len() + b"traceparent: ".len() + 36;
+        fields::write(out, b"traceparent", &text);
+        parent_at
     }
+}
+
+/// Writes a trace's id as a field.
+pub(crate) fn write_id(name: &[u8], trace: TraceId, out: &mut Vec<u8>) {
+    let mut text = [0; 32];
+    write_hex(&trace.0.to_be_bytes(), &mut text);
+    fields::write(out, name, &text);
+}
+
+/// Writes a span's id as [`Context::write`] left room for it.
+pub(crate) fn write_parent(span: SpanId, room: &mut [u8]) {
+    write_hex(&span.0.to_be_bytes(), room);
 }
 
 /// A new span id, never zero.
@@ -216,22 +226,21 @@ mod tests {
 
     const VALID: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
-    fn received(fields: &[(&'static str, &str)]) -> (Context, HeaderMap) {
-        let mut headers = HeaderMap::new();
-        for (name, value) in fields {
-            headers.append(*name, value.parse().unwrap());
-        }
-        (Context::receive(&mut headers), headers)
+    fn sent(context: &Context, span: SpanId) -> String {
+        let mut out = Vec::new();
+        let at = context.write(&mut out);
+        write_parent(span, &mut out[at..at + 16]);
+        String::from_utf8(out).unwrap()
     }
 
     #[test]
-    fn a_valid_parent_is_continued_and_its_state_kept() {
-        let (context, mut headers) = received(&[("traceparent", VALID), ("tracestate", "a=1")]);
+    fn a_valid_parent_is_continued() {
+        let (context, continued) = Context::receive(Some(VALID.as_bytes()), 1);
+        assert!(continued);
         assert_eq!(context.trace.to_string(), "0af7651916cd43dd8448eb211c80319c");
         assert_eq!(context.parent, Some(SpanId(0xb7ad_6b71_6920_3331)));
-        assert_eq!(headers["tracestate"], "a=1");
-        context.send(SpanId(0x1234), &mut headers);
-        assert_eq!(headers["traceparent"], "00-0af7651916cd43dd8448eb211c80319c-0000000000001234-01");
+        let expected = "traceparent: 00-0af7651916cd43dd8448eb211c80319c-0000000000001234-01\r\n";
+        assert_eq!(sent(&context, SpanId(0x1234)), expected);
     }
 
     #[test]
@@ -242,24 +251,28 @@ mod tests {
         let zero_trace = "00-00000000000000000000000000000000-b7ad6b7169203331-01";
         let zero_parent = "00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01";
         for bad in ["", "00", upper.as_str(), &longer, &forbidden, zero_trace, zero_parent, &VALID.replace('-', "_")] {
-            let (context, headers) = received(&[("traceparent", bad), ("tracestate", "a=1")]);
-            assert_eq!(context.parent, None, "{bad}");
-            assert!(context.sampled() && !headers.contains_key("tracestate"), "{bad}");
+            let (context, continued) = Context::receive(Some(bad.as_bytes()), 1);
+            assert_eq!((context.parent, context.sampled(), continued), (None, true, false), "{bad}");
         }
-        assert_eq!(received(&[("traceparent", VALID), ("traceparent", VALID)]).0.parent, None);
     }
 
     #[test]
     fn a_newer_version_is_read_as_far_as_it_is_known() {
         let newer = format!("{}-more", VALID.replacen("00", "cc", 1));
-        assert_eq!(received(&[("traceparent", &newer)]).0.parent, Some(SpanId(0xb7ad_6b71_6920_3331)));
+        assert_eq!(Context::receive(Some(newer.as_bytes()), 1).0.parent, Some(SpanId(0xb7ad_6b71_6920_3331)));
     }
 
     #[test]
     fn flags_are_respected_and_unknown_ones_cleared() {
-        let (context, mut headers) = received(&[("traceparent", &VALID.replace("-01", "-fe"))]);
+        let (context, _) = Context::receive(Some(VALID.replace("-01", "-fe").as_bytes()), 1);
         assert!(!context.sampled());
-        context.send(SpanId(1), &mut headers);
-        assert!(headers["traceparent"].to_str().unwrap().ends_with("-02"));
+        assert!(sent(&context, SpanId(1)).ends_with("-02\r\n"));
+    }
+
+    #[test]
+    fn of_new_traces_a_share_is_sampled() {
+        let sampled = |one_in| (0..10_000).filter(|_| Context::receive(None, one_in).0.sampled()).count();
+        assert_eq!((sampled(0), sampled(1)), (0, 10_000));
+        assert!((1..=400).contains(&sampled(100)), "about a hundred");
     }
 }

@@ -79,6 +79,7 @@ pub(crate) fn service_key(name: &str) -> ServiceKey {
 fn settings(change: impl FnOnce(&mut ProxySettings)) -> ProxySettings {
     let mut settings = ProxySettings { listen: "127.0.0.1:0".parse().unwrap(), ..ProxySettings::default() };
     settings.retry_backoff_ms = 1;
+    settings.trace_one_in = 1;
     change(&mut settings);
     settings
 }
@@ -368,6 +369,14 @@ impl Client {
         }
         let chunk: Vec<u8> = self.read.drain(..at + 2 + size + 2).skip(at + 2).take(size).collect();
         (size > 0).then_some(chunk)
+    }
+
+    /// The next bytes, whatever they are.
+    pub(crate) async fn bytes(&mut self, n: usize) -> Vec<u8> {
+        while self.read.len() < n {
+            assert!(self.fill().await, "closed after {:?}", String::from_utf8_lossy(&self.read));
+        }
+        self.read.drain(..n).collect()
     }
 
     pub(crate) async fn fill(&mut self) -> bool {

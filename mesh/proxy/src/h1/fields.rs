@@ -1,0 +1,169 @@
+//! What header fields mean to a proxy (RFC 9110, section 7.6).
+
+use std::mem::MaybeUninit;
+
+use httparse::Header;
+
+/// Room for so many fields is taken from the stack; more, where they are allowed, cost an allocation.
+const USUAL_FIELDS: usize = 128;
+
+/// The family of fields that only sidecars may write.
+const OWN_PREFIX: &[u8] = b"x-starling-";
+
+/// A header field, as far as a proxy cares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Field {
+    /// Passed on as it is.
+    Other,
+    Host,
+    ContentLength,
+    TransferEncoding,
+    Connection,
+    Upgrade,
+    Expect,
+    TraceParent,
+    TraceState,
+    Date,
+    /// How many sidecars the request has passed.
+    Hops,
+    /// Why another sidecar answered itself.
+    Reason,
+    /// Another field of the sidecars.
+    Own,
+    /// Concerns one connection only.
+    Hop,
+}
+
+/// Gives `parse` room for so many fields and no more.
+pub(crate) fn with_room<'b, R>(most: usize, parse: impl FnOnce(&mut [MaybeUninit<Header<'b>>]) -> R) -> R {
+    if most <= USUAL_FIELDS {
+        return parse(&mut [const { MaybeUninit::uninit() }; USUAL_FIELDS][..most]);
+    }
+    let mut many = Vec::new();
+    many.resize_with(most, MaybeUninit::uninit);
+    parse(&mut many)
+}
+
+/// What a field is, by its name.
+pub(crate) fn field(name: &str) -> Field {
+    let bytes = name.as_bytes();
+    let is = |word: &[u8]| bytes.eq_ignore_ascii_case(word);
+    match bytes.len() {
+        2 if is(b"te") => Field::Hop,
+        4 if is(b"host") => Field::Host,
+        4 if is(b"date") => Field::Date,
+        6 if is(b"expect") => Field::Expect,
+        7 if is(b"upgrade") => Field::Upgrade,
+        10 if is(b"connection") => Field::Connection,
+        10 if is(b"keep-alive") => Field::Hop,
+        10 if is(b"tracestate") => Field::TraceState,
+        11 if is(b"traceparent") => Field::TraceParent,
+        14 if is(b"content-length") => Field::ContentLength,
+        16 if is(b"proxy-connection") => Field::Hop,
+        17 if is(b"transfer-encoding") => Field::TransferEncoding,
+        19 if is(b"proxy-authorization") => Field::Hop,
+        15 if is(b"x-starling-hops") => Field::Hops,
+        17 if is(b"x-starling-reason") => Field::Reason,
+        12.. if bytes[..OWN_PREFIX.len()].eq_ignore_ascii_case(OWN_PREFIX) => Field::Own,
+        _ => Field::Other,
+    }
+}
+
+/// What `Connection` fields say.
+#[derive(Debug, Default)]
+pub(crate) struct Connection<'a> {
+    pub(crate) close: bool,
+    pub(crate) keep_alive: bool,
+    pub(crate) upgrade: bool,
+    /// Fields that end at this connection; rarely any.
+    named: Vec<&'a [u8]>,
+}
+
+impl<'a> Connection<'a> {
+    /// Reads one more `Connection` field.
+    pub(crate) fn read(&mut self, value: &'a [u8]) {
+        for word in value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
+            let is = |known: &[u8]| word.eq_ignore_ascii_case(known);
+            if is(b"close") {
+                self.close = true;
+            } else if is(b"keep-alive") {
+                self.keep_alive = true;
+            } else if is(b"upgrade") {
+                self.upgrade = true;
+            } else if !word.is_empty() {
+                self.named.push(word);
+            }
+        }
+    }
+
+    /// Whether the message loses this field here. The framing and the host are never lost: naming them would let a
+    /// client take away what the message cannot be read without.
+    pub(crate) fn ends(&self, header: &Header<'_>) -> bool {
+        self.named.iter().any(|named| header.name.as_bytes().eq_ignore_ascii_case(named))
+    }
+}
+
+/// Writes one field.
+pub(crate) fn write(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    out.extend_from_slice(name);
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Writes one field whose value is a number.
+pub(crate) fn write_number(out: &mut Vec<u8>, name: &[u8], mut value: u64) {
+    let mut digits = [0u8; 20];
+    let mut at = digits.len();
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (value % 10) as u8;
+        value /= 10;
+        if value == 0 {
+            break;
+        }
+    }
+    write(out, name, &digits[at..]);
+}
+
+/// A number of decimal digits and nothing else.
+pub(crate) fn number(text: &[u8]) -> Option<u64> {
+    if text.is_empty() || text.len() > 19 {
+        return None;
+    }
+    text.iter().try_fold(0u64, |value, byte| byte.is_ascii_digit().then(|| value * 10 + u64::from(byte - b'0')))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_are_known_in_any_case_and_others_pass() {
+        for (name, known) in [
+            ("Host", Field::Host),
+            ("TE", Field::Hop),
+            ("Content-Length", Field::ContentLength),
+            ("X-Starling-Hops", Field::Hops),
+            ("x-starling-caller-node", Field::Own),
+            ("x-starling-", Field::Other),
+            ("x-starlings", Field::Other),
+            ("dates", Field::Other),
+        ] {
+            assert_eq!(field(name), known, "{name}");
+        }
+    }
+
+    #[test]
+    fn numbers_are_digits_only() {
+        assert_eq!(number(b"0012"), Some(12));
+        for bad in [&b""[..], b"+1", b"-1", b" 1", b"1_0", b"0x1", b"99999999999999999999"] {
+            assert_eq!(number(bad), None);
+        }
+        for value in [0, 9, 10, 1_234_567_890, u64::MAX] {
+            let mut out = Vec::new();
+            write_number(&mut out, b"n", value);
+            assert_eq!(out, format!("n: {value}\r\n").into_bytes());
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! A response on its way from the instance to the client, while what is left of the request goes the other way.
+
+use std::future::poll_fn;
+use std::io::{self, IoSlice, Write};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use starling_core::balance::InFlight;
+use tokio::io::AsyncWriteExt;
+
+use crate::client::{Client, Outgoing, Unsent, some};
+use crate::h1::buffer::LARGE;
+use crate::h1::framing::Span;
+use crate::h1::response::{Delivery, Response};
+use crate::h1::{BodyReader, Framing};
+use crate::mesh::Stream;
+use crate::pool::{Pool, Upstream};
+use crate::trace::OpenSpan;
+
+/// A response whose head has come and whose body is to follow.
+pub(crate) struct Arrived {
+    pub(crate) response: Response,
+    pub(crate) upstream: Upstream,
+    pub(crate) home: Home,
+    /// The attempt's span, and that of the whole call when there was more than one attempt.
+    pub(crate) spans: [Option<OpenSpan>; 2],
+}
+
+/// Whose pool a connection belongs to.
+pub(crate) enum Home {
+    /// An instance's, at the caller's side: the request is in flight there.
+    Seat(InFlight<Pool>),
+    /// A tunnel's, at the instance's side.
+    Tunnel(Arc<Pool>),
+}
+
+impl Home {
+    /// The connection is idle now.
+    pub(crate) fn put(&self, upstream: Upstream) {
+        match self {
+            Self::Seat(in_flight) => in_flight.seat().extra.put(upstream),
+            Self::Tunnel(pool) => pool.put(upstream),
+        }
+    }
+}
+
+/// The most bytes of a body written into chunks at once.
+const CHUNK: usize = LARGE;
+
+/// Why a response did not come whole.
+#[derive(Debug)]
+pub(crate) enum Broken {
+    /// The instance broke off, or its body made no sense.
+    Instance(String),
+    /// The client is gone, or broke off its own request.
+    Client,
+}
+
+/// Carries a response's body, after whatever waits at the client to be sent.
+pub(crate) struct Relay {
+    reader: BodyReader,
+    delivery: Delivery,
+    /// How much of what waits at the client has been written.
+    written: usize,
+    /// How many bytes at the beginning of the instance's buffer go on as they are.
+    raw: usize,
+    /// The last chunk is still to be written.
+    closing: bool,
+    /// The request is still being sent.
+    sending: bool,
+}
+
+impl Relay {
+    pub(crate) fn new(response: &Response, delivery: Delivery, outgoing: &Outgoing) -> Self {
+        Self {
+            reader: BodyReader::new(response.framing),
+            delivery,
+            written: 0,
+            raw: 0,
+            closing: delivery == Delivery::InChunks,
+            sending: !outgoing.is_taken(),
+        }
+    }
+
+    /// Returns when all of the response has come from the instance. An ordinary one has come with its head, and nothing
+    /// of it has been sent yet: so whoever sees it finds its trace.
+    pub(crate) async fn receive<S: Stream>(
+        &mut self,
+        client: &mut Client<S>,
+        upstream: &mut Upstream,
+        outgoing: &mut Outgoing,
+    ) -> Result<(), Broken> {
+        poll_fn(|cx| self.poll(client, upstream, outgoing, false, cx)).await
+    }
+
+    /// Returns when all of it has been sent.
+    pub(crate) async fn finish<S: Stream>(
+        &mut self,
+        client: &mut Client<S>,
+        upstream: &mut Upstream,
+        outgoing: &mut Outgoing,
+    ) -> Result<(), Broken> {
+        poll_fn(|cx| self.poll(client, upstream, outgoing, true, cx)).await
+    }
+
+    fn poll<S: Stream>(
+        &mut self,
+        client: &mut Client<S>,
+        upstream: &mut Upstream,
+        outgoing: &mut Outgoing,
+        to_the_end: bool,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), Broken>> {
+        if let Poll::Ready(ended) = self.poll_down(client, upstream, to_the_end, cx) {
+            return Poll::Ready(ended);
+        }
+        if self.sending {
+            match outgoing.poll_send(client, &mut upstream.pipe, cx) {
+                Poll::Pending => {}
+                Poll::Ready(Err(Unsent::Client(_))) => return Poll::Ready(Err(Broken::Client)),
+                // It answers without having heard all of it, as it may.
+                Poll::Ready(_) => self.sending = false,
+            }
+        } else if client.poll_gone(cx).is_ready() {
+            return Poll::Ready(Err(Broken::Client));
+        }
+        Poll::Pending
+    }
+
+    fn poll_down<S: Stream>(
+        &mut self,
+        client: &mut Client<S>,
+        upstream: &mut Upstream,
+        to_the_end: bool,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), Broken>> {
+        loop {
+            if let Err(why) = self.gather(client, upstream) {
+                return Poll::Ready(Err(Broken::Instance(why)));
+            }
+            if self.reader.is_done() && !to_the_end {
+                return Poll::Ready(Ok(()));
+            }
+            if self.written < client.out.len() || self.raw > 0 {
+                if ready!(self.poll_write(client, upstream, cx)).is_err() {
+                    return Poll::Ready(Err(Broken::Client));
+                }
+                continue;
+            }
+            if self.reader.is_done() {
+                return Poll::Ready(Ok(()));
+            }
+            match ready!(upstream.buffer.poll_fill(&mut upstream.pipe, cx, LARGE)) {
+                Ok(1..) => {}
+                Ok(0) if self.reader.may_end_here() => self.reader = BodyReader::Done,
+                Ok(0) => return Poll::Ready(Err(Broken::Instance("it ended early".into()))),
+                Err(error) => return Poll::Ready(Err(Broken::Instance(error.to_string()))),
+            }
+        }
+    }
+
+    /// Makes what is in the buffer ready to be written.
+    fn gather<S>(&mut self, client: &mut Client<S>, upstream: &mut Upstream) -> Result<(), String> {
+        if self.written == client.out.len() && self.written > 0 {
+            client.out.clear();
+            self.written = 0;
+        }
+        match self.delivery {
+            Delivery::AsItIs if self.raw == 0 => {
+                self.raw = self.reader.take(upstream.buffer.data()).map_err(|error| error.to_string())?;
+            }
+            Delivery::AsItIs => {}
+            Delivery::InChunks => {
+                let n = upstream.buffer.data().len().min(CHUNK);
+                if n > 0 && client.out.len() < CHUNK {
+                    // Writing into memory does not fail.
+                    let _ = write!(client.out, "{n:x}\r\n");
+                    client.out.extend_from_slice(&upstream.buffer.data()[..n]);
+                    client.out.extend_from_slice(b"\r\n");
+                    upstream.buffer.consume(n);
+                }
+                if self.reader.is_done() && std::mem::take(&mut self.closing) {
+                    client.out.extend_from_slice(b"0\r\n\r\n");
+                }
+            }
+            Delivery::Unchunked => {
+                while client.out.len() < CHUNK {
+                    let data = upstream.buffer.data();
+                    match self.reader.next(data).map_err(|error| error.to_string())? {
+                        Span::Data(n) => {
+                            client.out.extend_from_slice(&data[..n]);
+                            upstream.buffer.consume(n);
+                        }
+                        Span::Frame(n) => upstream.buffer.consume(n),
+                        Span::More | Span::End => break,
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn poll_write<S: Stream>(
+        &mut self,
+        client: &mut Client<S>,
+        upstream: &mut Upstream,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
+        let (own, raw) = (&client.out[self.written..], &upstream.buffer.data()[..self.raw]);
+        let io = Pin::new(&mut client.io);
+        let written = if raw.is_empty() {
+            ready!(io.poll_write(cx, own))
+        } else if own.is_empty() {
+            ready!(io.poll_write(cx, raw))
+        } else {
+            ready!(io.poll_write_vectored(cx, &[IoSlice::new(own), IoSlice::new(raw)]))
+        };
+        let written = some(written)?;
+        let of_own = written.min(own.len());
+        self.written += of_own;
+        self.raw -= written - of_own;
+        upstream.buffer.consume(written - of_own);
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// After a switch of protocols: bytes both ways until both ends have ended.
+pub(crate) async fn splice<S: Stream>(client: &mut Client<S>, upstream: &mut Upstream) -> io::Result<()> {
+    client.flush().await?;
+    client.io.write_all(upstream.buffer.data()).await?;
+    upstream.buffer.clear();
+    upstream.pipe.write_all(client.buffer.data()).await?;
+    client.buffer.clear();
+    tokio::io::copy_bidirectional(&mut client.io, &mut upstream.pipe).await.map(drop)
+}
+
+/// Whether the instance's connection can carry another request after this one.
+pub(crate) fn is_reusable(response: &Response, outgoing: &Outgoing, upstream: &Upstream) -> bool {
+    response.keep_alive && response.framing != Framing::UntilClose && outgoing.is_taken() && upstream.buffer.is_empty()
+}
