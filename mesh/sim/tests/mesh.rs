@@ -1,6 +1,6 @@
 //! What the model promises to tests: that its faults are faults, and that its judgements judge.
 
-use starling_core::registry::{Address, Check, CheckKind, Instance};
+use starling_core::registry::{Address, Check, CheckKind, Instance, Status};
 use starling_core::view::{MemberState, Usability};
 use starling_sim::{Latency, Links, Mesh, NodeState, Sabotage, Story, ask, millis, secs};
 
@@ -21,6 +21,33 @@ fn nodes_lose_each_other_after_the_detection_time_even_when_only_one_direction_i
     mesh.heal();
     mesh.run_for(millis(300));
     assert_eq!([state(&mesh, "n1", "n2"), state(&mesh, "n2", "n1")], [MemberState::Alive; 2]);
+}
+
+#[test]
+fn across_a_cut_the_later_word_wins_on_every_node_whichever_it_is() -> Result<(), Story> {
+    for (earlier, later) in [(Status::Up, Status::Down), (Status::Down, Status::Up)] {
+        let mut mesh = Mesh::builder(4).nodes(3).build();
+        let instances: Vec<String> = (0..40).map(|number| format!("orders/o{number}")).collect();
+        for number in 0..instances.len() {
+            mesh.register("n1", "orders", &format!("o{number}"));
+        }
+        mesh.converges_within(secs(5))?;
+        mesh.cut(&["n1"], &["n2", "n3"]);
+        instances.iter().for_each(|path| mesh.override_status("n1", path, earlier));
+        mesh.run_for(secs(5));
+        instances.iter().for_each(|path| mesh.override_status("n3", path, later));
+        mesh.run_for(secs(5));
+        mesh.heal();
+        mesh.converges_within(secs(5))?;
+        for node in ["n1", "n2", "n3"] {
+            let view = mesh.view(node);
+            for path in &instances {
+                let key = ask::instance_key(path).expect("a name");
+                assert_eq!(view.instance(&key).expect("an instance").status(), later, "{node} {path}");
+            }
+        }
+    }
+    Ok(())
 }
 
 #[test]
