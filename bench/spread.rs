@@ -10,7 +10,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
-use starling::sim::{Links, Trial, spread};
+use starling::sim::{Links, Mesh, Trial, ask, millis, secs, spread};
 
 #[path = "machine.rs"]
 mod machine;
@@ -31,7 +31,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("{}\n", machine::describe());
     real()?;
     simulated();
-    Ok(())
+    healed()
 }
 
 fn real() -> Result<(), Box<dyn std::error::Error>> {
@@ -132,4 +132,34 @@ fn simulated() {
             );
         }
     }
+}
+
+/// How long a mesh of 100 is cut in halves, in minutes.
+const CUTS_MINUTES: [u64; 3] = [1, 10, 60];
+
+/// Halves that went on for themselves: how long until all nodes hold the same again.
+fn healed() -> Result<(), Box<dyn std::error::Error>> {
+    println!(
+        "\n100 simulated nodes cut in halves, 500 instances registered on each side meanwhile, 1 % of messages lost:"
+    );
+    println!("{:>16} {:>24}", "cut for, minutes", "all equal after, seconds");
+    for minutes in CUTS_MINUTES {
+        let mut mesh = Mesh::builder(SEED).nodes(100).loss(0.01).quiet().build();
+        let names: Vec<String> = mesh.nodes().iter().map(ToString::to_string).collect();
+        let sides = names.split_at(50);
+        let [these, those] = [sides.0, sides.1].map(|side| side.iter().map(String::as_str).collect::<Vec<_>>());
+        mesh.run_for(secs(10));
+        mesh.cut(&these, &those);
+        for number in 0..500 {
+            for side in [&these, &those] {
+                let node = side[number % side.len()];
+                mesh.submit(node, ask::register(&format!("service{}/{node}-{number}", number % 20)))?;
+            }
+            mesh.run_for(millis(minutes * 60_000 / 500));
+        }
+        mesh.heal();
+        let took = mesh.converges_within(secs(120))?;
+        println!("{minutes:>16} {:>24.2}", took.as_secs_f64());
+    }
+    Ok(())
 }

@@ -11,6 +11,8 @@ pub(crate) mod fields;
 pub(crate) mod framing;
 pub(crate) mod request;
 pub(crate) mod response;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use buffer::Buffer;
 pub(crate) use framing::{BodyReader, Framing};
