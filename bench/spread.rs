@@ -1,6 +1,6 @@
 //! How fast a registration at one node is visible at all others: three real processes, and thousands of simulated hearts.
 //!
-//! `cargo bench --bench spread`. In the real part the clock starts before the HTTP request is sent and stops when a
+//! `cargo bench --bench spread [-- real simulated healed]`. In the real part the clock starts before the HTTP request is sent and stops when a
 //! reader that waits at *each* other node (a blocking query) has its answer: what an application would see.
 
 #![allow(clippy::print_stdout)]
@@ -29,9 +29,18 @@ const PAUSE: Duration = Duration::from_millis(5);
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("bench spread: register at one node, visible at all others");
     println!("{}\n", machine::describe());
-    real()?;
-    simulated();
-    healed()
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    let wants = |part: &str| wanted.is_empty() || wanted.iter().any(|name| name == part);
+    if wants("real") {
+        real()?;
+    }
+    if wants("simulated") {
+        simulated();
+    }
+    if wants("healed") {
+        healed()?;
+    }
+    Ok(())
 }
 
 fn real() -> Result<(), Box<dyn std::error::Error>> {

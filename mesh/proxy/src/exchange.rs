@@ -132,7 +132,7 @@ impl Attempt<'_> {
     ) -> Ended {
         let watched = match self.way {
             // Whoever can ask elsewhere need not wait for a node that has died without a word.
-            Way::Tunnel(node, _) if outgoing.is_held() && outgoing.is_repeatable() && self.is_alive(node) => Some(node),
+            Way::Tunnel(node, _) if outgoing.is_held() && outgoing.is_repeatable() && !self.is_lost(node) => Some(node),
             _ => None,
         };
         client.alarm.set(self.next_look(self.deadline, watched));
@@ -144,8 +144,9 @@ impl Attempt<'_> {
         if watched.is_some() { deadline.min(Instant::now() + LOSS_LOOKUP) } else { deadline }
     }
 
-    fn is_alive(&self, node: &NodeId) -> bool {
-        self.carrier.mesh.view().member(node).is_some_and(|member| member.state == MemberState::Alive)
+    /// A node that has said good-bye is not lost: it finishes what it has taken, and its tunnels end when it does.
+    fn is_lost(&self, node: &NodeId) -> bool {
+        self.carrier.mesh.view().member(node).is_some_and(|member| member.state == MemberState::Lost)
     }
 
     async fn connect(&self) -> Result<Upstream, Failure> {
@@ -268,7 +269,7 @@ impl Waiting<'_> {
     /// The alarm rang: is there still hope?
     fn look<S>(&mut self, client: &mut Client<S>, outgoing: &Outgoing) -> Option<Ended> {
         if let Some(node) = self.watched
-            && !self.attempt.is_alive(node)
+            && self.attempt.is_lost(node)
         {
             let why = format!("node {node} was lost while its answer was awaited");
             return Some(Ended::Failed(Failure::new(Reason::Reset, why)));

@@ -382,6 +382,36 @@ async fn who_waits_for_a_node_that_is_lost_meanwhile_asks_elsewhere() {
 }
 
 #[tokio::test]
+async fn what_a_node_has_taken_is_waited_for_while_it_stops() {
+    let flock = Flock::default();
+    let go = Arc::new(tokio::sync::Semaphore::new(0));
+    let gate = go.clone();
+    let slow = App::answering(move |_| {
+        let gate = gate.clone();
+        async move {
+            let _ = gate.acquire().await;
+            text(200, "finished")
+        }
+    })
+    .await;
+    let other = App::named("other").await;
+    let a = flock.node("a").await;
+    let _b = flock.node("b").await;
+    flock.member("b", MemberState::Alive);
+    flock.register(slow.at("orders", "1", "b"));
+    flock.register_as(other.at("orders", "2", "a"), |view| change(view, |i| i.zone = "far".parse().unwrap()));
+    let mut client = Client::connect(a.addr()).await;
+    client.send("GET", "orders.mesh", "/", "", b"").await;
+    eventually("request arrives", || async { (slow.requests() == 1).then_some(()) }).await;
+    flock.member("b", MemberState::Left);
+    // Three times as long as a caller waits before it looks whether the node is lost.
+    assert!(tokio::time::timeout(std::time::Duration::from_millis(750), client.fill()).await.is_err());
+    go.add_permits(1);
+    assert_eq!(client.answer().await.text(), "finished");
+    assert_eq!(other.requests(), 0);
+}
+
+#[tokio::test]
 async fn an_instance_that_speaks_something_else_is_told_of_and_not_blamed() {
     let (flock, app) = (Flock::default(), App::named("grpc").await);
     let a = flock.node("a").await;
