@@ -292,16 +292,7 @@ async fn too_large_a_head_is_refused() {
 #[tokio::test]
 async fn draining_finishes_what_is_in_flight_and_takes_nothing_new() {
     let flock = Flock::default();
-    let go = Arc::new(tokio::sync::Semaphore::new(0));
-    let gate = go.clone();
-    let slow = App::answering(move |_| {
-        let gate = gate.clone();
-        async move {
-            let _ = gate.acquire().await;
-            text(200, "finished")
-        }
-    })
-    .await;
+    let (slow, go) = App::held_back("finished").await;
     let a = flock.node("a").await;
     flock.register(slow.at("slow", "1", "a"));
     let addr = a.addr();

@@ -384,16 +384,7 @@ async fn who_waits_for_a_node_that_is_lost_meanwhile_asks_elsewhere() {
 #[tokio::test]
 async fn what_a_node_has_taken_is_waited_for_while_it_stops() {
     let flock = Flock::default();
-    let go = Arc::new(tokio::sync::Semaphore::new(0));
-    let gate = go.clone();
-    let slow = App::answering(move |_| {
-        let gate = gate.clone();
-        async move {
-            let _ = gate.acquire().await;
-            text(200, "finished")
-        }
-    })
-    .await;
+    let (slow, go) = App::held_back("finished").await;
     let other = App::named("other").await;
     let a = flock.node("a").await;
     let _b = flock.node("b").await;

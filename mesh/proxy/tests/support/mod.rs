@@ -436,6 +436,20 @@ impl App {
         Self { addr, requests, connections, tasks }
     }
 
+    /// Answers one request with its name for every permit that is added.
+    pub(crate) async fn held_back(name: &'static str) -> (Self, Arc<tokio::sync::Semaphore>) {
+        let go = Arc::new(tokio::sync::Semaphore::new(0));
+        let gate = go.clone();
+        let app = Self::answering(move |_| {
+            let gate = gate.clone();
+            async move {
+                let _ = gate.acquire().await;
+                text(200, name)
+            }
+        });
+        (app.await, go)
+    }
+
     /// Reads each request's head and body as far as they come at once, then closes the connection without a word.
     pub(crate) async fn hanging_up() -> Self {
         Self::saying("").await
