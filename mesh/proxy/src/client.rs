@@ -182,6 +182,17 @@ impl Outgoing {
         }
     }
 
+    /// Whether all of it has gone on over the connection it is being sent by.
+    pub(crate) fn is_sent(&self) -> bool {
+        let held = if let Body::Held(held) = &self.body { held.len() } else { 0 };
+        self.sent == self.head.len() + held && self.is_taken()
+    }
+
+    /// The client has its answer and waits for no word before its body any more.
+    pub(crate) fn expect_no_word(&mut self) {
+        self.request.expects_continue = false;
+    }
+
     /// Begins to send it (again), as caused by this span.
     pub(crate) fn begin(&mut self, span: SpanId) {
         self.request.set_parent(&mut self.head, span);

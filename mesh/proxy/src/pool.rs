@@ -40,8 +40,16 @@ impl Upstream {
 
     /// Whether it is still open and silent, as an idle connection must be. One that speaks unasked is not trusted.
     fn is_usable(&mut self) -> bool {
-        let mut cx = Context::from_waker(Waker::noop());
-        self.buffer.is_empty() && self.buffer.poll_fill(&mut self.pipe, &mut cx, usize::MAX).is_pending()
+        let silent = match &mut self.pipe {
+            Pipe::Tcp(stream) => {
+                matches!(stream.try_read(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+            }
+            Pipe::Tunnel(stream) => {
+                let mut cx = Context::from_waker(Waker::noop());
+                Pin::new(stream).poll_read(&mut cx, &mut ReadBuf::new(&mut [0])).is_pending()
+            }
+        };
+        silent && self.buffer.is_empty()
     }
 }
 

@@ -79,7 +79,7 @@ impl Relay {
             written: 0,
             raw: 0,
             closing: delivery == Delivery::InChunks,
-            sending: !outgoing.is_taken(),
+            sending: !outgoing.is_sent(),
         }
     }
 
@@ -122,7 +122,8 @@ impl Relay {
                 // It answers without having heard all of it, as it may.
                 Poll::Ready(_) => self.sending = false,
             }
-        } else if client.poll_gone(cx).is_ready() {
+        }
+        if !self.sending && client.poll_gone(cx).is_ready() {
             return Poll::Ready(Err(Broken::Client));
         }
         Poll::Pending
@@ -237,5 +238,5 @@ pub(crate) async fn splice<S: Stream>(client: &mut Client<S>, upstream: &mut Ups
 
 /// Whether the instance's connection can carry another request after this one.
 pub(crate) fn is_reusable(response: &Response, outgoing: &Outgoing, upstream: &Upstream) -> bool {
-    response.keep_alive && response.framing != Framing::UntilClose && outgoing.is_taken() && upstream.buffer.is_empty()
+    response.keep_alive && response.framing != Framing::UntilClose && outgoing.is_sent() && upstream.buffer.is_empty()
 }

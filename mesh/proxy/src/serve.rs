@@ -83,7 +83,11 @@ pub(crate) async fn serve<S: Stream>(io: S, carrier: &Carrier, door: Door, mut l
     loop {
         let request = match connection.next(draining.as_mut()).await {
             Next::Request(request) => request,
-            Next::End => return,
+            Next::End => {
+                // The last answer may still be on its way: a tunnel that is only dropped would cut it off.
+                let _ = connection.client.io.shutdown().await;
+                return;
+            }
             Next::Bad(refused) => {
                 connection.refuse_head(refused).await;
                 return;
@@ -274,6 +278,7 @@ impl<S: Stream> Connection<'_, S> {
             fields::write(&mut client.out, b"connection", b"close");
         }
         client.out.extend_from_slice(b"\r\n");
+        outgoing.expect_no_word();
         let mut relay = Relay::new(&response, delivery, outgoing);
         match relay.receive(client, &mut upstream, outgoing).await {
             Ok(()) => spans.into_iter().flatten().for_each(|span| span.end()),
@@ -291,7 +296,8 @@ impl<S: Stream> Connection<'_, S> {
         if relay::is_reusable(&response, outgoing, &upstream) {
             home.put(upstream);
         }
-        if !outgoing.is_taken() {
+        // Closing with bytes unread would take the answer's end away from the client again.
+        if !outgoing.is_taken() || (!go_on && !self.client.buffer.is_empty()) {
             self.linger().await;
             return false;
         }

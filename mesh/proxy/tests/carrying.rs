@@ -2,15 +2,12 @@
 
 mod support;
 
-use std::pin::Pin;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::Response;
-use hyper::body::{Body, Frame};
 use starling_core::id::InstanceKey;
 use support::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -140,18 +137,6 @@ async fn a_client_that_reads_slowly_holds_the_application_back() {
     })
     .await;
     assert!(*produced.lock().unwrap() < 64 << 20);
-}
-
-/// A body of what a channel brings.
-struct Frames(tokio::sync::mpsc::Receiver<Bytes>);
-
-impl Body for Frames {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        self.0.poll_recv(cx).map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
-    }
 }
 
 #[tokio::test]

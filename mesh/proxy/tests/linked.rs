@@ -61,3 +61,31 @@ async fn a_refused_tunnel_is_known_to_have_forwarded_nothing_so_a_post_goes_else
     assert_eq!(a.send("POST", "orders", "/", "", b"buy").await.text(), "lives");
     assert!(b.metrics().contains("starling_tunnels_refused_total 1\n"), "{}", b.metrics());
 }
+
+#[tokio::test]
+async fn an_answer_on_its_way_when_the_node_drains_comes_whole_through_a_tunnel() {
+    let flock = Flock::default();
+    let (frames, body) = tokio::sync::mpsc::channel::<bytes::Bytes>(1);
+    let body = std::sync::Arc::new(std::sync::Mutex::new(Some(body)));
+    let app = App::answering(move |_| {
+        let body = body.lock().expect("it goes well").take().expect("it goes well");
+        async move { Response::new(Frames(body).boxed()) }
+    })
+    .await;
+    let (a, b) = pair(&flock, 10).await;
+    flock.register(app.at("slow", "1", "b"));
+    let mut client = Client::connect(a.addr()).await;
+    client.send("GET", "slow", "/", "", b"").await;
+    assert_eq!(client.head().await.status, 200);
+    let draining = tokio::spawn(b.proxy.drain(PATIENCE));
+    for _ in 0..100 {
+        frames.send(bytes::Bytes::from(vec![b'x'; 10_000])).await.expect("it goes well");
+    }
+    drop(frames);
+    let mut received = 0;
+    while let Some(chunk) = client.chunk().await {
+        received += chunk.len();
+    }
+    assert_eq!(received, 1_000_000);
+    assert!(draining.await.expect("it goes well"));
+}

@@ -195,3 +195,34 @@ async fn a_head_that_comes_byte_by_byte_is_read_and_one_that_never_ends_is_refus
     client.stream.write_all(endless.as_bytes()).await.unwrap();
     assert_eq!(client.answer().await.status, 431);
 }
+
+#[tokio::test]
+async fn a_connection_with_half_a_request_on_it_is_never_used_again() {
+    let flock = Flock::default();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let connections = Arc::new(AtomicUsize::new(0));
+    let count = connections.clone();
+    // Answers when it has read a head, and never reads the body.
+    tokio::spawn(async move {
+        let mut open = Vec::new();
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            count.fetch_add(1, SeqCst);
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(stream.read_u8().await.unwrap());
+            }
+            stream.write_all(b"HTTP/1.1 413 Content Too Large\r\ncontent-length: 3\r\n\r\nno!").await.unwrap();
+            open.push(stream);
+        }
+    });
+    let a = flock.node_with("a", |settings| settings.max_replay_bytes = 16 << 20).await;
+    flock.register(Place { service: "narrow", id: "1", owner: "a", address });
+    let body = vec![b'x'; 12 << 20]; // more than sockets hold on the way
+    for n in 1..=3 {
+        let answer = a.send("POST", "narrow", "/", "", &body).await;
+        assert_eq!((answer.status, answer.text().as_str()), (413, "no!"));
+        assert_eq!(connections.load(SeqCst), n, "each request has a connection of its own");
+    }
+}
