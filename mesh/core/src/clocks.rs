@@ -119,7 +119,7 @@ impl Clocks {
         let all = others.chain([(&self.me, -self.behind_ms)]);
         let off: BTreeMap<NodeId, i64> =
             all.filter(|(_, ahead)| ahead.abs() > self.bound_ms).map(|(node, ahead)| (node.clone(), ahead)).collect();
-        let alike = |(a, b): ((&NodeId, &i64), (&NodeId, &i64))| a.0 == b.0 && (a.1 - b.1).abs() < 1_000;
+        let alike = |(a, b): ((&NodeId, &i64), (&NodeId, &i64))| a.0 == b.0 && a.1.abs_diff(*b.1) < 1_000;
         if off.len() == self.off.len() && off.iter().zip(&self.off).all(alike) {
             return;
         }

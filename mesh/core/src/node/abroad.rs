@@ -266,8 +266,11 @@ impl Node {
         let key = Key::Node(node.clone());
         let incarnation = record.facts.incarnation;
         let newer = matches!(self.store.get(&key), Some(Cell::Node(known)) if known.marker.incarnation > incarnation);
-        if newer || self.store.is_taken(&key) {
-            return; // a newer start speaks for itself; a name whose hash is taken cannot be told of
+        let full = self.store.get(&key).is_none() && self.store.nodes() >= crate::cells::MAX_NODES;
+        if newer || full || self.store.is_taken(&key) {
+            // A newer start speaks for itself; a full directory takes nobody, as it does of a peer; and a name whose hash
+            // is taken cannot be told of.
+            return;
         }
         let marker = Start { incarnation, stamp: self.clock.issue(now.wall) };
         self.write(now, Record { key, cell: Cell::Node(LWWReg { val: Arc::new(record), marker }) }, out);

@@ -19,7 +19,7 @@
 mod recent;
 mod tree;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::digest::{ItemHash, KeyHash};
@@ -181,7 +181,9 @@ impl Push {
         if neighbours.contains(from) {
             self.links.entry(from.clone()).or_default().wants = true;
         }
-        ids.iter().filter_map(|id| self.recent.key(*id)).collect()
+        // Each once, however often it was asked for.
+        let wanted: BTreeSet<KeyHash> = ids.iter().filter_map(|id| self.recent.key(*id)).collect();
+        wanted.into_iter().collect()
     }
 
     /// To a neighbour, ids are enough.
