@@ -188,6 +188,11 @@ impl NodeProcess {
         self.api.to_string()
     }
 
+    /// Where the applications of its host reach it.
+    pub(crate) fn proxy(&self) -> SocketAddr {
+        self.proxy
+    }
+
     /// Where its peers reach it.
     pub(crate) fn quic(&self) -> SocketAddr {
         self.quic

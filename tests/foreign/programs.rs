@@ -1,0 +1,80 @@
+//! A small vocabulary: find a program or say what is missing, run it, and end it with the test.
+
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+
+/// Whether a missing program fails the test.
+fn required() -> bool {
+    std::env::var_os("STARLING_FOREIGN").is_some_and(|word| word == "required")
+}
+
+/// Says what is missing, or fails where nothing may be.
+fn missing(what: &str, package: &str) {
+    let skipped = format!("skipped: needs {what} (apt-get install {package})");
+    assert!(!required(), "{skipped}");
+    println!("{skipped}");
+}
+
+/// Where a program is, as the shell would find it or where only root's shell does; `None`, and why, without it.
+pub(crate) fn program(name: &str, package: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let places = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
+    let found = places.map(|place| place.join(name)).find(|path| path.is_file());
+    if found.is_none() {
+        missing(name, package);
+    }
+    found
+}
+
+/// A Python that has a module, the first of the shell's and the system's.
+pub(crate) fn python(module: &str, package: &str) -> Option<PathBuf> {
+    let has = |python: &PathBuf| {
+        let mut trial = Command::new(python);
+        trial.args(["-c", &format!("import {module}")]).stdin(Stdio::null()).stdout(Stdio::null());
+        trial.stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+    };
+    let found = ["python3", "/usr/bin/python3"].map(PathBuf::from).into_iter().find(has);
+    if found.is_none() {
+        missing(&format!("python3 with the module {module}"), package);
+    }
+    found
+}
+
+/// Runs a program to its end: what it printed. It must succeed.
+pub(crate) fn run(command: &mut Command) -> String {
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    let [told, complaints] = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned());
+    assert!(output.status.success(), "{command:?}: {}\n{told}\n{complaints}", output.status);
+    told
+}
+
+/// A program that runs until this is dropped.
+pub(crate) struct Running(Child);
+
+impl Running {
+    /// Starts it and waits until it prints a line that `says` has been waited for: what that found in it.
+    pub(crate) fn start<T>(command: &mut Command, says: impl Fn(&str) -> Option<T>) -> (Running, T) {
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut told = BufReader::new(child.stdout.take().unwrap());
+        let running = Running(child);
+        let mut line = String::new();
+        loop {
+            line.clear();
+            assert!(told.read_line(&mut line).unwrap() > 0, "{command:?} ended before it was ready");
+            if let Some(found) = says(&line) {
+                // The rest is for nobody; a reader that is gone must not end it.
+                thread::spawn(move || std::io::copy(&mut told, &mut std::io::sink()));
+                return (running, found);
+            }
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill(); // it may have ended
+        let _ = self.0.wait();
+    }
+}
