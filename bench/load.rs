@@ -187,6 +187,14 @@ fn blocking_exchange(stream: &mut std::net::TcpStream, request: &[u8]) -> std::i
     }
 }
 
+/// Asks once over a connection of its own; `None` unless the answer is the backend's.
+#[allow(dead_code)] // not every benchmark waits for somebody to answer
+pub(crate) fn once(target: SocketAddr, host: &str) -> Option<()> {
+    let mut stream = std::net::TcpStream::connect(target).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(1))).ok()?;
+    blocking_exchange(&mut stream, &request(host)).ok()?.then_some(())
+}
+
 fn request(host: &str) -> Vec<u8> {
     format!("GET / HTTP/1.1\r\nhost: {host}\r\n\r\n").into_bytes()
 }
