@@ -16,6 +16,7 @@
 //! |---|---|
 //! | `stack` | what happens to a request, in order: read this first |
 //! | `outbound`, `inbound`, `serve` | the listener for applications, tunnels from other nodes, one connection |
+//! | `detect` | what a client speaks, told from its first bytes |
 //! | `client`, `exchange`, `relay`, `pool` | a request on its way; one attempt; a response on its way; connections to instances |
 //! | `h1`, `reason` | HTTP/1.1 as a proxy needs it; the sidecar's own answers |
 //! | `directory` | what is remembered of each service: candidates, budget, counters |
@@ -24,6 +25,7 @@
 
 mod client;
 mod clock;
+mod detect;
 mod directory;
 mod exchange;
 mod h1;

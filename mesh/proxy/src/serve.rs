@@ -1,4 +1,4 @@
-//! Serving HTTP/1.1 on one connection until it, or the proxy, ends: requests in, answers out, one after the other.
+//! One connection until it, or the proxy, ends. In HTTP/1.1: requests in, answers out, one after the other.
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use crate::client::{Client, Outgoing};
+use crate::detect::{self, Spoken};
 use crate::h1::buffer::LARGE;
 use crate::h1::request::{Request, Rules};
 use crate::h1::response::Asked;
@@ -74,12 +75,25 @@ pub(crate) enum Door {
     Tunnel(Tunnel),
 }
 
-/// Answers the requests that come by `io`.
+/// Serves whoever comes by `io`, whatever it speaks.
 pub(crate) async fn serve<S: Stream>(io: S, carrier: &Carrier, door: Door, mut lifetime: Lifetime) {
+    let mut client = Client::new(io);
+    let patience = Duration::from_millis(carrier.settings.header_timeout_ms);
+    let spoken = detect::first(&mut client, patience, pin!(lifetime.draining())).await;
+    match spoken {
+        // What is not understood is refused by the HTTP reader, with an answer people can read.
+        Some(Spoken::Http1 | Spoken::Http2 | Spoken::Tls | Spoken::Other) => {
+            serve_http1(client, carrier, door, lifetime).await;
+        }
+        None => _ = client.io.shutdown().await,
+    }
+}
+
+/// Answers the requests of a client that speaks HTTP/1.1.
+async fn serve_http1<S: Stream>(client: Client<S>, carrier: &Carrier, door: Door, mut lifetime: Lifetime) {
     let phase = lifetime.phase.clone();
     let mut draining = pin!(lifetime.draining());
-    let mut connection =
-        Connection { client: Client::new(io), carrier, door, head: Vec::new(), host: Vec::new(), known: None };
+    let mut connection = Connection { client, carrier, door, head: Vec::new(), host: Vec::new(), known: None };
     loop {
         let request = match connection.next(draining.as_mut()).await {
             Next::Request(request) => request,
