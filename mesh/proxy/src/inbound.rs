@@ -16,29 +16,28 @@ use starling_net::TunnelRefusal;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::Instant;
 
+use crate::Job;
 use crate::client::{Client, Outgoing};
 use crate::exchange::{Attempt, Way, check_protocol};
 use crate::h1::response::Asked;
 use crate::mesh::{Arrival, Knock, Stream};
-use crate::pool::{Gauge, Pool};
+use crate::pool::{Counted, Gauge, Pool};
 use crate::reason::{Reason, Refused};
 use crate::relay::{Arrived, Home};
 use crate::serve::{Door, Lifetime, serve};
 use crate::stack::{Carrier, describe};
 use crate::trace::OpenSpan;
+use crate::workers::Crew;
 
-/// A tunnel on its way to the worker that serves it, with its place among the tunnels.
-pub(crate) type Taken = (Arrival, OwnedSemaphorePermit);
-
-/// Takes tunnels and deals them to the workers in turn until there are no more or the proxy stops.
+/// Takes tunnels and deals them to the workers until there are no more or the proxy stops.
 pub(crate) async fn run<T: Knock>(
     carrier: Arc<Carrier>,
     mut tunnels: mpsc::Receiver<T>,
-    workers: Vec<mpsc::Sender<Taken>>,
+    crew: Arc<Crew<Job>>,
     mut lifetime: Lifetime,
 ) {
     let places = Arc::new(Semaphore::new(carrier.settings.max_tunnels));
-    for turn in 0.. {
+    loop {
         let knock = tokio::select! {
             knock = tunnels.recv() => match knock {
                 Some(knock) => knock,
@@ -47,13 +46,12 @@ pub(crate) async fn run<T: Knock>(
             () = lifetime.draining() => break,
         };
         // Refused, the caller's sidecar knows that nothing was forwarded, and tries another instance.
-        let (Ok(place), Ok(worker)) = (places.clone().try_acquire_owned(), workers[turn % workers.len()].try_reserve())
-        else {
+        let (Ok(place), Some(dealt)) = (places.clone().try_acquire_owned(), crew.try_place()) else {
             carrier.connections.tunnels_refused.fetch_add(1, Relaxed);
             knock.refuse(TunnelRefusal::Busy);
             continue;
         };
-        worker.send((knock.take(), place));
+        dealt.queue.send(Job::Tunnel(knock.take(), place, dealt.share));
     }
     tunnels.close();
     while let Ok(knock) = tunnels.try_recv() {
@@ -61,17 +59,19 @@ pub(crate) async fn run<T: Knock>(
     }
 }
 
-/// Serves what [`run`] deals to this worker.
-pub(crate) async fn serve_dealt(carrier: Arc<Carrier>, mut dealt: mpsc::Receiver<Taken>, lifetime: Lifetime) {
-    while let Some((arrival, place)) = dealt.recv().await {
-        let (carrier, lifetime) = (carrier.clone(), lifetime.clone());
-        tokio::spawn(async move {
-            let _place = place;
-            let _counted = Gauge::count(&carrier.connections.tunnels);
-            let tunnel = Tunnel { from: arrival.from, to: arrival.to, pool: Arc::default() };
-            serve(arrival.stream, &carrier, Door::Tunnel(tunnel), lifetime).await;
-        });
-    }
+/// Serves what [`run`] has dealt to this worker.
+pub(crate) fn serve_dealt(
+    carrier: Arc<Carrier>,
+    arrival: Arrival,
+    held: (OwnedSemaphorePermit, Counted),
+    lifetime: Lifetime,
+) {
+    tokio::spawn(async move {
+        let _held = held;
+        let _counted = Gauge::count(&carrier.connections.tunnels);
+        let tunnel = Tunnel { from: arrival.from, to: arrival.to, pool: Arc::default() };
+        serve(arrival.stream, &carrier, Door::Tunnel(tunnel), lifetime).await;
+    });
 }
 
 /// One tunnel.

@@ -51,17 +51,18 @@ use std::time::Duration;
 pub use settings::ProxySettings;
 use starling_core::observe::MetricSource;
 use starling_net::{Handle, IncomingTunnel};
-use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 use crate::clock::Clock;
 use crate::directory::Directory;
-use crate::mesh::{Knock, Mesh};
+use crate::mesh::{Arrival, Knock, Mesh};
 use crate::metrics::Connections;
+use crate::pool::Counted;
 use crate::serve::{Lifetime, Phase};
 use crate::stack::Carrier;
+use crate::workers::Crew;
 
-/// The most tunnels that wait for one worker.
+/// The most connections that wait for one worker to begin with them.
 const DEALT: usize = 256;
 
 /// Why the data plane could not start; nothing was started.
@@ -117,7 +118,7 @@ impl Proxy {
         settings.check().map_err(StartError::Settings)?;
         let address = settings.listen;
         let failed = |error| StartError::Listen { address, error };
-        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let listener = outbound::listen(address).map_err(failed)?;
         let local_addr = listener.local_addr().map_err(failed)?;
         let carrier = Arc::new(Carrier {
             settings,
@@ -129,19 +130,16 @@ impl Proxy {
         let (phase, phase_seen) = watch::channel(Phase::Running);
         let (alive_held, alive) = mpsc::channel(1);
         let lifetime = Lifetime::new(phase_seen, alive_held);
-        let listener = listener.into_std().map_err(failed)?;
         let places = Arc::new(Semaphore::new(carrier.settings.max_connections));
         let count = if carrier.settings.workers == 0 { workers::usual() } else { carrier.settings.workers };
-        let mut dealt = Vec::with_capacity(count);
-        for number in 0..count {
-            let (carrier, lifetime, places) = (carrier.clone(), lifetime.clone(), places.clone());
-            let listener = listener.try_clone().map_err(failed)?;
-            let phase = phase.subscribe();
-            let life = move |tunnels| work(carrier, listener, places, tunnels, lifetime, phase);
-            dealt.push(workers::start(number, DEALT, life).map_err(StartError::Worker)?.work);
-        }
-        drop(listener);
-        tokio::spawn(inbound::run(carrier.clone(), tunnels, dealt, lifetime.clone()));
+        let crew = Crew::start(count, DEALT, || {
+            let (carrier, places, lifetime, phase) =
+                (carrier.clone(), places.clone(), lifetime.clone(), phase.subscribe());
+            move |jobs| work(carrier, places, jobs, lifetime, phase)
+        });
+        let crew = Arc::new(crew.map_err(StartError::Worker)?);
+        crew.tell(0, Job::Listen(listener, crew.clone())).await;
+        tokio::spawn(inbound::run(carrier.clone(), tunnels, crew, lifetime.clone()));
         tokio::spawn(sweep(carrier.clone(), lifetime));
         Ok(Proxy { local_addr, carrier, phase, alive })
     }
@@ -166,20 +164,39 @@ impl Proxy {
     }
 }
 
+/// What is given to a worker.
+pub(crate) enum Job {
+    /// Accept connections here, for all workers.
+    Listen(std::net::TcpListener, Arc<Crew<Job>>),
+    /// Serve an application's connection.
+    Application(std::net::TcpStream, OwnedSemaphorePermit, Counted),
+    /// Serve a tunnel.
+    Tunnel(Arrival, OwnedSemaphorePermit, Counted),
+}
+
 /// What one worker does until the proxy stops, or has drained and nothing is left to do.
 async fn work(
     carrier: Arc<Carrier>,
-    listener: std::net::TcpListener,
     places: Arc<Semaphore>,
-    tunnels: mpsc::Receiver<inbound::Taken>,
+    mut jobs: mpsc::Receiver<Job>,
     lifetime: Lifetime,
     mut phase: watch::Receiver<Phase>,
 ) {
-    match TcpListener::from_std(listener) {
-        Ok(listener) => _ = tokio::spawn(outbound::run(carrier.clone(), listener, places, lifetime.clone())),
-        Err(error) => tracing::error!(%error, "a worker cannot listen"),
-    }
-    tokio::spawn(inbound::serve_dealt(carrier, tunnels, lifetime));
+    let working = async move {
+        while let Some(job) = jobs.recv().await {
+            let (carrier, lifetime) = (carrier.clone(), lifetime.clone());
+            match job {
+                Job::Listen(listener, crew) => {
+                    tokio::spawn(outbound::run(carrier, listener, crew, places.clone(), lifetime));
+                }
+                Job::Application(stream, place, share) => {
+                    outbound::serve_dealt(carrier, stream, (place, share), lifetime);
+                }
+                Job::Tunnel(arrival, place, share) => inbound::serve_dealt(carrier, arrival, (place, share), lifetime),
+            }
+        }
+    };
+    tokio::spawn(working);
     serve::reached(&mut phase, Phase::Stopped).await;
 }
 

@@ -1,56 +1,100 @@
 //! The listener applications of this host send their requests to.
 
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::task::Poll;
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::unconstrained;
 
-use crate::pool::Gauge;
+use crate::Job;
+use crate::pool::{Counted, Gauge};
 use crate::serve::{Door, Lifetime, serve};
 use crate::stack::Carrier;
+use crate::workers::Crew;
 
 /// Pause after a failed accept: it is nearly always a lack of file descriptors, which only time mends.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How many connections wait in the kernel to be accepted; Linux allows no more by default (`net.core.somaxconn`).
+const BACKLOG: u32 = 4_096;
 
-/// Accepts connections until the proxy drains.
-pub(crate) async fn run(carrier: Arc<Carrier>, listener: TcpListener, places: Arc<Semaphore>, mut lifetime: Lifetime) {
+/// Opens a listener.
+pub(crate) fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let socket = if address.is_ipv6() { TcpSocket::new_v6() } else { TcpSocket::new_v4() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)?.into_std()
+}
+
+/// Accepts connections and deals them to the workers until the proxy drains; what waits in the kernel by then is taken.
+pub(crate) async fn run(
+    carrier: Arc<Carrier>,
+    listener: std::net::TcpListener,
+    crew: Arc<Crew<Job>>,
+    places: Arc<Semaphore>,
+    mut lifetime: Lifetime,
+) {
+    let listener = match TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => return tracing::error!(%error, "a worker cannot listen"),
+    };
     loop {
-        let accepted = tokio::select! {
-            accepted = accept(&carrier, &listener, &places) => accepted,
-            () = lifetime.draining() => return,
-        };
-        let Some((stream, place)) = accepted else { continue };
-        let (carrier, lifetime) = (carrier.clone(), lifetime.clone());
-        tokio::spawn(async move {
-            let _place = place;
-            let _counted = Gauge::count(&carrier.connections.outbound);
-            serve(stream, &carrier, Door::Application, lifetime).await;
-        });
+        tokio::select! {
+            // Asked first: while connections keep coming, the end would never be heard of.
+            biased;
+            () = lifetime.draining() => break,
+            () = accept(&carrier, &listener, &crew, &places) => {}
+        }
+    }
+    for _ in 0..BACKLOG {
+        let Ok(place) = places.clone().try_acquire_owned() else { return };
+        let waiting = unconstrained(poll_fn(|cx| Poll::Ready(listener.poll_accept(cx))));
+        let Poll::Ready(Ok((stream, _))) = waiting.await else { return };
+        deal(&crew, stream, place).await;
     }
 }
 
-async fn accept(
-    carrier: &Carrier,
-    listener: &TcpListener,
-    places: &Arc<Semaphore>,
-) -> Option<(TcpStream, OwnedSemaphorePermit)> {
+async fn accept(carrier: &Carrier, listener: &TcpListener, crew: &Crew<Job>, places: &Arc<Semaphore>) {
     if places.available_permits() == 0 {
         carrier.connections.accepts_delayed.fetch_add(1, Relaxed);
     }
     // The semaphore is never closed.
-    let place = places.clone().acquire_owned().await.ok()?;
+    let Ok(place) = places.clone().acquire_owned().await else { return };
     match listener.accept().await {
-        Ok((stream, _)) => {
-            // Fails only on a socket that is broken already.
-            let _ = stream.set_nodelay(true);
-            Some((stream, place))
-        }
+        Ok((stream, _)) => deal(crew, stream, place).await,
         Err(error) => {
             tracing::warn!(%error, "cannot accept a connection");
             tokio::time::sleep(ACCEPT_PAUSE).await;
-            None
         }
     }
+}
+
+async fn deal(crew: &Crew<Job>, stream: TcpStream, place: OwnedSemaphorePermit) {
+    // Fails only on a socket that is broken already.
+    let Ok(stream) = stream.into_std() else { return };
+    // Without workers there is no proxy any more.
+    let Some(dealt) = crew.place().await else { return };
+    dealt.queue.send(Job::Application(stream, place, dealt.share));
+}
+
+/// Serves what [`run`] has dealt to this worker.
+pub(crate) fn serve_dealt(
+    carrier: Arc<Carrier>,
+    stream: std::net::TcpStream,
+    held: (OwnedSemaphorePermit, Counted),
+    lifetime: Lifetime,
+) {
+    // Both fail only on a socket that is broken already.
+    let _ = stream.set_nodelay(true);
+    let Ok(stream) = TcpStream::from_std(stream) else { return };
+    tokio::spawn(async move {
+        let _held = held;
+        let _counted = Gauge::count(&carrier.connections.outbound);
+        serve(stream, &carrier, Door::Application, lifetime).await;
+    });
 }

@@ -48,7 +48,8 @@ pub struct ProxySettings {
     /// Of the traces that begin here, one in so many is kept; a caller's own decision is respected, and failures are kept
     /// always. 1 keeps all, 0 none; default 100, that is 1 %.
     pub trace_one_in: u32,
-    /// How many threads carry requests, each with its own listener and connections. 0 (default): one for each core.
+    /// How many threads carry requests; connections are dealt to whichever has the fewest. 0 (default): one for each
+    /// core.
     pub workers: usize,
     /// How many sidecars a request may pass before it is taken for a loop. 1 to 1,000; default 16.
     pub max_hops: u32,
