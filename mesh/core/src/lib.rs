@@ -17,6 +17,8 @@
 //! | [`cells`] | several data centres: relays, the directory of nodes, which cell is out of reach |
 //! | [`view`], [`sorted`] | the immutable picture readers use |
 //! | [`route`], [`balance`], [`guard`] | which service a host means, which instance gets a request, what is kept from whom |
+//! | [`tolerate`] | what is done about attempts that fail |
+//! | [`ranges`] | settings that are out of their range |
 //! | [`observe`] | spans and metrics |
 
 pub mod balance;
@@ -34,6 +36,7 @@ pub mod observe;
 pub mod peers;
 pub mod preserve;
 pub mod push;
+pub mod ranges;
 pub mod record;
 pub mod registry;
 pub mod repair;
@@ -43,6 +46,7 @@ pub mod store;
 #[cfg(test)]
 mod testing;
 pub mod time;
+pub mod tolerate;
 pub mod view;
 pub mod wire;
 

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use arc_swap::{ArcSwap, ArcSwapOption};
-use starling_core::balance::Group;
+use arc_swap::ArcSwap;
+use starling_core::balance::{BalanceSettings, Group, Roster};
 use starling_core::guard::{BreakerState, RetryBudget};
 use starling_core::id::ServiceKey;
 use starling_core::view::{ServiceView, View};
@@ -13,6 +13,10 @@ use starling_core::view::{ServiceView, View};
 use crate::metrics::ServiceMetrics;
 use crate::pool::Pool;
 use crate::settings::ProxySettings;
+use crate::stack::Carrier;
+
+/// The most ways to balance one service that are kept; routes that want more make theirs anew again and again.
+const MAX_GROUPS: usize = 32;
 
 /// All services called or answered for here. Read without a lock; written when a service is met the first time.
 #[derive(Debug)]
@@ -27,7 +31,8 @@ pub(crate) struct Directory {
 pub(crate) struct Entry {
     pub(crate) metrics: ServiceMetrics,
     pub(crate) budget: RetryBudget,
-    group: ArcSwapOption<Group<Pool>>,
+    /// One for each way to balance, the newest last; all of one roster.
+    groups: ArcSwap<Vec<Arc<Group<Pool>>>>,
     writing: Mutex<()>,
 }
 
@@ -60,8 +65,8 @@ impl Directory {
     /// Closes idle connections and forgets services that are in the view no more.
     pub(crate) fn sweep(&self, view: &View, idle_timeout: Duration) {
         let entries = self.entries.load_full();
-        for group in entries.values().filter_map(|entry| entry.group.load_full()) {
-            group.slots().for_each(|slot| slot.seat.extra.sweep(idle_timeout));
+        for roster in entries.values().filter_map(|entry| entry.roster()) {
+            roster.slots().iter().for_each(|slot| slot.seat.extra.sweep(idle_timeout));
         }
         if entries.keys().any(|key| view.service(key).is_none()) {
             let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -77,37 +82,57 @@ impl Entry {
         Self {
             metrics: ServiceMetrics::default(),
             budget: RetryBudget::new(settings.retry_budget),
-            group: ArcSwapOption::empty(),
+            groups: ArcSwap::default(),
             writing: Mutex::new(()),
         }
     }
 
     /// How many instances are taken out by their breaker, and how many requests are in flight.
     pub(crate) fn broken_and_in_flight(&self) -> (usize, u64) {
-        let Some(group) = self.group.load_full() else { return (0, 0) };
-        let broken = group.slots().filter(|slot| slot.seat.breaker.state() != BreakerState::Closed).count();
-        (broken, group.slots().map(|slot| u64::from(slot.seat.load.in_flight())).sum())
+        let Some(roster) = self.roster() else { return (0, 0) };
+        let seats = || roster.slots().iter().map(|slot| &slot.seat);
+        let broken = seats().filter(|seat| seat.breaker.state() != BreakerState::Closed).count();
+        (broken, seats().map(|seat| u64::from(seat.load.in_flight())).sum())
     }
 
-    /// The service's candidates; made anew when the service has changed.
-    pub(crate) fn group(&self, service: &Arc<ServiceView>, view: &View, settings: &ProxySettings) -> Arc<Group<Pool>> {
-        let fits = |group: &Arc<Group<Pool>>| {
-            // A request that began with an older view must not bring back what the newer one has dropped.
-            Arc::ptr_eq(group.service(), service) || group.service().revision > service.revision
-        };
-        if let Some(group) = self.group.load_full().filter(fits) {
-            return group;
+    /// The candidates as they were at the last choice.
+    fn roster(&self) -> Option<Arc<Roster<Pool>>> {
+        self.groups.load().last().map(|group| group.roster().clone())
+    }
+
+    /// The service's candidates as these settings want them; made anew when the service or the settings have changed.
+    /// Routes of one service may want different ones: what is known of an instance is the same for all of them.
+    pub(crate) fn group(
+        &self,
+        service: &Arc<ServiceView>,
+        view: &View,
+        balance: &Arc<BalanceSettings>,
+        carrier: &Carrier,
+    ) -> Arc<Group<Pool>> {
+        // A request that began with an older view must not bring back what the newer one has dropped.
+        let is_current = |other: &Arc<ServiceView>| Arc::ptr_eq(other, service) || other.revision > service.revision;
+        let fits = |group: &&Arc<Group<Pool>>| is_current(group.service()) && Arc::ptr_eq(group.settings(), balance);
+        if let Some(group) = self.groups.load().iter().find(fits) {
+            return group.clone();
         }
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        let previous = self.group.load_full();
-        if let Some(group) = previous.clone().filter(fits) {
-            return group;
+        let groups = self.groups.load_full();
+        if let Some(group) = groups.iter().find(fits) {
+            return group.clone();
         }
-        let group = Arc::new(Group::new(service, view, settings.breaker, previous.as_deref()));
-        group.slots().for_each(|slot: &starling_core::balance::Slot<Pool>| {
-            slot.seat.extra.limit(settings.max_idle_per_instance);
+        let newest = groups.last().map(|group| group.roster());
+        let roster = newest.filter(|roster| is_current(roster.service())).cloned().unwrap_or_else(|| {
+            let previous = newest.map(|roster| &**roster);
+            let roster = Roster::new(service, view, carrier.settings.breaker, carrier.clock.now(), previous);
+            roster.slots().iter().for_each(|slot| slot.seat.extra.limit(carrier.settings.max_idle_per_instance));
+            Arc::new(roster)
         });
-        self.group.store(Some(group.clone()));
+        let group = Arc::new(Group::new(roster.clone(), balance.clone()));
+        // Those of the service as it was are of no use; of those of settings that are no more, a few are in the way.
+        let still = groups.iter().filter(|group| Arc::ptr_eq(group.roster(), &roster)).cloned();
+        let mut groups: Vec<_> = still.chain([group.clone()]).collect();
+        groups.drain(..groups.len().saturating_sub(MAX_GROUPS));
+        self.groups.store(Arc::new(groups));
         group
     }
 }

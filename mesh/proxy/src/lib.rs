@@ -126,6 +126,7 @@ impl Proxy {
             clock: Clock::start(),
             directory: Directory::new(),
             connections: Connections::default(),
+            balance: Arc::default(),
         });
         let (phase, phase_seen) = watch::channel(Phase::Running);
         let (alive_held, alive) = mpsc::channel(1);

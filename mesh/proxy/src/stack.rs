@@ -18,7 +18,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use http::StatusCode;
-use starling_core::balance::{FAILURE_PENALTY, Group, InFlight, Seat};
+use starling_core::balance::{Ask, BalanceSettings, FAILURE_PENALTY, Group, InFlight, Outcome, Seat};
 use starling_core::guard::{Fault, Permit};
 use starling_core::id::{InstanceId, ServiceKey};
 use starling_core::observe::SpanKind;
@@ -50,6 +50,8 @@ pub(crate) struct Carrier {
     pub(crate) clock: Clock,
     pub(crate) directory: Directory,
     pub(crate) connections: Connections,
+    /// How services are balanced of which nobody has said anything else.
+    pub(crate) balance: Arc<BalanceSettings>,
 }
 
 /// Where a host leads, as long as the view is this one.
@@ -89,7 +91,7 @@ pub(crate) async fn carry<S: Stream>(
 ) -> Result<Arrived, Refused> {
     let Known { view, key, service, entry, .. } = known;
     entry.budget.deposit(carrier.clock.now());
-    let group = entry.group(service, view, &carrier.settings);
+    let group = entry.group(service, view, &carrier.balance, carrier);
     let context = outgoing.request.context;
     let service = service.clone();
     Call { carrier, service, key, entry, group, context, deadline, tried: Vec::new() }
@@ -196,7 +198,7 @@ impl Call<'_> {
     fn choose(&self) -> Option<Chosen> {
         let tried: Vec<InstanceId> = self.tried.iter().map(|(instance, _)| instance.clone()).collect();
         let now = self.carrier.clock.now();
-        let (slot, permit) = clock::with_dice(|dice| self.group.choose(now, dice, &tried))?;
+        let (slot, permit) = clock::with_dice(|dice| self.group.choose(now, dice, &Ask { tried: &tried, key: None }))?;
         Some(Chosen { instance: slot.instance.clone(), in_flight: InFlight::begin(&slot.seat), permit })
     }
 
@@ -208,7 +210,7 @@ impl Call<'_> {
         // The attempt before may have waited long: whoever was registered meanwhile is a candidate too.
         let view = self.carrier.mesh.view();
         self.service = view.service(self.key)?.clone();
-        self.group = self.entry.group(&self.service, &view, &self.carrier.settings);
+        self.group = self.entry.group(&self.service, &view, &self.carrier.balance, self.carrier);
         let next = self.choose()?;
         if !self.entry.budget.withdraw(self.carrier.clock.now()) {
             self.entry.metrics.retries_refused.fetch_add(1, Relaxed);
@@ -264,11 +266,11 @@ impl Call<'_> {
         let failed = status.is_none_or(|status| status.is_server_error());
         // Being told to slow down is no defect of the instance, but no reason to send it more either.
         let unwelcome = failed || status == Some(StatusCode::TOO_MANY_REQUESTS);
-        let latency = now.since(began);
-        seat.load.observe(now, if unwelcome { latency.max(FAILURE_PENALTY) } else { latency });
+        let outcome = if unwelcome { Outcome::Unwelcome(FAILURE_PENALTY) } else { Outcome::Good };
+        seat.load.observe(now, now.since(began), outcome);
         if !failed {
             if permit.succeed(now) {
-                seat.load.forget();
+                seat.begin_again(now);
                 tracing::info!(instance = %instance.key, "the breaker closed: a probe went well");
             }
         } else if permit.fail(if status.is_some() { Fault::Answer } else { Fault::Silence }, now, clock::random()) {

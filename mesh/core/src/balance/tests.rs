@@ -1,14 +1,19 @@
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
 
 use super::*;
-use crate::guard::{BreakerState, Fault};
-use crate::id::{InstanceKey, NodeId, ServiceKey, Zone};
+use crate::guard::{BreakerSettings, BreakerState, Fault};
+use crate::id::{InstanceId, InstanceKey, NodeId, ServiceKey, Zone};
 use crate::record::{Claim, Claimed};
 use crate::registry::{Address, Instance};
 use crate::testing::facts;
+use crate::time::Instant;
 use crate::time::{HybridTime, Stamp, WallTime};
-use crate::view::{MemberState, MemberView, Revision, Usability};
+use crate::view::{InstanceView, MemberState, MemberView, Revision, ServiceView, Usability, View};
 use proptest::prelude::*;
+
+const NOW: Instant = Instant(1_000_000_000);
 
 /// A service of instances called `a`, `b`, ... with these weights, zones and usabilities.
 struct Village {
@@ -43,8 +48,13 @@ fn service(instances: &[InstanceView]) -> Arc<ServiceView> {
 
 impl Village {
     fn of(instances: &[InstanceView]) -> Self {
-        let group = Group::new(&service(instances), &view(1), BreakerSettings::default(), None);
-        Self { group, now: Instant(1_000_000_000), rng: fastrand::Rng::with_seed(7) }
+        Self::with(BalanceSettings::default(), instances)
+    }
+
+    fn with(settings: BalanceSettings, instances: &[InstanceView]) -> Self {
+        let roster = Roster::new(&service(instances), &view(1), BreakerSettings::default(), NOW, None);
+        let group = Group::new(Arc::new(roster), Arc::new(settings));
+        Self { group, now: NOW, rng: fastrand::Rng::with_seed(7) }
     }
 
     fn ready(weights: &[u32]) -> Self {
@@ -63,7 +73,7 @@ impl Village {
 
     fn choose_except(&mut self, tried: &[&str]) -> Option<String> {
         let tried: Vec<InstanceId> = tried.iter().map(|name| name.parse().unwrap()).collect();
-        let (slot, permit) = self.group.choose(self.now, &mut self.rng, &tried)?;
+        let (slot, permit) = self.group.choose(self.now, &mut self.rng, &Ask { tried: &tried, key: None })?;
         permit.succeed(self.now);
         Some(slot.instance.key.instance.to_string())
     }
@@ -80,7 +90,7 @@ impl Village {
             let name = self.choose().unwrap();
             let took = latency(&name, &mut self.rng);
             self.now = self.now + took;
-            self.seat(&name).load.observe(self.now, took);
+            self.seat(&name).load.observe(self.now, took, Outcome::Good);
             self.now = self.now + Duration::from_millis(gap_ms);
             *counts.entry(name).or_default() += 1;
         }
@@ -125,8 +135,8 @@ fn fast_failures_do_not_attract_traffic() {
 #[test]
 fn a_newcomer_gets_its_share_at_once() {
     let mut village = Village::ready(&[100, 100, 100]);
-    village.seat("a").load.observe(village.now, Duration::from_millis(10));
-    village.seat("b").load.observe(village.now, Duration::from_millis(10));
+    village.seat("a").load.observe(village.now, Duration::from_millis(10), Outcome::Good);
+    village.seat("b").load.observe(village.now, Duration::from_millis(10), Outcome::Good);
     let c = (0..3_000).filter(|_| village.choose().unwrap() == "c").count();
     assert!((900..1_100).contains(&c), "{c}");
 }
@@ -154,12 +164,12 @@ fn latency_jumps_to_a_peak_and_decays_when_read() {
     let load = Load::default();
     let start = Instant(1_000_000_000);
     assert_eq!(load.latency_us(start), None);
-    load.observe(start, Duration::from_millis(1));
-    load.observe(start, Duration::from_millis(100));
+    load.observe(start, Duration::from_millis(1), Outcome::Good);
+    load.observe(start, Duration::from_millis(100), Outcome::Good);
     assert!((load.latency_us(start).unwrap() - 100_000.0).abs() < 1.0);
     let later = load.latency_us(start + Duration::from_secs(10)).unwrap();
     assert!((later - 100_000.0 / std::f32::consts::E).abs() < 10.0, "{later}");
-    load.observe(start + Duration::from_secs(10), Duration::from_millis(1));
+    load.observe(start + Duration::from_secs(10), Duration::from_millis(1), Outcome::Good);
     let blended = load.latency_us(start + Duration::from_secs(10)).unwrap();
     assert!((blended - (100_000.0 * 0.36788 + 1_000.0 * 0.63212)).abs() < 10.0, "{blended}");
 }
@@ -194,7 +204,7 @@ fn what_may_not_take_traffic_is_never_chosen() {
 fn a_broken_instance_is_probed_when_its_time_has_come_however_slow_it_was() {
     let mut village = Village::ready(&[100, 100, 100]);
     village.break_down("a");
-    village.seat("a").load.observe(village.now, FAILURE_PENALTY);
+    village.seat("a").load.observe(village.now, Duration::from_millis(1), Outcome::Unwelcome(FAILURE_PENALTY));
     assert!((0..100).all(|_| village.choose().unwrap() != "a"));
     village.now = village.now + Duration::from_secs(7);
     assert!((0..100).any(|_| village.choose().unwrap() == "a"));
@@ -259,10 +269,11 @@ fn seats_outlive_a_change_of_the_service_but_not_newer_word_of_the_instance() {
     ] {
         let village = Village::of(std::slice::from_ref(before));
         village.break_down("a");
-        village.seat("a").load.observe(village.now, FAILURE_PENALTY);
+        village.seat("a").load.observe(village.now, Duration::from_millis(1), Outcome::Unwelcome(FAILURE_PENALTY));
         let others = [after.clone(), instance("b", 100, "default", Usability::Ready)];
-        let group = Group::new(&service(&others), &view(start), BreakerSettings::default(), Some(&village.group));
-        let seat = &group.slots().find(|slot| slot.instance.key.instance.as_str() == "a").unwrap().seat;
+        let previous = Some(&**village.group.roster());
+        let roster = Roster::new(&service(&others), &view(start), BreakerSettings::default(), village.now, previous);
+        let seat = &roster.slots().iter().find(|slot| slot.instance.key.instance.as_str() == "a").unwrap().seat;
         assert_eq!(Arc::ptr_eq(seat, village.seat("a")), kept, "{what}");
         let is_held_against_it =
             seat.breaker.state() != BreakerState::Closed || seat.load.latency_us(village.now).is_some();

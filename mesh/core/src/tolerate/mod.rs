@@ -1,0 +1,5 @@
+//! Tolerating failed attempts: how one request becomes several, when, and what the caller gets when they fail.
+
+mod settings;
+
+pub use settings::{HedgeSettings, Mode, RetrySettings, TolerateSettings};
