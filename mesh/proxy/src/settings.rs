@@ -95,7 +95,6 @@ impl ProxySettings {
         if self.suffix.is_empty() || self.suffix.len() > 63 || !self.suffix.chars().all(label) {
             return Err(format!("suffix {:?} is not one label of a host name (a-z, 0-9, '-', '_')", self.suffix));
         }
-        let breaker = &self.breaker;
         let hour_ms = 3_600_000;
         for (field, value, min, max) in [
             ("connect_timeout_ms", self.connect_timeout_ms, 1, 60_000),
@@ -112,20 +111,15 @@ impl ProxySettings {
             ("max_replay_bytes", self.max_replay_bytes as u64, 0, 16 << 20),
             ("workers", self.workers as u64, 0, 1_024),
             ("max_hops", u64::from(self.max_hops), 1, 1_000),
-            ("retry_budget.percent", u64::from(self.retry_budget.percent), 0, 1_000),
-            ("retry_budget.floor_per_s", u64::from(self.retry_budget.floor_per_s), 0, 10_000),
-            ("breaker.consecutive_failures", u64::from(breaker.consecutive_failures), 1, u64::from(u32::MAX)),
-            ("breaker.failure_percent", u64::from(breaker.failure_percent), 1, 100),
-            ("breaker.min_calls", u64::from(breaker.min_calls), 1, u64::from(u32::MAX)),
-            ("breaker.open_ms", breaker.open_ms, 100, 600_000),
-            ("breaker.max_open_ms", breaker.max_open_ms, breaker.open_ms, hour_ms),
-            ("breaker.probe_wait_ms", breaker.probe_wait_ms, 100, 600_000),
         ] {
             if !(min..=max).contains(&value) {
                 return Err(format!("{field} is {value}, allowed are {min} to {max}"));
             }
         }
-        Ok(())
+        let budget = self.retry_budget.check().map_err(|invalid| invalid.under("retry_budget"));
+        budget
+            .and_then(|()| self.breaker.check().map_err(|invalid| invalid.under("breaker")))
+            .map_err(|e| e.to_string())
     }
 
     pub(crate) fn connect_timeout(&self) -> Duration {

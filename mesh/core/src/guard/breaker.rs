@@ -26,6 +26,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::refusal::{Invalid, all_within};
 use super::window::Window;
 use crate::time::Instant;
 
@@ -45,7 +46,7 @@ pub struct BreakerSettings {
     pub min_calls: u32,
     /// How long it is open the first time. 100 to 600,000; default 5,000.
     pub open_ms: u64,
-    /// How long it is open at most; doubles up to it with every failed probe. At least `open_ms`; default 60,000.
+    /// How long it is open at most; doubles up to it with every failed probe. `open_ms` to 3,600,000; default 60,000.
     pub max_open_ms: u64,
     /// How long a probe may take before another may go. 100 to 600,000; default 10,000.
     pub probe_wait_ms: u64,
@@ -61,6 +62,23 @@ impl Default for BreakerSettings {
             max_open_ms: 60_000,
             probe_wait_ms: 10_000,
         }
+    }
+}
+
+impl BreakerSettings {
+    /// What is out of its bounds, if anything.
+    ///
+    /// # Errors
+    /// The first such field.
+    pub fn check(&self) -> Result<(), Invalid> {
+        all_within([
+            ("consecutive_failures", self.consecutive_failures.into(), 1..=u32::MAX.into()),
+            ("failure_percent", self.failure_percent.into(), 1..=100),
+            ("min_calls", self.min_calls.into(), 1..=u32::MAX.into()),
+            ("open_ms", self.open_ms, 100..=600_000),
+            ("max_open_ms", self.max_open_ms, self.open_ms..=3_600_000),
+            ("probe_wait_ms", self.probe_wait_ms, 100..=600_000),
+        ])
     }
 }
 

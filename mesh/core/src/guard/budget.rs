@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::refusal::{Invalid, all_within};
 use super::window::{WINDOW_S, Window};
 use crate::time::Instant;
 
@@ -19,6 +20,16 @@ pub struct BudgetSettings {
 impl Default for BudgetSettings {
     fn default() -> Self {
         Self { percent: 20, floor_per_s: 10 }
+    }
+}
+
+impl BudgetSettings {
+    /// What is out of its bounds, if anything.
+    ///
+    /// # Errors
+    /// The first such field.
+    pub fn check(&self) -> Result<(), Invalid> {
+        all_within([("percent", self.percent.into(), 0..=1_000), ("floor_per_s", self.floor_per_s.into(), 0..=10_000)])
     }
 }
 

@@ -1,14 +1,34 @@
 //! What protects callers and instances from each other. Each guard is pure: time and randomness are passed in, state
-//! is a few atomics, and no decision takes a lock.
+//! is a few atomics, and no decision takes a lock (waiting in a queue does).
+//!
+//! A guard is made from its settings (`XSettings`, with defaults and a `check` that names field, value and bounds),
+//! `admit`s calls or says why not ([`Refusal`]), learns from how they end, and shows itself in a `snapshot`.
 //!
 //! | Guard | Protects |
 //! |---|---|
 //! | [`breaker`] | callers from an instance that fails, and the instance from more load |
+//! | [`circuit`] | the same for what many instances answer together: a service, a route, a method; the degrade switch |
 //! | [`budget`] | a service from a storm of retries |
+//! | [`limit`] | a service from more calls in a time than it, or one caller's share of it, is worth |
+//! | [`bulkhead`] | what all share from one service that takes it all |
+//! | [`list`] | a service from callers that have no business there |
 
 pub mod breaker;
 pub mod budget;
+pub mod bulkhead;
+pub mod circuit;
+mod criticality;
+pub mod limit;
+pub mod list;
+mod refusal;
+mod ring;
 mod window;
 
 pub use breaker::{Breaker, BreakerSettings, BreakerState, Fault, Permit};
 pub use budget::{BudgetSettings, RetryBudget};
+pub use bulkhead::{Bulkhead, BulkheadSettings};
+pub use circuit::{Circuit, CircuitSettings};
+pub use criticality::Criticality;
+pub use limit::{Limit, LimitSettings};
+pub use list::{List, ListSettings};
+pub use refusal::{Guard, Invalid, Outcome, Refusal};
