@@ -14,6 +14,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::client::{Client, Outgoing, Unsent};
 use crate::h1::response::{Asked, Response};
+use crate::http2::{self, Call};
 use crate::mesh::Stream;
 use crate::pool::{Pipe, Pool, Upstream};
 use crate::reason::Reason;
@@ -57,7 +58,7 @@ impl<'a> Way<'a> {
 /// Refuses what this version cannot speak, before anything is sent.
 pub(crate) fn check_protocol(instance: &InstanceView) -> Result<(), Failure> {
     match instance.instance.protocol {
-        Protocol::Http => Ok(()),
+        Protocol::Http | Protocol::Http2 | Protocol::Grpc => Ok(()),
         other => {
             let why = format!("instance {} speaks {other}, which this version does not carry", instance.key);
             Err(Failure::new(Reason::Unsupported, why))
@@ -70,6 +71,8 @@ pub(crate) struct Attempt<'a> {
     pub(crate) carrier: &'a Carrier,
     pub(crate) pool: &'a Pool,
     pub(crate) way: Way<'a>,
+    /// What the instance speaks; through a tunnel it is spoken at the other end.
+    pub(crate) protocol: Protocol,
     pub(crate) span: SpanId,
     pub(crate) deadline: Instant,
 }
@@ -87,11 +90,13 @@ impl Attempt<'_> {
         let mut trust_idle = true;
         loop {
             let idle = if trust_idle { self.pool.take(self.carrier.settings.idle_timeout()) } else { None };
-            let reused = idle.is_some();
+            let mut reused = idle.is_some();
             let mut upstream = match idle {
                 Some(upstream) => upstream,
                 None => self.connect().await?,
             };
+            // A shared connection may have been closing as we came, too.
+            reused |= trust_idle && matches!(upstream.pipe, Pipe::Call(_));
             outgoing.begin(self.span);
             client.out.clear();
             let ended = self.send_and_wait(client, outgoing, asked, &mut upstream).await;
@@ -102,8 +107,12 @@ impl Attempt<'_> {
                 // repeated gets a fresh one. Others may have been seen.
                 Ended::Broken { silent: true, .. }
                     if reused && (outgoing.is_repeatable() || (outgoing.is_unsent() && outgoing.is_whole())) => {}
+                Ended::Broken { error: Some(error), .. }
+                    if reused
+                        && outgoing.is_whole()
+                        && http2::unprocessed_in(&error).is_some_and(|u| u.connection_ended) => {}
                 Ended::Broken { error: Some(error), .. } if let Some(refusal) = refusal_in(&error) => {
-                    return Err(Failure::new(Reason::Connect, refusal.to_string()));
+                    return Err(Failure::new(Reason::Connect, refusal));
                 }
                 Ended::Broken { error, .. } => {
                     let why = error.map_or("it was closed".into(), |error| error.to_string());
@@ -153,6 +162,10 @@ impl Attempt<'_> {
         let limit = self.carrier.settings.connect_timeout();
         let failed = |why: String| Failure::new(Reason::Connect, why);
         let pipe = match self.way {
+            Way::Address(address) if matches!(self.protocol, Protocol::Http2 | Protocol::Grpc) => {
+                let call = Call::open(self.carrier, address).await.map_err(failed)?;
+                return Ok(Upstream::new(Pipe::Call(Box::new(call)), &self.carrier.connections.calls));
+            }
             Way::Address(address) => {
                 let connecting = TcpStream::connect((&*address.host, address.port));
                 let stream = timeout(limit, connecting)
@@ -291,7 +304,11 @@ impl Waiting<'_> {
     }
 }
 
-/// The other node's refusal of the tunnel: bytes were sent, but none was forwarded.
-fn refusal_in(error: &std::io::Error) -> Option<TunnelRefusal> {
-    error.get_ref()?.downcast_ref::<TunnelRefusal>().copied()
+/// A refusal that promises that no application has seen the request: the other node's of the tunnel, or an instance's
+/// that speaks HTTP/2.
+fn refusal_in(error: &std::io::Error) -> Option<String> {
+    if let Some(unprocessed) = http2::unprocessed_in(error) {
+        return Some(format!("the instance refused the request unread: {unprocessed}"));
+    }
+    Some(error.get_ref()?.downcast_ref::<TunnelRefusal>()?.to_string())
 }

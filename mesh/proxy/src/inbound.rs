@@ -108,7 +108,8 @@ pub(crate) async fn deliver<S: Stream>(
         span.attributes.insert("client.node".into(), tunnel.from.to_string());
     });
     let way = Way::Address(&instance.instance.address);
-    let attempt = Attempt { carrier, pool: &tunnel.pool, way, span: span.id(), deadline };
+    let attempt =
+        Attempt { carrier, pool: &tunnel.pool, way, protocol: instance.instance.protocol, span: span.id(), deadline };
     match attempt.exchange(client, outgoing, asked).await {
         Ok((response, upstream)) => {
             span.describe(|span| {

@@ -5,8 +5,8 @@
 //! (`route`, `balance`, `guard`), purely.
 //!
 //! ```text
-//! app --HTTP/1.1--> outbound -> stack -> exchange --tunnel--> inbound -> exchange --HTTP/1.1--> app
-//!                                           '------TCP, instance on this host or on one without a node------^
+//! app --HTTP--> outbound -> stack -> exchange --tunnel--> inbound -> exchange --HTTP--> app
+//!                                       '-----TCP, instance on this host or on one without a node-----^
 //! ```
 //!
 //! Requests are carried by threads of their own (`workers`), one a core: control work never delays a request, and a
@@ -19,6 +19,7 @@
 //! | `detect` | what a client speaks, told from its first bytes |
 //! | `client`, `exchange`, `relay`, `pool` | a request on its way; one attempt; a response on its way; connections to instances |
 //! | `h1`, `reason` | HTTP/1.1 as a proxy needs it; the sidecar's own answers |
+//! | `http2`, `rewound` | HTTP/2 and gRPC at both ends, as the HTTP/1.1 all other rooms speak; bytes that were looked at |
 //! | `directory` | what is remembered of each service: candidates, budget, counters |
 //! | `trace`, `metrics`, `clock` | what can be seen; the rim's clock and dice |
 //! | [`mesh`] | the node, as far as it is needed here |
@@ -29,6 +30,7 @@ mod detect;
 mod directory;
 mod exchange;
 mod h1;
+mod http2;
 mod inbound;
 pub mod mesh;
 mod metrics;
@@ -36,6 +38,7 @@ mod outbound;
 mod pool;
 mod reason;
 mod relay;
+mod rewound;
 mod serve;
 mod settings;
 mod stack;
@@ -48,6 +51,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use http2::Http2Settings;
 pub use settings::ProxySettings;
 use starling_core::observe::MetricSource;
 use starling_net::{Handle, IncomingTunnel};

@@ -61,6 +61,8 @@ pub(crate) struct Connections {
     pub(crate) tunnels: Arc<Gauge>,
     /// To instances, idle ones included.
     pub(crate) upstream: Arc<Gauge>,
+    /// Requests to instances by shared connections of HTTP/2.
+    pub(crate) calls: Arc<Gauge>,
     /// Tunnels refused because there were too many.
     pub(crate) tunnels_refused: AtomicU64,
     /// Times accepting had to wait because there were too many connections.
@@ -141,6 +143,8 @@ impl Connections {
         {
             out.sample("starling_proxy_connections", &[("kind", kind)], gauge.value() as f64);
         }
+        let calls = self.calls.value() as f64;
+        out.single("starling_http2_calls", "gauge", "Requests being carried by shared HTTP/2 connections.", calls);
         let refused = self.tunnels_refused.load(Relaxed) as f64;
         out.single("starling_tunnels_refused_total", "counter", "Tunnels refused, too many being open.", refused);
         let delayed = self.accepts_delayed.load(Relaxed) as f64;

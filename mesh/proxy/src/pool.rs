@@ -11,6 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::h1::Buffer;
+use crate::http2::Call;
 use crate::mesh::Stream;
 use crate::workers;
 
@@ -23,6 +24,8 @@ pub(crate) enum Pipe {
     Tcp(TcpStream),
     /// Through the node that owns it.
     Tunnel(Box<dyn Stream>),
+    /// One request by a connection of HTTP/2 that others share.
+    Call(Box<Call>),
 }
 
 /// A connection to an instance.
@@ -48,6 +51,7 @@ impl Upstream {
                 let mut cx = Context::from_waker(Waker::noop());
                 Pin::new(stream).poll_read(&mut cx, &mut ReadBuf::new(&mut [0])).is_pending()
             }
+            Pipe::Call(_) => false,
         };
         silent && self.buffer.is_empty()
     }
@@ -103,6 +107,9 @@ impl Pool {
 
     /// Keeps a connection whose response has been read to its end.
     pub(crate) fn put(&self, mut upstream: Upstream) {
+        if matches!(upstream.pipe, Pipe::Call(_)) {
+            return; // it has carried its one request
+        }
         upstream.buffer.release();
         let mut idle = self.lock();
         if idle.len() < self.max_idle.0.load(Relaxed) {
@@ -125,6 +132,7 @@ impl AsyncRead for Pipe {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
             Self::Tunnel(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Self::Call(call) => Pin::new(&mut **call).poll_read(cx, buffer),
         }
     }
 }
@@ -134,6 +142,7 @@ impl AsyncWrite for Pipe {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
             Self::Tunnel(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Call(call) => Pin::new(&mut **call).poll_write(cx, bytes),
         }
     }
 
@@ -145,6 +154,7 @@ impl AsyncWrite for Pipe {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, parts),
             Self::Tunnel(stream) => Pin::new(stream).poll_write_vectored(cx, parts),
+            Self::Call(call) => Pin::new(&mut **call).poll_write_vectored(cx, parts),
         }
     }
 
@@ -152,6 +162,7 @@ impl AsyncWrite for Pipe {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
             Self::Tunnel(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Call(call) => Pin::new(&mut **call).poll_flush(cx),
         }
     }
 
@@ -159,6 +170,7 @@ impl AsyncWrite for Pipe {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Tunnel(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Call(call) => Pin::new(&mut **call).poll_shutdown(cx),
         }
     }
 }

@@ -16,7 +16,7 @@ use starling_core::view::{ServiceView, Usability};
 use crate::h1::{fields, response};
 
 /// Why the sidecar answered itself.
-const REASON: &[u8] = b"x-starling-reason";
+pub(crate) const REASON: &str = "x-starling-reason";
 /// The trace of the request, for `starling trace ID`.
 pub(crate) const TRACE: &[u8] = b"x-starling-trace";
 /// Longest reason in a header; the body has all of it.
@@ -174,7 +174,7 @@ impl Refused {
         out.extend_from_slice(format!("HTTP/1.1 {} {phrase}\r\n", status.as_str()).as_bytes());
         fields::write(out, b"content-type", b"application/json");
         fields::write_number(out, b"content-length", json.len() as u64);
-        fields::write(out, REASON, self.header().as_bytes());
+        fields::write(out, REASON.as_bytes(), self.header().as_bytes());
         if let Some(trace) = trace {
             fields::write(out, TRACE, trace.to_string().as_bytes());
         }

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -17,10 +18,12 @@ use crate::h1::buffer::LARGE;
 use crate::h1::request::{Request, Rules};
 use crate::h1::response::Asked;
 use crate::h1::{Framing, fields};
+use crate::http2;
 use crate::inbound::{self, Tunnel};
 use crate::mesh::Stream;
 use crate::reason::{Reason, Refused, TRACE};
 use crate::relay::{self, Arrived, Broken, Relay};
+use crate::rewound::Rewound;
 use crate::stack::{self, Carrier, Known};
 use crate::trace;
 
@@ -76,11 +79,14 @@ pub(crate) enum Door {
 }
 
 /// Serves whoever comes by `io`, whatever it speaks.
-pub(crate) async fn serve<S: Stream>(io: S, carrier: &Carrier, door: Door, mut lifetime: Lifetime) {
+pub(crate) async fn serve<S: Stream>(io: S, carrier: &Arc<Carrier>, door: Door, mut lifetime: Lifetime) {
     let mut client = Client::new(io);
     let patience = Duration::from_millis(carrier.settings.header_timeout_ms);
     let spoken = detect::first(&mut client, patience, pin!(lifetime.draining())).await;
     match spoken {
+        Some(Spoken::Http2) if matches!(door, Door::Application) => {
+            http2::serve(Rewound::from(client), carrier.clone(), lifetime).await;
+        }
         // What is not understood is refused by the HTTP reader, with an answer people can read.
         Some(Spoken::Http1 | Spoken::Http2 | Spoken::Tls | Spoken::Other) => {
             serve_http1(client, carrier, door, lifetime).await;
@@ -90,7 +96,7 @@ pub(crate) async fn serve<S: Stream>(io: S, carrier: &Carrier, door: Door, mut l
 }
 
 /// Answers the requests of a client that speaks HTTP/1.1.
-async fn serve_http1<S: Stream>(client: Client<S>, carrier: &Carrier, door: Door, mut lifetime: Lifetime) {
+pub(crate) async fn serve_http1<S: Stream>(client: Client<S>, carrier: &Carrier, door: Door, mut lifetime: Lifetime) {
     let phase = lifetime.phase.clone();
     let mut draining = pin!(lifetime.draining());
     let mut connection = Connection { client, carrier, door, head: Vec::new(), host: Vec::new(), known: None };

@@ -6,6 +6,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use starling_core::guard::{BreakerSettings, BudgetSettings};
 
+use crate::http2::Http2Settings;
+
 /// The data plane's settings. Durations are milliseconds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -53,6 +55,8 @@ pub struct ProxySettings {
     pub workers: usize,
     /// How many sidecars a request may pass before it is taken for a loop. 1 to 1,000; default 16.
     pub max_hops: u32,
+    /// HTTP/2 connections, from applications and to instances.
+    pub http2: Http2Settings,
     /// When retries are allowed.
     pub retry_budget: BudgetSettings,
     /// When an instance is taken out because its answers fail.
@@ -79,6 +83,7 @@ impl Default for ProxySettings {
             trace_one_in: 100,
             workers: 0,
             max_hops: 16,
+            http2: Http2Settings::default(),
             retry_budget: BudgetSettings::default(),
             breaker: BreakerSettings::default(),
         }
@@ -111,7 +116,10 @@ impl ProxySettings {
             ("max_replay_bytes", self.max_replay_bytes as u64, 0, 16 << 20),
             ("workers", self.workers as u64, 0, 1_024),
             ("max_hops", u64::from(self.max_hops), 1, 1_000),
-        ] {
+        ]
+        .into_iter()
+        .chain(self.http2.ranges())
+        {
             if !(min..=max).contains(&value) {
                 return Err(format!("{field} is {value}, allowed are {min} to {max}"));
             }

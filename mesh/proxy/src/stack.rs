@@ -236,7 +236,14 @@ impl Call<'_> {
         let way = Way::to(instance, carrier.mesh.me());
         let began = carrier.clock.now();
         check_protocol(instance)?;
-        let attempt = Attempt { carrier, pool: &seat.extra, way, span: span.id(), deadline: self.deadline };
+        let attempt = Attempt {
+            carrier,
+            pool: &seat.extra,
+            way,
+            protocol: instance.instance.protocol,
+            span: span.id(),
+            deadline: self.deadline,
+        };
         let result = attempt.exchange(client, outgoing, asked).await;
         let status = result.as_ref().ok().map(|(response, _)| response.status);
         // A client that breaks off its own request says nothing about the instance.

@@ -404,13 +404,13 @@ async fn what_a_node_has_taken_is_waited_for_while_it_stops() {
 
 #[tokio::test]
 async fn an_instance_that_speaks_something_else_is_told_of_and_not_blamed() {
-    let (flock, app) = (Flock::default(), App::named("grpc").await);
+    let (flock, app) = (Flock::default(), App::named("tcp").await);
     let a = flock.node("a").await;
-    flock.register_as(app.at("orders", "1", "a"), |view| change(view, |i| i.protocol = Protocol::Grpc));
+    flock.register_as(app.at("orders", "1", "a"), |view| change(view, |i| i.protocol = Protocol::Tcp));
     for _ in 0..10 {
         let answer = a.get("orders", "/").await;
         assert_eq!(answer.status, 501);
-        assert!(answer.header("x-starling-reason").unwrap().contains("speaks grpc"), "{answer:?}");
+        assert!(answer.header("x-starling-reason").unwrap().contains("speaks tcp"), "{answer:?}");
     }
     assert_eq!(app.requests(), 0);
 }

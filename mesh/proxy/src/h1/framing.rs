@@ -83,6 +83,16 @@ impl BodyReader {
         self == Self::Done
     }
 
+    /// Whether the next byte is one of the body itself.
+    pub(crate) fn is_in_data(self) -> bool {
+        matches!(self, Self::Length(_) | Self::Chunk(_) | Self::UntilClose)
+    }
+
+    /// Whether the next byte stands behind the last chunk: a trailer's, or the empty line's at the end.
+    pub(crate) fn is_in_trailers(self) -> bool {
+        matches!(self, Self::TrailerLine(_) | Self::Trailer(_) | Self::TrailerEnd(_) | Self::LastEnd)
+    }
+
     /// The connection has ended: whether the body may end so.
     pub(crate) fn may_end_here(self) -> bool {
         matches!(self, Self::UntilClose | Self::Done)

@@ -4,6 +4,8 @@
 #![allow(dead_code)] // each test file uses its part of the vocabulary
 #![allow(clippy::unwrap_used)] // a helper that cannot help fails its test
 
+pub(crate) mod http2;
+
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::SocketAddr;

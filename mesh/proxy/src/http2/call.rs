@@ -1,0 +1,178 @@
+//! A request to an instance that speaks HTTP/2, as if it were an HTTP/1.1 connection that carries one request.
+
+use std::future::Future;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use h2::client::ResponseFuture;
+use http::{Method, StatusCode};
+use starling_core::registry::Address;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::bodies::{Reader, Writer, malformed};
+use super::channel::{self, Place};
+use super::heads::{self, Body};
+use super::{Unprocessed, broken};
+use crate::h1::Framing;
+use crate::stack::Carrier;
+
+/// One request and its response.
+pub(crate) struct Call {
+    place: Place,
+    /// What has come of a head that came in pieces.
+    partial: Vec<u8>,
+    /// The request, once its head has been sent, until it is all sent.
+    writer: Option<Writer>,
+    waiting: Option<ResponseFuture>,
+    head_only: bool,
+    reader: Reader,
+    begun: bool,
+    /// Why it could not begin.
+    failed: Option<String>,
+    max_headers: usize,
+}
+
+impl Call {
+    /// Takes a place on a connection to `address`.
+    ///
+    /// # Errors
+    /// Why there is none; nothing was sent.
+    pub(crate) async fn open(carrier: &Carrier, address: &Address) -> Result<Self, String> {
+        let place = channel::place(carrier, address).await?;
+        let max_headers = carrier.settings.max_headers;
+        Ok(Self {
+            place,
+            partial: Vec::new(),
+            writer: None,
+            waiting: None,
+            head_only: false,
+            reader: Reader::default(),
+            begun: false,
+            failed: None,
+            max_headers,
+        })
+    }
+
+    fn write(&mut self, parts: [&[u8]; 2], cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.begun {
+            let Some(writer) = &mut self.writer else { return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())) };
+            let written = ready!(writer.poll_write(parts, cx))?;
+            if writer.is_done() {
+                self.writer = None;
+            }
+            return Poll::Ready(Ok(written));
+        }
+        let before = self.partial.len();
+        let mut whole = None;
+        if before == 0 {
+            whole = heads::read_request(parts[0], self.max_headers).map_err(malformed)?;
+        }
+        let at_once = whole.is_some();
+        if !at_once {
+            self.partial.extend_from_slice(parts[0]);
+            self.partial.extend_from_slice(parts[1]);
+            whole = heads::read_request(&self.partial, self.max_headers).map_err(malformed)?;
+        }
+        let Some(head) = whole else { return Poll::Ready(Ok(parts[0].len() + parts[1].len())) };
+        let taken = head.length - before;
+        self.head_only = *head.message.method() == Method::HEAD;
+        let ends = matches!(head.framing, Framing::Empty | Framing::Length(0));
+        let (waiting, stream) = match self.place.sender().send_request(head.message, ends) {
+            Ok(begun) => begun,
+            Err(error) => {
+                // The connection is at its end; nothing of this has been sent.
+                self.place.give_up();
+                self.failed = Some(error.to_string());
+                return Poll::Ready(Err(Unprocessed::ended(error.to_string()).into()));
+            }
+        };
+        self.begun = true;
+        self.waiting = Some(waiting);
+        if ends {
+            return Poll::Ready(Ok(taken));
+        }
+        self.writer = Some(Writer::new(stream, head.framing, self.max_headers));
+        let rest = if at_once { [&parts[0][taken..], parts[1]] } else { [&[][..], &[][..]] };
+        if rest.iter().all(|part| part.is_empty()) {
+            return Poll::Ready(Ok(taken));
+        }
+        match self.write(rest, cx) {
+            Poll::Ready(Ok(more)) => Poll::Ready(Ok(taken + more)),
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Pending => Poll::Ready(Ok(taken)),
+        }
+    }
+
+    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Some(waiting) = &mut self.waiting else {
+            return match &self.failed {
+                Some(why) => Poll::Ready(Err(Unprocessed::ended(why.clone()).into())),
+                None => Poll::Pending, // nothing has been asked yet: the write that asks comes from the same task
+            };
+        };
+        let response = match ready!(Pin::new(waiting).poll(cx)) {
+            Ok(response) => response,
+            Err(error) => {
+                if error.is_go_away() || error.is_io() {
+                    self.place.give_up();
+                }
+                return Poll::Ready(Err(broken(&error)));
+            }
+        };
+        self.waiting = None;
+        let (parts, source) = response.into_parts();
+        let stated = heads::stated_length(&parts.headers).map_err(malformed)?;
+        let bare = self.head_only || matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        let body = match stated {
+            // What would be there.
+            Some(length) if bare => Body::Length(length),
+            None if bare => Body::None,
+            _ if source.is_end_stream() => Body::Length(0),
+            // Trailers only pass behind chunks.
+            Some(length) if !heads::map_is_grpc(&parts.headers) => Body::Length(length),
+            _ => Body::Chunked,
+        };
+        Poll::Ready(self.reader.begin(source, Some(body), cx, |body, out| {
+            heads::write_response(&parts, body, out);
+            Ok(())
+        }))
+    }
+}
+
+impl AsyncRead for Call {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.waiting.is_some() || !this.begun {
+            ready!(this.poll_head(cx))?;
+        }
+        this.reader.poll_read(cx, into)
+    }
+}
+
+impl AsyncWrite for Call {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.get_mut().write([bytes, &[]], cx)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let part = |at: usize| parts.get(at).map_or(&[][..], |part| part);
+        self.get_mut().write([part(0), part(1)], cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
