@@ -379,6 +379,12 @@ impl Queue {
     }
 }
 
+/// A disk that takes no writes.
+struct Fails {
+    since: Instant,
+    retry_at: Instant,
+}
+
 /// The thread that writes.
 struct Writer {
     log: Log,
@@ -387,28 +393,32 @@ struct Writer {
     /// What was handed over and is not on disk yet.
     unsaved: Changes,
     next_mark: Instant,
-    /// Since when nothing could be written.
-    failing_since: Option<Instant>,
+    failing: Option<Fails>,
     complain_at: Instant,
 }
 
 impl Writer {
     fn new(log: Log, queue: Arc<Queue>, figures: Arc<Figures>) -> Self {
         let now = Instant::now();
-        let failing_since = figures.failing().map(|_| now);
+        let failing = figures.failing().map(|_| Fails { since: now, retry_at: now });
         let next_mark = now + MARK_INTERVAL;
-        Self { log, queue, figures, unsaved: Changes::new(), next_mark, failing_since, complain_at: now }
+        Self { log, queue, figures, unsaved: Changes::new(), next_mark, failing, complain_at: now }
     }
 
     fn run(mut self) {
         loop {
-            let retry_at = self.failing_since.map(|_| Instant::now() + RETRY_INTERVAL);
-            let mut state = self.queue.wait(retry_at.map_or(self.next_mark, |at| at.min(self.next_mark)));
+            let retry_at = self.failing.as_ref().map(|failing| failing.retry_at);
+            let mut state = self.queue.wait(retry_at.unwrap_or(self.next_mark));
             let (waiters, closing) = (std::mem::take(&mut state.waiters), state.closing);
             self.unsaved.append(&mut state.changes);
             state.unsettled = !self.unsaved.is_empty();
             drop(state);
 
+            // Gossip brings changes all the time; to write all that has gathered for each of them would be in vain.
+            let too_soon = self.failing.as_ref().is_some_and(|failing| Instant::now() < failing.retry_at);
+            if too_soon && waiters.is_empty() && !closing {
+                continue;
+            }
             let result = self.commit(closing);
             if self.unsaved.is_empty() {
                 self.queue.lock().unsettled = false;
@@ -419,7 +429,7 @@ impl Writer {
             if closing {
                 return;
             }
-            if self.failing_since.is_none()
+            if self.failing.is_none()
                 && let Err(reason) = self.log.compact_if_due()
             {
                 tracing::error!("cannot rewrite the log in the data directory: {reason}. It goes on growing");
@@ -436,7 +446,7 @@ impl Writer {
     /// disk works again is found out by writing.
     fn commit(&mut self, closing: bool) -> Result<(), CommitError> {
         let begun = Instant::now();
-        let mark = closing || self.failing_since.is_some() || begun >= self.next_mark;
+        let mark = closing || self.failing.is_some() || begun >= self.next_mark;
         if self.unsaved.is_empty() && !mark {
             return Ok(());
         }
@@ -471,12 +481,13 @@ impl Writer {
                 self.unsaved.len()
             );
         }
-        self.failing_since.get_or_insert(now);
+        let since = self.failing.as_ref().map_or(now, |failing| failing.since);
+        self.failing = Some(Fails { since, retry_at: now + RETRY_INTERVAL });
     }
 
     fn worked(&mut self) {
         self.unsaved.clear();
-        if let Some(since) = self.failing_since.take() {
+        if let Some(Fails { since, .. }) = self.failing.take() {
             self.figures.works();
             self.complain_at = Instant::now();
             tracing::warn!("the data directory can be written again, after {} s", since.elapsed().as_secs());

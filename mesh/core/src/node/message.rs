@@ -48,7 +48,7 @@ impl Node {
             }
             Message::Pull { from: first, last } => self.answer(from, vec![pages::page(&self.store, first, last)], out),
             Message::Page { records, next, last, held } => self.turned(now, from, records, (next, last, held), out),
-            Message::Same(_) => {}
+            Message::Same(theirs) => self.holds_the_same(now, theirs),
             Message::Clock(wall) => self.clocks.heard(&from, wall, self.shown_by_clocks),
             Message::Leaving(node, incarnation) => self.heard_leaving(now, &from, node, incarnation, out),
             Message::Have(ids) => self.push.heard_of(now.elapsed, &from, &ids, &mut self.counters),

@@ -33,12 +33,16 @@ pub(super) struct Repairing {
     catch_up: Option<CatchUp>,
     /// Records learnt from its pages.
     learnt_from_pages: usize,
+    /// Pages since it began that taught nothing.
+    vain_pages: usize,
     /// Until then there is no use in reading a whole store again: all of the last one was refused.
     vain_until: Instant,
 }
 
 /// How long a node that was taught nothing by a peer's whole store only compares.
 const VAIN_PAUSE: Duration = Duration::from_secs(60);
+/// Pages that teach nothing after which a node compares instead: its peer has nothing new, or never comes to an end.
+const MAX_VAIN_PAGES: usize = 64;
 
 impl Repairing {
     pub(super) fn new(now: Instant) -> Self {
@@ -50,6 +54,7 @@ impl Repairing {
             pass_on_renewed: now,
             catch_up: None,
             learnt_from_pages: 0,
+            vain_pages: 0,
             vain_until: Instant::default(),
         }
     }
@@ -186,8 +191,16 @@ impl Node {
         out.extend(asked.into_iter().map(|message| Output::Send(peer.clone(), message)));
     }
 
+    /// A peer holds what this node held when it asked: if it still does, nothing is missing, whoever filled the gap.
+    pub(super) fn holds_the_same(&mut self, now: Now, theirs: Fingerprint) {
+        if self.store.fingerprint() == theirs {
+            self.caught_up(now);
+        }
+    }
+
     fn caught_up(&mut self, now: Now) {
         if self.repairing.catch_up.take().is_some() {
+            self.repairing.vain_pages = 0;
             if std::mem::take(&mut self.repairing.learnt_from_pages) == 0 {
                 self.repairing.vain_until = now.elapsed + VAIN_PAUSE;
             }
@@ -207,10 +220,14 @@ impl Node {
         out: &mut Vec<Output>,
     ) {
         let asked = self.repairing.catch_up.as_mut().and_then(|read| read.turn(now.elapsed, &from, place));
+        let awaited = asked.is_some();
         // Before the merging: the next page is on its way meanwhile. One not waited for is merged all the same.
         out.extend(asked.into_iter().flatten().map(|message| Output::Send(from.clone(), message)));
-        self.repairing.learnt_from_pages += self.learn(now, &from, records, Way::Repair { pass_on: 0 }, out);
-        if self.repairing.catch_up.as_ref().is_some_and(CatchUp::is_done) {
+        let learnt = self.learn(now, &from, records, Way::Repair { pass_on: 0 }, out);
+        self.repairing.learnt_from_pages += learnt;
+        self.repairing.vain_pages += usize::from(awaited && learnt == 0);
+        let vain = self.repairing.vain_pages > MAX_VAIN_PAGES;
+        if self.repairing.catch_up.as_ref().is_some_and(|read| read.is_done() || vain) {
             self.caught_up(now);
             self.open_exchange(now, from, out);
         }

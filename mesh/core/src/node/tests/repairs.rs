@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::config::Version;
-use crate::digest::{KeyHash, Prefix};
+use crate::digest::{Fingerprint, KeyHash, Prefix};
 use crate::record::Cell;
 use crate::testing::{instance_record, stamp};
 use crate::wire::{Exchange, MAX_MESSAGE_BYTES};
@@ -252,4 +252,39 @@ fn others_have_their_turn_while_a_node_catches_up() {
     assert!(pair.nodes[&id("b")].store.get(&key).is_some());
     let pages = pair.under_way.values().filter(|(_, _, message)| records_in(message) > 0);
     assert!(pages.clone().count() <= 4 && pages.clone().all(|(_, _, message)| records_in(message) <= 1_024));
+}
+
+#[test]
+fn a_gap_that_others_have_filled_is_not_shown_any_more() {
+    let mut pair = Pair::new(Duration::from_millis(40));
+    pair.knows("a", instances(0..20_000));
+    assert!(pair.run(Duration::from_secs(5), |pair| pair.nodes[&id("b")].view().catching_up.is_some()));
+    pair.under_way.clear();
+    pair.knows("b", instances(0..20_000));
+    assert!(pair.run(Duration::from_secs(5), |pair| pair.nodes[&id("b")].view().catching_up.is_none()));
+}
+
+#[test]
+fn a_peer_whose_pages_are_empty_for_ever_keeps_nobody_from_comparing() {
+    let mut pair = Pair::new(Duration::from_millis(1));
+    let promise =
+        |exchange| Message::Opening { store: Fingerprint { count: 1 << 40, ..Fingerprint::default() }, exchange };
+    let exchange = Exchange { id: 1, cut: false, start: KeyHash(0), held: 1 << 40 };
+    pair.give(&id("b"), Input::Message(id("a"), promise(exchange)));
+    let sent = |pair: &Pair| pair.under_way.values().map(|(_, _, message)| message.clone()).collect::<Vec<_>>();
+    let mut asked = sent(&pair);
+    asked.retain(|message| matches!(message, Message::Pull { .. }));
+    let (mut pages, mut compares) = (0, false);
+    while let Some(question) = asked.pop() {
+        compares |= matches!(question, Message::Opening { .. });
+        let Message::Pull { from, last } = question else { continue };
+        pages += 1;
+        assert!(pages < 1_000, "it reads empty pages for ever");
+        let empty = Message::Page { records: vec![], next: Some(KeyHash(from.0 + 1)), last, held: 1 << 40 };
+        pair.under_way.clear();
+        pair.give(&id("b"), Input::Message(id("a"), empty));
+        asked.extend(sent(&pair));
+    }
+    assert!(pages > 0 && pair.nodes[&id("b")].view().catching_up.is_none());
+    assert!(compares);
 }
