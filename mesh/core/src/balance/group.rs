@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::load::Pace;
 use super::places::{LEVELS, Level, Remembered, Shares};
+use super::prequal::Report;
 use super::roster::{Distance, Roster, Slot};
 use super::settings::{Algorithm, BalanceSettings, HashOn, Locality, Otherwise, Subset};
 use super::tier::{Choice, Tier};
@@ -117,6 +118,29 @@ impl<T> Group<T> {
             })
         });
         unbroken_or_probe.or_else(|| self.choose_broken(now, rng, ask))
+    }
+
+    /// What an instance said of itself, if that matters here.
+    pub fn report(&self, now: Instant, instance: &InstanceId, report: Report) {
+        if self.wants_reports()
+            && let Some(slot) = self.roster.slot_of(instance)
+        {
+            self.roster.reports.add(now, slot, report, &self.settings.prequal);
+        }
+    }
+
+    /// Whether what instances say of themselves matters.
+    pub fn wants_reports(&self) -> bool {
+        self.settings.algorithm == Algorithm::Prequal
+    }
+
+    /// An instance to be asked how it is, any of where the next request would go. Not by weight: among those that have
+    /// answered, the choice is.
+    pub fn ask_whom(&self, now: Instant, rng: &mut fastrand::Rng) -> Option<&Slot<T>> {
+        let members = &self.tiers[self.level(now, rng).0].members;
+        let member = rng.choice(members)?;
+        let slot = &self.roster.slots[member.slot as usize];
+        Some(slot).filter(|slot| slot.seat.breaker.state() == BreakerState::Closed)
     }
 
     fn choice<'a, F: Fn(&Slot<T>) -> bool>(&'a self, now: Instant, ask: &Ask<'_>, usable: F) -> Choice<'a, T, F> {

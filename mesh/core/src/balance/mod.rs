@@ -47,6 +47,7 @@ mod group;
 mod load;
 mod maglev;
 mod places;
+mod prequal;
 mod ring;
 mod roster;
 mod settings;
@@ -55,6 +56,7 @@ mod turns;
 
 pub use group::{Ask, Group};
 pub use load::{FAILURE_PENALTY, InFlight, Load, Outcome, Seat};
+pub use prequal::{Answering, Report, Reporter};
 pub use roster::{Roster, Slot};
 pub use settings::{Algorithm, BalanceSettings, HashOn, Locality, Otherwise, PrequalSettings, Subset};
 

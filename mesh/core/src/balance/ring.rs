@@ -7,7 +7,7 @@
 //! With a bound, an instance that has more than its part of the requests in flight is passed over, as is one that may not
 //! be used: the key goes to the next one on the ring (Mirrokni, Thorup and Zadimoghaddam, 2016).
 
-use xxhash_rust::xxh3::xxh3_64_with_seed;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use super::roster::{Roster, Slot};
 use super::tier::{Choice, Member, Tier};
@@ -31,7 +31,8 @@ impl Ring {
         for (at, member) in tier.members.iter().enumerate() {
             let id = roster.slots[member.slot as usize].instance.key.instance.as_str().as_bytes();
             let count = (each * member.share).round().clamp(1.0, MAX_POINTS as f32) as u64;
-            points.extend((0..count).map(|number| (xxh3_64_with_seed(id, number), at as u32)));
+            let first = xxh3_64(id);
+            points.extend((0..count).map(|number| (mix(first, number), at as u32)));
         }
         points.sort_unstable();
         Self { points }
@@ -58,6 +59,14 @@ impl Ring {
         // Nobody is within the bound: those that start slowly, or all are unusable.
         choice.draw(tier, rng).map(|member| choice.slot(member))
     }
+}
+
+/// The so many'th number after `first` of a sequence of random ones (SplitMix64): points of ids that look alike must not.
+fn mix(first: u64, number: u64) -> u64 {
+    let mut z = first.wrapping_add(number.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
 }
 
 /// How many requests in flight members may have.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::load::Seat;
+use super::prequal::Reports;
 use crate::guard::BreakerSettings;
 use crate::id::{Incarnation, InstanceId, NodeId, Region, Zone};
 use crate::time::Instant;
@@ -19,6 +20,10 @@ pub struct Roster<T> {
     pub(super) here: Here,
     /// This node.
     pub(super) me: NodeId,
+    /// What instances said of themselves, if anybody asked.
+    pub(super) reports: Reports,
+    /// How many slots, the first ones, are of instances that are ready; the rest are in doubt. Both by id.
+    ready: usize,
 }
 
 /// One candidate with its seat.
@@ -101,7 +106,8 @@ impl<T: Default> Roster<T> {
         };
         let candidates = service.candidates();
         let all = candidates.ready.iter().chain(&candidates.doubtful);
-        let slots = all.filter(|instance| instance.weight() > 0).map(slot).collect();
+        let slots: Vec<Slot<T>> = all.filter(|instance| instance.weight() > 0).map(slot).collect();
+        let ready = slots.partition_point(Slot::is_ready);
         let is_missing = |instance: &&InstanceView| match instance.usability {
             Usability::Health => instance.weight() > 0,
             Usability::OwnerLost => instance.weight() > 0 && !candidates.ready.is_empty(),
@@ -109,7 +115,13 @@ impl<T: Default> Roster<T> {
         };
         let missing = service.instances.iter().filter(is_missing);
         let missing = missing.map(|instance| (instance.clone(), here.distance(instance, view))).collect();
-        Self { service: service.clone(), slots, missing, here, me: view.me.clone() }
+        let reports = Reports::default();
+        let mut roster = Self { service: service.clone(), slots, missing, here, me: view.me.clone(), reports, ready };
+        if let Some(previous) = previous {
+            let number = |old: u32| roster.slot_of(&previous.slots.get(old as usize)?.instance.key.instance);
+            roster.reports = previous.reports.renumbered(number);
+        }
+        roster
     }
 }
 
@@ -122,6 +134,14 @@ impl<T> Roster<T> {
     /// All candidates.
     pub fn slots(&self) -> &[Slot<T>] {
         &self.slots
+    }
+
+    /// Where a candidate is among all.
+    pub(super) fn slot_of(&self, instance: &InstanceId) -> Option<u32> {
+        let (ready, doubtful) = self.slots.split_at(self.ready);
+        let find = |slots: &[Slot<T>]| slots.binary_search_by(|slot| slot.instance.key.instance.cmp(instance)).ok();
+        let at = find(ready).or_else(|| Some(self.ready + find(doubtful)?))?;
+        u32::try_from(at).ok()
     }
 }
 

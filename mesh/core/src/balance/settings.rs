@@ -141,8 +141,8 @@ pub struct PrequalSettings {
     /// An instance is hot when it has more requests in flight than this percentage of the reports say. 0 (go by requests
     /// in flight alone) to 100 (by latency alone); default 84.
     pub hot_percent: u32,
-    /// How many instances are asked for a report per 100 requests, beside the reports that come with answers. 0 to 1,000;
-    /// default 300.
+    /// How many instances are asked for a report per 100 requests, beside the reports that come with answers. 100 to
+    /// 1,000 (with fewer it is visibly worse); default 300.
     pub probes_percent: u32,
 }
 
@@ -192,7 +192,7 @@ impl BalanceSettings {
             ("prequal.pool", u64::from(prequal.pool), 2, 64),
             ("prequal.max_age_ms", prequal.max_age_ms, 1, 60_000),
             ("prequal.hot_percent", u64::from(prequal.hot_percent), 0, 100),
-            ("prequal.probes_percent", u64::from(prequal.probes_percent), 0, 1_000),
+            ("prequal.probes_percent", u64::from(prequal.probes_percent), 100, 1_000),
             ("subset.tags", self.subset.tags.len() as u64, 0, MAX_NAMED as u64),
             ("subset.metadata", self.subset.metadata.len() as u64, 0, MAX_NAMED as u64),
         ])?;

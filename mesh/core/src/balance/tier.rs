@@ -11,7 +11,7 @@ use super::turns::Turns;
 use crate::time::Instant;
 
 /// Latency below which differences are scheduling noise, in microseconds.
-const NOISE_US: f32 = 500.0;
+pub(super) const NOISE_US: f32 = 500.0;
 /// Latencies within this factor of each other count as equal.
 const EQUAL_WITHIN: f32 = 1.5;
 /// How many times a draw is repeated when it hits an unusable instance, before all are looked at.
@@ -73,6 +73,11 @@ impl Tier {
         self.members.last().map_or(0, |member| member.cumulative)
     }
 
+    /// The member of this slot, if it is one.
+    pub(super) fn member(&self, slot: u32) -> Option<&Member> {
+        self.members.binary_search_by_key(&slot, |member| member.slot).ok().map(|at| &self.members[at])
+    }
+
     /// A member's weight relative to the heaviest's.
     pub(super) fn relative(&self, member: &Member) -> f32 {
         member.weight as f32 / self.heaviest
@@ -96,8 +101,16 @@ impl<'a, T, F: Fn(&Slot<T>) -> bool> Choice<'a, T, F> {
                 Some(key) => tier.table.get_or_init(|| Table::of(tier, self.roster)).get(key, tier, self, rng),
                 None => self.draw(tier, rng).map(|member| self.slot(member)),
             },
-            // Without enough reports Prequal knows nothing better than its callers' own experience.
-            Algorithm::PeakEwma | Algorithm::Prequal => self.best_of(2, tier, rng),
+            Algorithm::PeakEwma => self.best_of(2, tier, rng),
+            Algorithm::Prequal => {
+                // A broken one has no report, so its probe would never be sent.
+                let drawn = self.slot(self.draw(tier, rng)?);
+                if drawn.seat.breaker.is_probe_due(self.now) {
+                    return Some(drawn);
+                }
+                let reported = self.roster.reports.choose(tier, self, rng);
+                reported.or_else(|| self.best_of(2, tier, rng))
+            }
             Algorithm::LeastRequests | Algorithm::ShortestResponse if self.settings.choices == 0 => {
                 self.best_of_all(tier, rng)
             }
@@ -219,7 +232,8 @@ impl<'a, T, F: Fn(&Slot<T>) -> bool> Choice<'a, T, F> {
             (Some(a), Some(b)) => beyond_noise((a + NOISE_US) / (b + NOISE_US)),
             _ => 1.0,
         };
-        let ratio = slower * queue(loads.0, first.share) / queue(loads.1, second.share);
+        let factors = (self.factor(self.slot(first)), self.factor(self.slot(second)));
+        let ratio = slower * queue(loads.0, first.share * factors.0) / queue(loads.1, second.share * factors.1);
         if self.settings.algorithm == Algorithm::LeastRequests {
             return ratio > 1.0;
         }

@@ -1,3 +1,7 @@
+mod algorithms;
+mod hashing;
+mod places;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +36,11 @@ fn instance(name: &str, weight: u32, zone: &str, usability: Usability) -> Instan
     InstanceView { record: Arc::new(Claimed { key, claim, instance }), override_: None, usability }
 }
 
+fn named(weights: &[u32]) -> Vec<InstanceView> {
+    let names = weights.iter().zip("abcdefghijklmnop".chars());
+    names.map(|(weight, name)| instance(&name.to_string(), *weight, "default", Usability::Ready)).collect()
+}
+
 /// The picture of a node that sees `n1`, the owner of all instances, in its `start`th life.
 fn view(start: u64) -> View {
     let mut view = View::empty("n0".parse().unwrap(), Zone::default());
@@ -58,9 +67,22 @@ impl Village {
     }
 
     fn ready(weights: &[u32]) -> Self {
-        let named = weights.iter().zip("abcdefghijklmnop".chars());
-        let ready = |(weight, name): (&u32, char)| instance(&name.to_string(), *weight, "default", Usability::Ready);
-        Self::of(&named.map(ready).collect::<Vec<_>>())
+        Self::of(&named(weights))
+    }
+
+    /// Instances called `a`, `b`, ... with these weights, chosen among by this algorithm.
+    fn by(algorithm: Algorithm, weights: &[u32]) -> Self {
+        Self::with(BalanceSettings { algorithm, ..BalanceSettings::default() }, &named(weights))
+    }
+
+    /// The same instances and these, as the same service a while later.
+    fn joined_by(self, others: &[InstanceView]) -> Self {
+        let before = self.group.roster().slots().iter().map(|slot| slot.instance.clone());
+        let all: Vec<_> = before.chain(others.iter().cloned()).collect();
+        let previous = Some(&**self.group.roster());
+        let roster = Roster::new(&service(&all), &view(1), BreakerSettings::default(), self.now, previous);
+        let group = Group::new(Arc::new(roster), self.group.settings().clone());
+        Self { group, ..self }
     }
 
     fn seat(&self, name: &str) -> &Arc<Seat<()>> {
@@ -71,11 +93,51 @@ impl Village {
         self.choose_except(&[])
     }
 
+    /// Each request has a key of its own.
     fn choose_except(&mut self, tried: &[&str]) -> Option<String> {
+        let key = self.rng.u64(..);
+        self.choose_for(key, tried)
+    }
+
+    fn choose_for(&mut self, key: u64, tried: &[&str]) -> Option<String> {
         let tried: Vec<InstanceId> = tried.iter().map(|name| name.parse().unwrap()).collect();
-        let (slot, permit) = self.group.choose(self.now, &mut self.rng, &Ask { tried: &tried, key: None })?;
+        let (slot, permit) = self.group.choose(self.now, &mut self.rng, &Ask { tried: &tried, key: Some(key) })?;
         permit.succeed(self.now);
         Some(slot.instance.key.instance.to_string())
+    }
+
+    /// Requests come every `gap_us`, each answered as `answer` says; counts per instance. Instances report how they are
+    /// with each answer, and each request asks two more.
+    fn play(
+        &mut self,
+        n: usize,
+        gap_us: u64,
+        answer: impl Fn(&str, &mut fastrand::Rng) -> (Duration, Outcome),
+    ) -> BTreeMap<String, usize> {
+        let mut counts = BTreeMap::new();
+        let mut pending: BTreeMap<(Instant, usize), (InFlight<()>, Duration, Outcome)> = BTreeMap::new();
+        for number in 0..n {
+            self.now = self.now + Duration::from_micros(gap_us);
+            while let Some(first) = pending.first_entry().filter(|first| first.key().0 <= self.now) {
+                let (in_flight, took, outcome) = first.remove();
+                in_flight.seat().load.observe(self.now, took, outcome);
+            }
+            let name = self.choose().unwrap();
+            let (took, outcome) = answer(&name, &mut self.rng);
+            let in_flight = InFlight::begin(self.seat(&name));
+            pending.insert((self.now + took, number), (in_flight, took, outcome));
+            *counts.entry(name.clone()).or_default() += 1;
+            let asked = |village: &mut Self| {
+                let slot = village.group.ask_whom(village.now, &mut village.rng)?;
+                Some(slot.instance.key.instance.to_string())
+            };
+            for name in [Some(name), asked(self), asked(self)].into_iter().flatten() {
+                let latency_us = answer(&name, &mut self.rng).0.as_micros() as u32;
+                let report = Report { in_flight: self.seat(&name).load.in_flight(), latency_us };
+                self.group.report(self.now, &name.parse().unwrap(), report);
+            }
+        }
+        counts
     }
 
     /// One request at a time, `gap_ms` apart, each answered after what `latency` says; counts per instance.
