@@ -11,24 +11,37 @@
 //! | [`budget`] | a service from a storm of retries |
 //! | [`limit`] | a service from more calls in a time than it, or one caller's share of it, is worth |
 //! | [`bulkhead`] | what all share from one service that takes it all |
+//! | [`concurrency`] | a callee from more at once than it can do without making them wait: it finds how many by itself |
+//! | [`system`] | this host from load, CPU and calls in flight |
+//! | [`shed`] | the critical from the rest, when calls queue for too long |
+//! | [`idempotency`] | an application from doing twice what is asked twice |
 //! | [`list`] | a service from callers that have no business there |
 
 pub mod breaker;
 pub mod budget;
 pub mod bulkhead;
 pub mod circuit;
+pub mod concurrency;
 mod criticality;
+pub mod idempotency;
 pub mod limit;
 pub mod list;
 mod refusal;
 mod ring;
+mod rtt;
+pub mod shed;
+pub mod system;
 mod window;
 
 pub use breaker::{Breaker, BreakerSettings, BreakerState, Fault, Permit};
 pub use budget::{BudgetSettings, RetryBudget};
 pub use bulkhead::{Bulkhead, BulkheadSettings};
 pub use circuit::{Circuit, CircuitSettings};
+pub use concurrency::{Concurrency, ConcurrencySettings};
 pub use criticality::Criticality;
+pub use idempotency::{Answers, IdempotencySettings};
 pub use limit::{Limit, LimitSettings};
 pub use list::{List, ListSettings};
 pub use refusal::{Guard, Invalid, Outcome, Refusal};
+pub use shed::{Shed, ShedSettings};
+pub use system::{SystemGuard, SystemSettings};

@@ -137,7 +137,6 @@ pub(super) struct LastTime {
 
 const COUNT_MAX: u64 = u16::MAX as u64;
 
-#[allow(dead_code)] // the BBR check is built on it
 impl LastTime {
     pub(super) fn new(length: Duration) -> Self {
         let bucket_us = (length.as_micros() as u64 / BUCKETS).max(1);

@@ -111,7 +111,6 @@ fn waiting(word: u64) -> u32 {
     word as u32
 }
 
-#[allow(dead_code)] // the limit that adapts is built on it, too
 impl Turnstile {
     pub(crate) fn new(guard: Guard, limit: u32, settings: QueueSettings) -> Self {
         Self {
