@@ -21,6 +21,7 @@ use crate::formats;
 use crate::lists::encode;
 use crate::model::{AUTHOR_HEADER, COMMENT_HEADER, CONFLICT_HEADER, ConfigList, STAMP_HEADER};
 use crate::near::nearest;
+use crate::policies;
 use crate::reply::{REVISION, json};
 use crate::show;
 
@@ -130,6 +131,7 @@ pub(crate) async fn write(
     write.body = Some(Body::from(bytes.to_vec()));
     write.format = format;
     write.check_limits().map_err(Failure::bad)?;
+    write.body.as_ref().map_or(Ok(()), |body| policies::check(&write.key, body))?;
     context.write(Command::WriteConfig(write)).await
 }
 
@@ -176,6 +178,7 @@ pub(crate) async fn choose(
     write.body = version.body.clone();
     write.format = version.format.clone();
     write.check_limits().map_err(Failure::bad)?;
+    write.body.as_ref().map_or(Ok(()), |body| policies::check(&write.key, body))?;
     context.write(Command::WriteConfig(write)).await
 }
 

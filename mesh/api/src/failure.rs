@@ -5,6 +5,7 @@ use axum::http::header::{CONNECTION, RETRY_AFTER};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use starling_core::Refusal;
+use starling_core::policy::Problem;
 use starling_core::view::Revision;
 use starling_net::CommandError;
 
@@ -37,6 +38,12 @@ impl Failure {
     /// With what to do about it.
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.body.hint = Some(hint.into());
+        self
+    }
+
+    /// With what is wrong in particular.
+    pub(crate) fn problems(mut self, problems: Vec<Problem>) -> Self {
+        self.body.problems = problems;
         self
     }
 

@@ -12,7 +12,7 @@
 //! | `extract`, `failure`, `reply`, `near` | requests in, refusals and answers out, "did you mean …?" |
 //! | `watch` | blocking queries |
 //! | `services`, `lists`, `instances` | reading and writing the registry |
-//! | `documents`, `formats` | configuration |
+//! | `documents`, `formats`, `policies` | configuration; policies are checked before they are taken |
 //! | `backup` | configuration and overrides as one file |
 //! | `mesh`, `traces`, `gather` | what is asked of all nodes |
 //! | `pages` | metrics, health, OpenAPI |
@@ -57,7 +57,8 @@
 //!
 //! Everything that is not a success is a [`model::ErrorBody`]: 400 (which field), 403 (a browser's cross-origin write
 //! or a foreign Host), 404 (with near names), 405, 408 (a body that came too slowly), 409 (somebody wrote first; or the
-//! instance has another owner), 413, 429 (too many waiters), 503 (busy, stopping, or a disk that takes no writes; nothing
+//! instance has another owner), 413, 422 (a policy that
+//! is wrong: line, field, and what is allowed), 429 (too many waiters), 503 (busy, stopping, or a disk that takes no writes; nothing
 //! was changed), 507 (a limit of the registry is reached; or done but not saved on this node's disk).
 //!
 //! A write is answered when it is on disk and in the view: a read at the same node that follows it shows it. It is then
@@ -78,6 +79,7 @@ mod mesh;
 pub mod model;
 mod near;
 mod pages;
+mod policies;
 mod port;
 mod reply;
 mod routes;

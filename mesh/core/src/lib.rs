@@ -19,6 +19,7 @@
 //! | [`route`], [`balance`], [`guard`] | which service a host means, which instance gets a request, what is kept from whom |
 //! | [`tolerate`] | what is done about attempts that fail |
 //! | [`ranges`] | settings that are out of their range |
+//! | [`policy`] | documents that say what shall happen to the requests of a service |
 //! | [`observe`] | spans and metrics |
 
 pub mod balance;
@@ -34,6 +35,7 @@ mod names;
 pub mod node;
 pub mod observe;
 pub mod peers;
+pub mod policy;
 pub mod preserve;
 pub mod push;
 pub mod ranges;

@@ -11,6 +11,7 @@ use starling_core::id::ServiceKey;
 use starling_core::view::{ServiceView, View};
 
 use crate::metrics::ServiceMetrics;
+use crate::policies::Standing;
 use crate::pool::Pool;
 use crate::settings::ProxySettings;
 use crate::stack::Carrier;
@@ -33,6 +34,7 @@ pub(crate) struct Entry {
     pub(crate) budget: RetryBudget,
     /// One for each way to balance, the newest last; all of one roster.
     groups: ArcSwap<Vec<Arc<Group<Pool>>>>,
+    pub(crate) policy: Standing,
     writing: Mutex<()>,
 }
 
@@ -83,6 +85,7 @@ impl Entry {
             metrics: ServiceMetrics::default(),
             budget: RetryBudget::new(settings.retry_budget),
             groups: ArcSwap::default(),
+            policy: Standing::default(),
             writing: Mutex::new(()),
         }
     }

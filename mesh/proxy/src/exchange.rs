@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use starling_core::id::{InstanceKey, NodeId};
 use starling_core::observe::SpanId;
+use starling_core::policy::Timeouts;
 use starling_core::registry::{Address, Protocol, Reach};
 use starling_core::view::{InstanceView, MemberState};
 use starling_net::TunnelRefusal;
@@ -75,6 +76,7 @@ pub(crate) struct Attempt<'a> {
     pub(crate) protocol: Protocol,
     pub(crate) span: SpanId,
     pub(crate) deadline: Instant,
+    pub(crate) timeouts: Timeouts,
 }
 
 impl Attempt<'_> {
@@ -159,11 +161,11 @@ impl Attempt<'_> {
     }
 
     async fn connect(&self) -> Result<Upstream, Failure> {
-        let limit = self.carrier.settings.connect_timeout();
+        let limit = Duration::from_millis(self.timeouts.connect_ms);
         let failed = |why: String| Failure::new(Reason::Connect, why);
         let pipe = match self.way {
             Way::Address(address) if matches!(self.protocol, Protocol::Http2 | Protocol::Grpc) => {
-                let call = Call::open(self.carrier, address).await.map_err(failed)?;
+                let call = Call::open(self.carrier, address, limit).await.map_err(failed)?;
                 return Ok(Upstream::new(Pipe::Call(Box::new(call)), &self.carrier.connections.calls));
             }
             Way::Address(address) => {
@@ -287,7 +289,7 @@ impl Waiting<'_> {
             let why = format!("node {node} was lost while its answer was awaited");
             return Some(Ended::Failed(Failure::new(Reason::Reset, why)));
         }
-        let patience = self.attempt.carrier.settings.request_timeout();
+        let patience = Duration::from_millis(self.attempt.timeouts.request_ms);
         let now = Instant::now();
         if now >= self.deadline {
             // A large upload takes the time it takes; one that stalls ends after the patience with anything that stalls.

@@ -108,8 +108,15 @@ pub(crate) async fn deliver<S: Stream>(
         span.attributes.insert("client.node".into(), tunnel.from.to_string());
     });
     let way = Way::Address(&instance.instance.address);
-    let attempt =
-        Attempt { carrier, pool: &tunnel.pool, way, protocol: instance.instance.protocol, span: span.id(), deadline };
+    let attempt = Attempt {
+        carrier,
+        pool: &tunnel.pool,
+        way,
+        protocol: instance.instance.protocol,
+        span: span.id(),
+        deadline,
+        timeouts: carrier.settings.timeouts(),
+    };
     match attempt.exchange(client, outgoing, asked).await {
         Ok((response, upstream)) => {
             span.describe(|span| {

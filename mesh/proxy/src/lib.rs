@@ -20,7 +20,7 @@
 //! | `client`, `exchange`, `relay`, `pool` | a request on its way; one attempt; a response on its way; connections to instances |
 //! | `h1`, `reason` | HTTP/1.1 as a proxy needs it; the sidecar's own answers |
 //! | `http2`, `rewound` | HTTP/2 and gRPC at both ends, as the HTTP/1.1 all other rooms speak; bytes that were looked at |
-//! | `directory` | what is remembered of each service: candidates, budget, counters |
+//! | `directory`, `policies` | what is remembered of each service: candidates, budget, counters; its policy in force |
 //! | `trace`, `metrics`, `clock` | what can be seen; the rim's clock and dice |
 //! | [`mesh`] | the node, as far as it is needed here |
 
@@ -35,6 +35,7 @@ mod inbound;
 pub mod mesh;
 mod metrics;
 mod outbound;
+mod policies;
 mod pool;
 mod reason;
 mod relay;
@@ -61,6 +62,7 @@ use crate::clock::Clock;
 use crate::directory::Directory;
 use crate::mesh::{Arrival, Knock, Mesh};
 use crate::metrics::Connections;
+use crate::policies::Ground;
 use crate::pool::Counted;
 use crate::serve::{Lifetime, Phase};
 use crate::stack::Carrier;
@@ -125,10 +127,11 @@ impl Proxy {
         let listener = outbound::listen(address).map_err(failed)?;
         let local_addr = listener.local_addr().map_err(failed)?;
         let carrier = Arc::new(Carrier {
-            settings,
             mesh,
             clock: Clock::start(),
             directory: Directory::new(),
+            ground: Ground::new(&settings),
+            settings,
             connections: Connections::default(),
             balance: Arc::default(),
         });

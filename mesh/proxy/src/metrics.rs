@@ -109,6 +109,15 @@ impl MetricSource for Carrier {
         for (service, (_, in_flight)) in &now {
             out.sample("starling_requests_in_flight", &[("service", service)], *in_flight as f64);
         }
+        out.family(
+            "starling_policy_problems",
+            "gauge",
+            "What is wrong with a service's policies; the last good one holds.",
+        );
+        for (key, entry) in entries.iter() {
+            let problems = entry.policy.problems().len();
+            out.sample("starling_policy_problems", &[("service", &key.to_string())], problems as f64);
+        }
         self.connections.collect(out);
     }
 }

@@ -240,17 +240,19 @@ impl<S: Stream> Connection<'_, S> {
         arrived: Instant,
     ) -> Result<Arrived, Refused> {
         let (carrier, client) = (self.carrier, &mut self.client);
-        let deadline = arrived + carrier.settings.request_timeout();
         let max_held = carrier.settings.max_replay_bytes;
         let head = std::mem::take(&mut self.head);
         match &self.door {
             Door::Application => {
                 let known = stack::find(carrier, &self.host, &mut self.known)?;
+                let sections = known.sections(carrier, &request, &head);
+                let deadline = arrived + Duration::from_millis(sections.timeouts.request_ms);
                 let held = Outgoing::hold(request, head, client, max_held, deadline).await;
                 let outgoing = outgoing.insert(held.map_err(|refused| refused.of(&known.key))?);
-                stack::carry(carrier, known, client, outgoing, asked, deadline).await
+                stack::carry(carrier, known, sections, client, outgoing, asked, deadline).await
             }
             Door::Tunnel(tunnel) => {
+                let deadline = arrived + carrier.settings.request_timeout();
                 let instance = inbound::owned_instance(carrier, &tunnel.to)?;
                 let outgoing = outgoing.insert(Outgoing::hold(request, head, client, max_held, deadline).await?);
                 inbound::deliver(carrier, tunnel, &instance, client, outgoing, asked, deadline).await

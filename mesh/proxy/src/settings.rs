@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use starling_core::guard::{BreakerSettings, BudgetSettings};
+use starling_core::policy::{RetryPolicy, Sections, Timeouts};
 
 use crate::http2::Http2Settings;
 
@@ -130,8 +131,22 @@ impl ProxySettings {
             .map_err(|e| e.to_string())
     }
 
-    pub(crate) fn connect_timeout(&self) -> Duration {
-        Duration::from_millis(self.connect_timeout_ms)
+    /// What of this a policy can set, as a policy's sections.
+    pub(crate) fn as_policy(&self) -> toml::Table {
+        let sections = Sections {
+            timeouts: self.timeouts(),
+            retry: RetryPolicy {
+                max_retries: self.max_retries,
+                backoff_ms: self.retry_backoff_ms,
+                budget: self.retry_budget,
+            },
+            breaker: self.breaker,
+        };
+        sections.beside_defaults()
+    }
+
+    pub(crate) fn timeouts(&self) -> Timeouts {
+        Timeouts { request_ms: self.request_timeout_ms, connect_ms: self.connect_timeout_ms }
     }
 
     pub(crate) fn request_timeout(&self) -> Duration {

@@ -5,13 +5,14 @@
 //! | 1 | read the head (`h1::request`) | framing that can be read in two ways, and a loop, end before they cost anything; fields of one connection are left out as the head is written anew, once, before any attempt sends it |
 //! | 2 | trace | everything below, refusals too, belongs to a trace the caller can ask for |
 //! | 3 | route | host to service; all later state is per service |
-//! | 4 | hold a small body | decides whether the request can be repeated at all |
-//! | 5 | retry budget: deposit | what is carried is what retries may be a share of |
-//! | 6 | deadline | over everything below, so that retries never add to what the caller waits |
-//! | 7 | retry: at most n, within the budget, not where it was | outside the choice: each attempt chooses anew, from the newest view |
-//! | 8 | balance, with the breakers in its draw | a broken instance is not drawn, rather than drawn and refused |
-//! | 9 | exchange | idle or new connection, send, wait for the head |
-//! | 10 | learn | latency, breaker and counters hear of every attempt, also of those that were repeated |
+//! | 4 | policy: the route it takes, and with it all settings below (`policies`) | all that follows is set per route; the list is made when a document changes, and asked without allocating |
+//! | 5 | hold a small body | decides whether the request can be repeated at all |
+//! | 6 | retry budget: deposit | what is carried is what retries may be a share of |
+//! | 7 | deadline | over everything below, so that retries never add to what the caller waits |
+//! | 8 | retry: at most n, within the budget, not where it was | outside the choice: each attempt chooses anew, from the newest view |
+//! | 9 | balance, with the breakers in its draw | a broken instance is not drawn, rather than drawn and refused |
+//! | 10 | exchange | idle or new connection, send, wait for the head |
+//! | 11 | learn | latency, breaker and counters hear of every attempt, also of those that were repeated |
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -22,6 +23,7 @@ use starling_core::balance::{Ask, BalanceSettings, FAILURE_PENALTY, Group, InFli
 use starling_core::guard::{Fault, Permit};
 use starling_core::id::{InstanceId, ServiceKey};
 use starling_core::observe::SpanKind;
+use starling_core::policy::{self, Rules, Sections};
 use starling_core::route::{RouteError, route};
 use starling_core::view::{InstanceView, ServiceView, View};
 use tokio::time::Instant;
@@ -30,9 +32,12 @@ use crate::client::{Client, Outgoing};
 use crate::clock::{self, Clock};
 use crate::directory::{Directory, Entry};
 use crate::exchange::{Attempt, Failure, Way, check_protocol};
+use crate::h1::fields::Written;
+use crate::h1::request::Request;
 use crate::h1::response::{Asked, Response};
 use crate::mesh::{Mesh, Stream};
 use crate::metrics::Connections;
+use crate::policies::Ground;
 use crate::pool::{Pool, Upstream};
 use crate::reason::{self, Reason, Refused, Tried};
 use crate::relay::{Arrived, Home};
@@ -49,6 +54,8 @@ pub(crate) struct Carrier {
     pub(crate) mesh: Arc<dyn Mesh>,
     pub(crate) clock: Clock,
     pub(crate) directory: Directory,
+    /// The node's own layer of every policy.
+    pub(crate) ground: Ground,
     pub(crate) connections: Connections,
     /// How services are balanced of which nobody has said anything else.
     pub(crate) balance: Arc<BalanceSettings>,
@@ -61,6 +68,25 @@ pub(crate) struct Known {
     pub(crate) key: ServiceKey,
     service: Arc<ServiceView>,
     pub(crate) entry: Arc<Entry>,
+    /// What is in force there.
+    rules: Arc<Rules>,
+}
+
+impl Known {
+    /// What is in force for a request. Where a service has no routes, this is a look at an empty list.
+    pub(crate) fn sections(&self, carrier: &Carrier, request: &Request, head: &[u8]) -> &Sections {
+        if self.rules.routes.is_empty() {
+            return &self.rules.service;
+        }
+        let asked = policy::Asked {
+            method: request.method.as_str(),
+            path: request.path(head),
+            fields: &Written(head),
+            node: carrier.mesh.me().as_str(),
+            service: None,
+        };
+        self.rules.route(&asked).map_or(&self.rules.service, |place| &self.rules.routes[place].1)
+    }
 }
 
 /// The service a host means. A connection's next request nearly always goes where its last went.
@@ -77,13 +103,15 @@ pub(crate) fn find<'a>(carrier: &Carrier, host: &[u8], known: &'a mut Option<Kno
         return Err(Refused::new(Reason::NoSuchService, format!("no service {key} is registered")).of(&key));
     };
     let entry = carrier.directory.entry(&key, settings);
-    Ok(known.insert(Known { host: host.to_vec(), view, key, service, entry }))
+    let rules = entry.policy.rules(&key, &view, &carrier.ground);
+    Ok(known.insert(Known { host: host.to_vec(), view, key, service, entry, rules }))
 }
 
 /// Carries a request from an application on this host to an instance; its response's head is then at the client.
 pub(crate) async fn carry<S: Stream>(
     carrier: &Carrier,
     known: &Known,
+    sections: &Sections,
     client: &mut Client<S>,
     outgoing: &mut Outgoing,
     asked: &Asked,
@@ -94,7 +122,7 @@ pub(crate) async fn carry<S: Stream>(
     let group = entry.group(service, view, &carrier.balance, carrier);
     let context = outgoing.request.context;
     let service = service.clone();
-    Call { carrier, service, key, entry, group, context, deadline, tried: Vec::new() }
+    Call { carrier, service, key, entry, sections, group, context, deadline, tried: Vec::new() }
         .attempts(client, outgoing, asked)
         .await
 }
@@ -142,6 +170,7 @@ struct Call<'a> {
     service: Arc<ServiceView>,
     key: &'a ServiceKey,
     entry: &'a Entry,
+    sections: &'a Sections,
     group: Arc<Group<Pool>>,
     context: Context,
     deadline: Instant,
@@ -204,7 +233,7 @@ impl Call<'_> {
 
     /// Another instance, if this request may be sent once more.
     fn next_chance(&mut self) -> Option<Chosen> {
-        if self.tried.len() > self.carrier.settings.max_retries as usize || Instant::now() >= self.deadline {
+        if self.tried.len() > self.sections.retry.max_retries as usize || Instant::now() >= self.deadline {
             return None;
         }
         // The attempt before may have waited long: whoever was registered meanwhile is a candidate too.
@@ -243,6 +272,7 @@ impl Call<'_> {
             protocol: instance.instance.protocol,
             span: span.id(),
             deadline: self.deadline,
+            timeouts: self.sections.timeouts,
         };
         let result = attempt.exchange(client, outgoing, asked).await;
         let status = result.as_ref().ok().map(|(response, _)| response.status);
@@ -289,7 +319,7 @@ impl Call<'_> {
     /// Full jitter, as Envoy: up to base, 3 x base, 7 x base ...
     async fn back_off(&self) {
         let steps = (1u64 << self.tried.len().min(20)) - 1;
-        let most_ms = self.carrier.settings.retry_backoff_ms.saturating_mul(steps);
+        let most_ms = self.sections.retry.backoff_ms.saturating_mul(steps);
         let wait = Duration::from_micros(clock::random() % (most_ms * 1_000 + 1));
         tokio::time::sleep_until((Instant::now() + wait).min(self.deadline)).await;
     }

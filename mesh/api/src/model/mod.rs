@@ -12,6 +12,7 @@ mod traces;
 
 use serde::{Deserialize, Serialize};
 use starling_core::id::NodeId;
+pub use starling_core::policy::Problem;
 use starling_core::time::Stamp;
 use starling_core::view::Revision;
 
@@ -55,6 +56,9 @@ pub struct ErrorBody {
     /// The stamp of the version served now, when somebody else wrote first; absent when there is no document.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "text::option")]
     pub served: Option<Stamp>,
+    /// What is wrong with a policy: line, field, and what is allowed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<Problem>,
 }
 
 /// Answer to a registration and to a renewal.

@@ -179,3 +179,34 @@ async fn bytes_that_are_not_text_are_kept_as_they_are() {
     let document: ConfigDocument = server.get(&format!("{LIMITS}?meta=true")).await.json();
     assert_eq!((document.versions[0].text.as_deref(), document.versions[0].bytes), (None, 3));
 }
+
+const ORDERS: &str = "/v1/config/default/policy/orders";
+
+#[tokio::test]
+async fn a_policy_that_is_wrong_is_refused_with_line_field_and_what_is_allowed_and_changes_nothing() {
+    let server = World::of(&["a"]).server("a");
+    server.ask(&format!("PUT {ORDERS}"), "[timeouts]\nrequest_ms = 500\n").await.expect(200);
+    let error = server.ask(&format!("PUT {ORDERS}"), "[timeouts]\nrequest_ms = 0\n").await.expect(422).error();
+    let [problem] = &error.problems[..] else { panic!("{error:?}") };
+    assert_eq!((problem.line, problem.field.as_str()), (Some(2), "timeouts.request_ms"));
+    assert!(problem.message.contains("allowed are 1 to 3600000"), "{problem:?}");
+    assert!(error.error.contains("line 2: timeouts.request_ms: is 0"), "{error:?}");
+    assert_eq!(server.get(ORDERS).await.text(), "[timeouts]\nrequest_ms = 500\n");
+}
+
+#[tokio::test]
+async fn a_policy_must_be_named_like_a_service_or_be_for_all() {
+    let server = World::of(&["a"]).server("a");
+    server.ask("PUT /v1/config/default/policy/*", "").await.expect(200);
+    let nowhere = server.ask("PUT /v1/config/pay/policy/*", "").await.expect(422).error();
+    assert!(nowhere.error.contains("default/policy/*"), "{nowhere:?}");
+    let upper = server.ask("PUT /v1/config/default/policy/Orders", "").await.expect(422).error();
+    assert_eq!(upper.hint.as_deref(), Some("did you mean orders?"));
+    server.ask("PUT /v1/config/default/policy/or!ders", "").await.expect(422);
+}
+
+#[tokio::test]
+async fn other_groups_hold_whatever_they_like() {
+    let server = World::of(&["a"]).server("a");
+    server.ask("PUT /v1/config/default/app/orders", "{ not toml").await.expect(200);
+}

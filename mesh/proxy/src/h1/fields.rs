@@ -3,6 +3,7 @@
 use std::mem::MaybeUninit;
 
 use httparse::Header;
+use starling_core::policy::Fields;
 
 /// Room for so many fields is taken from the stack; more, where they are allowed, cost an allocation.
 const USUAL_FIELDS: usize = 128;
@@ -32,6 +33,20 @@ pub(crate) enum Field {
     Own,
     /// Concerns one connection only.
     Hop,
+}
+
+/// The fields of a head as it was written to be sent on, for policies.
+pub(crate) struct Written<'a>(pub(crate) &'a [u8]);
+
+impl Fields for Written<'_> {
+    fn field(&self, name: &str) -> Option<&[u8]> {
+        let mut lines = self.0.split(|byte| *byte == b'\n').skip(1);
+        lines.find_map(|line| {
+            let (known, value) = line.split_at_checked(name.len())?;
+            let value = value.strip_prefix(b": ").filter(|_| known.eq_ignore_ascii_case(name.as_bytes()))?;
+            Some(value.strip_suffix(b"\r").unwrap_or(value))
+        })
+    }
 }
 
 /// Gives `parse` room for so many fields and no more.

@@ -4,6 +4,7 @@ use std::future::Future;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use h2::client::ResponseFuture;
 use http::{Method, StatusCode};
@@ -34,12 +35,12 @@ pub(crate) struct Call {
 }
 
 impl Call {
-    /// Takes a place on a connection to `address`.
+    /// Takes a place on a connection to `address`; making one takes no longer than `limit`.
     ///
     /// # Errors
     /// Why there is none; nothing was sent.
-    pub(crate) async fn open(carrier: &Carrier, address: &Address) -> Result<Self, String> {
-        let place = channel::place(carrier, address).await?;
+    pub(crate) async fn open(carrier: &Carrier, address: &Address, limit: Duration) -> Result<Self, String> {
+        let place = channel::place(carrier, address, limit).await?;
         let max_headers = carrier.settings.max_headers;
         Ok(Self {
             place,

@@ -8,6 +8,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::{Builder, Connection, SendRequest};
@@ -71,17 +72,16 @@ impl Drop for Place {
     }
 }
 
-/// A place on a connection to `address`: an open one with room, or a new one.
+/// A place on a connection to `address`: an open one with room, or a new one, made within `limit`.
 ///
 /// # Errors
 /// Why there is none; nothing was sent.
-pub(super) async fn place(carrier: &Carrier, address: &Address) -> Result<Place, String> {
+pub(super) async fn place(carrier: &Carrier, address: &Address, limit: Duration) -> Result<Place, String> {
     let shelf = shelf(address);
     let most = carrier.settings.http2.max_connections_per_instance;
     if let Some(place) = shelf.room(most) {
         return Ok(place);
     }
-    let limit = carrier.settings.connect_timeout();
     let opening = async {
         let _turn = shelf.dialling.lock().await;
         if let Some(place) = shelf.room(most) {

@@ -22,12 +22,15 @@ use hyper::body::{Body, Frame, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
-use starling_core::id::{Incarnation, InstanceKey, NodeId, ServiceKey};
+use starling_core::config::Version;
+use starling_core::id::{ConfigKey, Incarnation, InstanceKey, NodeId, ServiceKey};
 use starling_core::observe::{Exposition, Span, SpanBuffer, TraceId};
 use starling_core::record::{Claim, Claimed};
 use starling_core::registry::{Address, Instance, Reach};
 use starling_core::time::{HybridTime, Stamp};
-use starling_core::view::{InstanceView, MemberState, MemberView, NodeFacts, Revision, ServiceView, Usability, View};
+use starling_core::view::{
+    ConfigView, InstanceView, MemberState, MemberView, NodeFacts, Revision, ServiceView, Usability, View,
+};
 use starling_net::quic::Limits;
 use starling_net::{Identity, LinkError, Links, TunnelRefusal};
 use starling_proxy::mesh::{Arrival, Knock, Mesh, Opening, Stream};
@@ -48,6 +51,7 @@ struct Shared {
     doors: Mutex<BTreeMap<NodeId, mpsc::Sender<Waiting>>>,
     members: Mutex<BTreeMap<NodeId, MemberState>>,
     instances: Mutex<BTreeMap<InstanceKey, InstanceView>>,
+    documents: Mutex<BTreeMap<ConfigKey, ConfigView>>,
     revision: AtomicUsize,
     tunnels: AtomicUsize,
 }
@@ -139,6 +143,21 @@ impl Flock {
         self.0.revision.fetch_add(1, SeqCst);
     }
 
+    /// Writes a policy, past the check of those who take one.
+    pub(crate) fn policy(&self, of: &str, text: &str) {
+        let key = ConfigKey {
+            namespace: Default::default(),
+            group: starling_core::policy::GROUP.parse().unwrap(),
+            key: of.parse().unwrap(),
+        };
+        let revision = self.0.revision.fetch_add(1, SeqCst) as u64 + 2;
+        let stamp = Stamp { time: HybridTime(revision), node: "a".parse().unwrap() };
+        let (format, author, comment) = ("toml".into(), String::new(), String::new());
+        let version = Version { stamp, body: Some(text.into()), format, author, comment };
+        let view = ConfigView { key: key.clone(), revision: Revision(revision), versions: vec![Arc::new(version)] };
+        self.0.documents.lock().unwrap().insert(key, view);
+    }
+
     /// Lets membership say this of a node.
     pub(crate) fn member(&self, node: &str, state: MemberState) {
         self.0.members.lock().unwrap().insert(node.parse().unwrap(), state);
@@ -177,6 +196,9 @@ impl Flock {
             };
             let member = MemberView { node: node.clone(), facts, state: *state, since: Default::default() };
             view.members.insert_mut(node.clone(), Arc::new(member));
+        }
+        for (key, document) in self.0.documents.lock().unwrap().iter() {
+            view.configs.insert_mut(key.clone(), Arc::new(document.clone()));
         }
         let mut services = BTreeMap::<ServiceKey, Vec<InstanceView>>::new();
         for instance in self.0.instances.lock().unwrap().values() {

@@ -1,0 +1,303 @@
+//! From a document's text to what it says, or to what is wrong with it: field, line, and what is allowed.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::de::DeserializeOwned;
+use toml::de::{DeTable, DeValue, Deserializer};
+use toml::{Spanned, Table};
+
+use super::layers::{Layers, laid};
+use super::text::{field_at, join, line_at, lines_of};
+use super::{MAX_DOCUMENT_BYTES, MAX_ROUTES, RouteMatch, Sections};
+use crate::config::Body;
+
+/// A checked document.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Document {
+    pub(super) sections: Table,
+    pub(super) lines: BTreeMap<String, usize>,
+    /// Its routes, in order; the first that matches a request is its route.
+    pub routes: Vec<RouteDocument>,
+}
+
+/// One `[[route]]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RouteDocument {
+    /// Which requests it is for.
+    pub matching: RouteMatch,
+    pub(super) sections: Table,
+}
+
+/// What is wrong with a document.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Problem {
+    /// The line, from 1, where it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub line: Option<usize>,
+    /// The field, as `route[0].timeouts.request_ms`; empty: the document as a whole.
+    pub field: String,
+    /// What is wrong, and what is allowed.
+    pub message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(line) = self.line {
+            write!(f, "line {line}: ")?;
+        }
+        if !self.field.is_empty() {
+            write!(f, "{}: ", self.field)?;
+        }
+        f.write_str(&self.message)
+    }
+}
+
+impl Problem {
+    /// A problem of the document as a whole.
+    pub fn whole(message: impl Into<String>) -> Self {
+        Self { line: None, field: String::new(), message: message.into() }
+    }
+}
+
+impl Document {
+    /// Reads and checks a document as it is kept.
+    ///
+    /// # Errors
+    /// All that was found to be wrong, in the order of the text; never empty.
+    pub fn read(body: &Body) -> Result<Self, Vec<Problem>> {
+        match body.as_text() {
+            Some(text) => Self::parse(text),
+            None => Err(vec![Problem::whole("the document is not UTF-8 text; a policy is TOML")]),
+        }
+    }
+
+    /// Reads and checks a document.
+    ///
+    /// # Errors
+    /// All that was found to be wrong, in the order of the text; never empty.
+    pub fn parse(text: &str) -> Result<Self, Vec<Problem>> {
+        if text.len() > MAX_DOCUMENT_BYTES {
+            let message = format!("the document has {} bytes; allowed are {MAX_DOCUMENT_BYTES}", text.len());
+            return Err(vec![Problem::whole(message)]);
+        }
+        let root = DeTable::parse(text).map_err(|error| {
+            let hint = if text.trim_start().starts_with('{') { "; policies are written in TOML, not JSON" } else { "" };
+            let line = error.span().map(|span| line_at(text, span.start));
+            vec![Problem { line, field: String::new(), message: format!("{}{hint}", error.message()) }]
+        })?;
+        let mut reader = Reader { text, root: root.get_ref(), problems: Vec::new() };
+        let document = reader.document();
+        match document {
+            Some(document) if reader.problems.is_empty() => Ok(document),
+            _ => {
+                reader.problems.sort_by_key(|problem| problem.line);
+                Err(reader.problems)
+            }
+        }
+    }
+
+    /// The line of a field, or of what holds it.
+    pub fn line_of(&self, field: &str) -> Option<usize> {
+        let mut path = field;
+        loop {
+            if let Some(line) = self.lines.get(path) {
+                return Some(*line);
+            }
+            path = &path[..path.rfind(['.', '['])?];
+        }
+    }
+}
+
+/// Reads one text.
+struct Reader<'a> {
+    text: &'a str,
+    root: &'a DeTable<'a>,
+    problems: Vec<Problem>,
+}
+
+impl Reader<'_> {
+    fn document(&mut self) -> Option<Document> {
+        let lines = lines_of(self.text, self.root).into_iter().collect();
+        let mut top = self.root.clone();
+        let routes = top.remove("route");
+        self.unknown("", &top, &["route"]);
+        let sections = self.sections("", top)?;
+        let mut document = Document { sections, lines, routes: Vec::new() };
+        document.routes = match routes {
+            None => Vec::new(),
+            Some(routes) => self.routes(routes)?,
+        };
+        self.check(&document);
+        Some(document)
+    }
+
+    fn routes(&mut self, routes: Spanned<DeValue<'_>>) -> Option<Vec<RouteDocument>> {
+        let line = Some(line_at(self.text, routes.span().start));
+        let DeValue::Array(routes) = routes.into_inner() else {
+            let message = "is not a list; write [[route]]".into();
+            self.problems.push(Problem { line, field: "route".into(), message });
+            return None;
+        };
+        if routes.len() > MAX_ROUTES {
+            let message = format!("{} routes; allowed are {MAX_ROUTES}", routes.len());
+            self.problems.push(Problem { line, field: "route".into(), message });
+            return None;
+        }
+        let read: Vec<Option<RouteDocument>> =
+            routes.into_iter().enumerate().map(|(i, route)| self.route(i, route)).collect();
+        read.into_iter().collect()
+    }
+
+    fn route(&mut self, i: usize, route: Spanned<DeValue<'_>>) -> Option<RouteDocument> {
+        let field = format!("route[{i}]");
+        let line = Some(line_at(self.text, route.span().start));
+        let DeValue::Table(mut sections) = route.into_inner() else {
+            self.problems.push(Problem { line, field, message: "is not a table; write [[route]]".into() });
+            return None;
+        };
+        let mut matching = DeTable::new();
+        let keys: Vec<_> =
+            sections.keys().filter(|key| RouteMatch::KEYS.contains(&key.get_ref().as_ref())).cloned().collect();
+        for key in keys {
+            if let Some(value) = sections.remove(key.get_ref().as_ref()) {
+                matching.insert(key, value);
+            }
+        }
+        self.unknown(&field, &sections, &RouteMatch::KEYS);
+        let mut matching: RouteMatch = self.read(&field, matching)?;
+        if let Some((key, message)) = matching.mistake() {
+            self.problems.push(Problem { line, field: format!("{field}.{key}"), message });
+            return None;
+        }
+        if matching.name.is_empty() {
+            matching.name = format!("route-{}", i + 1);
+        }
+        let sections = self.sections(&field, sections)?;
+        for (path, why) in Sections::WHOLE_SERVICE {
+            if holds(&sections, path) {
+                let message = format!("cannot be set for a route: {why}; set it for the service");
+                self.problems.push(Problem { line, field: format!("{field}.{path}"), message });
+            }
+        }
+        Some(RouteDocument { matching, sections })
+    }
+
+    /// Reads sections, and whether their types and names are right.
+    fn sections(&mut self, field: &str, table: DeTable<'_>) -> Option<Table> {
+        let _: Sections = self.read(field, table.clone())?;
+        self.read(field, table)
+    }
+
+    fn read<T: DeserializeOwned>(&mut self, field: &str, table: DeTable<'_>) -> Option<T> {
+        match T::deserialize(Deserializer::from(Spanned::new(0..0, table))) {
+            Ok(read) => Some(read),
+            Err(error) => {
+                let span = error.span().filter(|span| span.end > 0);
+                let at = span.as_ref().map_or_else(|| field.to_owned(), |span| field_at(self.root, span));
+                let line = span.map(|span| line_at(self.text, span.start));
+                self.problems.push(Problem { line, field: at, message: error.message().to_owned() });
+                None
+            }
+        }
+    }
+
+    /// Notes keys nobody knows, and takes them for said.
+    fn unknown(&mut self, field: &str, table: &DeTable<'_>, beside: &[&str]) {
+        for key in table.keys().filter(|key| !Sections::NAMES.contains(&key.get_ref().as_ref())) {
+            let mut path = field.to_owned();
+            join(&mut path, key.get_ref());
+            let known: Vec<&str> = beside.iter().chain(&Sections::NAMES).copied().collect();
+            let message = format!("is unknown; allowed are {}", known.join(", "));
+            self.problems.push(Problem { line: Some(line_at(self.text, key.span().start)), field: path, message });
+        }
+    }
+
+    /// Whether the values are in their ranges, the program's defaults being under them.
+    fn check(&mut self, document: &Document) {
+        let defaults = Table::new();
+        let layers = Layers { node: &defaults, mesh: None, service: Some(document) };
+        let service = layers.service().map(drop);
+        let routes = (0..document.routes.len()).map(|i| layers.route(i).map(drop));
+        let mut problems: Vec<Problem> = std::iter::once(service).chain(routes).filter_map(Result::err).collect();
+        problems.dedup();
+        self.problems.extend(problems);
+    }
+}
+
+fn holds(table: &Table, path: &str) -> bool {
+    laid(table)
+        .iter()
+        .any(|(known, _)| known == path || known.strip_prefix(path).is_some_and(|rest| rest.starts_with('.')))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problems(text: &str) -> Vec<String> {
+        Document::parse(text).err().unwrap_or_default().iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn an_empty_document_says_nothing() {
+        let document = Document::parse("").unwrap();
+        assert!(document.sections.is_empty() && document.routes.is_empty());
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_by_line_and_field_with_what_is_allowed() {
+        assert_eq!(
+            problems("\n[timeouts]\nrequest_ms = 0\n"),
+            ["line 3: timeouts.request_ms: is 0; allowed are 1 to 3600000"]
+        );
+        let unknown = problems("[timeouts]\n# how long\nrequst_ms = 5\n").join("\n");
+        assert!(unknown.starts_with("line 3: timeouts.requst_ms: unknown field `requst_ms`, expected"), "{unknown}");
+        assert!(unknown.contains("request_ms"), "{unknown}");
+        let wrong = problems("[retry]\nmax_retries = \"two\"\n").join("\n");
+        assert!(wrong.starts_with("line 2: retry.max_retries: invalid type: string"), "{wrong}");
+        let section = problems("[timeout]\nrequest_ms = 5\n").join("\n");
+        assert!(section.starts_with("line 1: timeout: is unknown; allowed are route, timeouts, retry"), "{section}");
+    }
+
+    #[test]
+    fn mistakes_in_routes_are_named_by_their_position() {
+        let text = "[[route]]\npath = \"/a\"\n[[route]]\npath = \"/b\"\ntimeouts.request_ms = 4000000\n";
+        assert_eq!(problems(text), ["line 5: route[1].timeouts.request_ms: is 4000000; allowed are 1 to 3600000"]);
+        let unknown = problems("[[route]]\npaht = \"/a\"\n").join("\n");
+        assert!(unknown.starts_with("line 2: route[0].paht: is unknown; allowed are name, method, path"), "{unknown}");
+        let relative = problems("[[route]]\npath = \"a\"\n").join("\n");
+        assert_eq!(relative, "line 1: route[0].path: \"a\" does not begin with '/'");
+        let template = problems("[[route]]\npath_template = \"/{}\"\n").join("\n");
+        assert!(template.starts_with("line 2: route[0].path_template: \"{}\" in"), "{template}");
+    }
+
+    #[test]
+    fn a_route_cannot_set_what_is_the_services_as_a_whole() {
+        let text = "[[route]]\nbreaker.min_calls = 3\n";
+        assert_eq!(
+            problems(text),
+            [
+                "line 1: route[0].breaker: cannot be set for a route: an instance is in or out for all requests; set it for the service"
+            ]
+        );
+    }
+
+    #[test]
+    fn bounds_between_two_fields_hold_for_the_merged_values() {
+        let text = "[breaker]\nopen_ms = 90000\n";
+        assert_eq!(problems(text), ["line 1: breaker.max_open_ms: is 60000; allowed are 90000 to 3600000"]);
+        assert_eq!(problems("[breaker]\nopen_ms = 90000\nmax_open_ms = 90000\n"), [""; 0]);
+    }
+
+    #[test]
+    fn what_is_no_toml_is_refused_with_its_line() {
+        assert!(problems("a = = 1")[0].starts_with("line 1: "));
+        let json = problems("{\"timeouts\": {}}");
+        assert!(json[0].contains("TOML, not JSON"), "{json:?}");
+        assert!(Document::read(&Body::from(vec![0xff])).is_err());
+        assert!(problems(&" ".repeat(MAX_DOCUMENT_BYTES + 1))[0].contains("allowed are 65536"));
+        let many = "[[route]]\n".repeat(MAX_ROUTES + 1);
+        assert!(problems(&many)[0].contains("257 routes; allowed are 256"));
+    }
+}
