@@ -16,12 +16,14 @@
 //! | [`preserve`] | whether those who vanished are dead, or this node is cut off |
 //! | [`cells`] | several data centres: relays, the directory of nodes, which cell is out of reach |
 //! | [`view`], [`sorted`] | the immutable picture readers use |
+//! | [`access`] | who may call a service |
 //! | [`route`], [`balance`], [`guard`] | which service a host means, which instance gets a request, what is kept from whom |
 //! | [`tolerate`] | what is done about attempts that fail |
 //! | [`ranges`] | settings that are out of their range |
 //! | [`policy`] | documents that say what shall happen to the requests of a service |
 //! | [`observe`] | spans and metrics |
 
+pub mod access;
 pub mod balance;
 pub mod cells;
 pub mod clocks;

@@ -58,6 +58,8 @@ pub struct View {
     pub out_of_reach: Arc<BTreeSet<CellName>>,
     /// How many instances the node owns.
     pub own_instances: usize,
+    /// The services they are of, and how many of each.
+    pub own_services: RedBlackTreeMapSync<ServiceKey, u32>,
     /// Whose clocks are off by more than is allowed; most often nobody's.
     pub clocks: Arc<[ClockView]>,
     /// The store's fingerprint: equal on two nodes exactly when they hold the same records.
@@ -400,6 +402,7 @@ impl View {
             overrides: RedBlackTreeMapSync::new_sync(),
             members: RedBlackTreeMapSync::new_sync(),
             own_instances: 0,
+            own_services: Default::default(),
             preservation: Arc::default(),
             relays_wanted: crate::cells::RELAYS,
             out_of_reach: Arc::default(),

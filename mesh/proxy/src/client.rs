@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use starling_core::access::Called;
 use starling_core::observe::SpanId;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, Sleep};
@@ -149,6 +150,11 @@ impl Outgoing {
     /// The path it asks for.
     pub(crate) fn path(&self) -> &str {
         self.request.path(&self.head)
+    }
+
+    /// What it asks for, as rules of access see it.
+    pub(crate) fn called(&self) -> Called<'_> {
+        Called::Http { method: self.request.method.as_str(), path: self.path() }
     }
 
     /// Whether it is still whole here: its body held in memory, or not touched yet.

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use starling_core::balance::{BalanceSettings, Group, Roster};
 use starling_core::guard::{BreakerState, RetryBudget};
 use starling_core::id::ServiceKey;
 use starling_core::view::{ServiceView, View};
 
+use crate::access::Seen;
 use crate::metrics::ServiceMetrics;
 use crate::policies::Standing;
 use crate::pool::Pool;
@@ -35,6 +36,8 @@ pub(crate) struct Entry {
     /// One for each way to balance, the newest last; all of one roster.
     groups: ArcSwap<Vec<Arc<Group<Pool>>>>,
     pub(crate) policy: Standing,
+    access: ArcSwapOption<Seen>,
+    service: ServiceKey,
     writing: Mutex<()>,
 }
 
@@ -59,7 +62,7 @@ impl Directory {
         }
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut entries = BTreeMap::clone(&self.entries.load());
-        let entry = entries.entry(key.clone()).or_insert_with(|| Arc::new(Entry::new(settings))).clone();
+        let entry = entries.entry(key.clone()).or_insert_with(|| Arc::new(Entry::new(key.clone(), settings))).clone();
         self.entries.store(Arc::new(entries));
         entry
     }
@@ -80,12 +83,14 @@ impl Directory {
 }
 
 impl Entry {
-    fn new(settings: &ProxySettings) -> Self {
+    fn new(service: ServiceKey, settings: &ProxySettings) -> Self {
         Self {
             metrics: ServiceMetrics::default(),
             budget: RetryBudget::new(settings.retry_budget),
             groups: ArcSwap::default(),
             policy: Standing::default(),
+            access: ArcSwapOption::empty(),
+            service,
             writing: Mutex::new(()),
         }
     }
@@ -96,6 +101,21 @@ impl Entry {
         let seats = || roster.slots().iter().map(|slot| &slot.seat);
         let broken = seats().filter(|seat| seat.breaker.state() != BreakerState::Closed).count();
         (broken, seats().map(|seat| u64::from(seat.load.in_flight())).sum())
+    }
+
+    /// Who may call the service, by this view or a later one.
+    pub(crate) fn access(&self, view: &View) -> Arc<Seen> {
+        if let Some(seen) = self.access.load_full().filter(|seen| seen.is_of(view)) {
+            return seen;
+        }
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.access.load_full();
+        if let Some(seen) = before.clone().filter(|seen| seen.is_of(view)) {
+            return seen;
+        }
+        let seen = Arc::new(Seen::look(view, &self.service, before.as_deref()));
+        self.access.store(Some(seen.clone()));
+        seen
     }
 
     /// The candidates as they were at the last choice.

@@ -1,7 +1,8 @@
 //! Requests that other nodes bring through tunnels for instances of this node.
 //!
 //! A tunnel speaks HTTP/1.1 and leads to one instance. What arrives is delivered only to an instance this node owns
-//! by its own view; the caller's node is known from its certificate and told to the application. The local connection
+//! by its own view, and only if the rules of access let it; the caller's node is known from its certificate, its service is
+//! what that node says as far as it may say so, and both are told to the application. The local connection
 //! lives as long as the tunnel.
 
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use http::StatusCode;
+use starling_core::access::{Called, Caller};
 use starling_core::id::{InstanceKey, NodeId};
 use starling_core::observe::SpanKind;
 use starling_core::view::InstanceView;
@@ -17,8 +19,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::Instant;
 
 use crate::Job;
+use crate::access::{self, Claim};
 use crate::client::{Client, Outgoing};
 use crate::exchange::{Attempt, Way, check_protocol};
+use crate::h1::request::Request;
 use crate::h1::response::Asked;
 use crate::mesh::{Arrival, Knock, Stream};
 use crate::pool::{Counted, Gauge, Pool};
@@ -69,7 +73,7 @@ pub(crate) fn serve_dealt(
     tokio::spawn(async move {
         let _held = held;
         let _counted = Gauge::count(&carrier.connections.tunnels);
-        let tunnel = Tunnel { from: arrival.from, to: arrival.to, pool: Arc::default() };
+        let tunnel = Tunnel { from: arrival.from, to: arrival.to, claim: Claim::default(), pool: Arc::default() };
         serve(arrival.stream, &carrier, Door::Tunnel(tunnel), lifetime).await;
     });
 }
@@ -78,7 +82,28 @@ pub(crate) fn serve_dealt(
 pub(crate) struct Tunnel {
     pub(crate) from: NodeId,
     pub(crate) to: InstanceKey,
+    claim: Claim,
     pool: Arc<Pool>,
+}
+
+impl Tunnel {
+    /// Sees to it that a request names no calling service but one its node may speak for.
+    pub(crate) fn vouch(&mut self, carrier: &Carrier, request: &mut Request, head: &mut Vec<u8>) {
+        self.claim.refresh(request.claimed(head).unwrap_or_default(), &self.from, &carrier.mesh.view());
+        if self.claim.service().is_none() {
+            request.forget_claim(head);
+        }
+    }
+}
+
+/// Refuses a request its caller may not send.
+pub(crate) fn may_call(carrier: &Carrier, tunnel: &Tunnel, request: &Request, head: &[u8]) -> Result<(), Refused> {
+    let service = &tunnel.to.service;
+    let caller = Caller { node: &tunnel.from, service: tunnel.claim.service() };
+    let called = Called::Http { method: request.method.as_str(), path: request.path(head) };
+    let entry = carrier.directory.entry(service, &carrier.settings);
+    access::check(carrier, &entry, service, caller, called)
+        .map_err(|failure| Refused::new(failure.reason, failure.why).of(service))
 }
 
 /// Counts a response that goes back through a tunnel.

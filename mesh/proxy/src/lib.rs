@@ -20,10 +20,12 @@
 //! | `client`, `exchange`, `relay`, `pool` | a request on its way; one attempt; a response on its way; connections to instances |
 //! | `h1`, `reason` | HTTP/1.1 as a proxy needs it; the sidecar's own answers |
 //! | `http2`, `rewound` | HTTP/2 and gRPC at both ends, as the HTTP/1.1 all other rooms speak; bytes that were looked at |
+//! | `access` | who calls, and whether they may |
 //! | `directory`, `policies` | what is remembered of each service: candidates, budget, counters; its policy in force |
 //! | `trace`, `metrics`, `clock` | what can be seen; the rim's clock and dice |
 //! | [`mesh`] | the node, as far as it is needed here |
 
+mod access;
 mod client;
 mod clock;
 mod detect;
@@ -127,6 +129,7 @@ impl Proxy {
         let listener = outbound::listen(address).map_err(failed)?;
         let local_addr = listener.local_addr().map_err(failed)?;
         let carrier = Arc::new(Carrier {
+            identity: settings.identity(),
             mesh,
             clock: Clock::start(),
             directory: Directory::new(),

@@ -48,6 +48,8 @@ pub(crate) struct ServiceMetrics {
     pub(crate) retries: AtomicU64,
     pub(crate) retries_refused: AtomicU64,
     pub(crate) breaker_opens: AtomicU64,
+    /// Requests the rules of access refused at the instance's side.
+    pub(crate) access_denied: AtomicU64,
     /// Requests the sidecar answered itself.
     pub(crate) own_answers: AtomicU64,
 }
@@ -88,10 +90,11 @@ impl MetricSource for Carrier {
         out.family("starling_request_duration_seconds", "histogram", "Time until the response began.");
         for_each_side(&services, |service, direction, side| histogram(out, service, direction, side));
 
-        let counters: [(&str, &str, Counter); 4] = [
+        let counters: [(&str, &str, Counter); 5] = [
             ("starling_retries_total", "Requests sent once more.", |m| &m.retries),
             ("starling_retries_refused_total", "Retries the budget did not allow.", |m| &m.retries_refused),
             ("starling_breaker_opens_total", "Times an instance's breaker opened.", |m| &m.breaker_opens),
+            ("starling_access_denied_total", "Requests refused here by rules of access.", |m| &m.access_denied),
             ("starling_own_answers_total", "Requests the sidecar answered itself.", |m| &m.own_answers),
         ];
         for (name, help, counter) in counters {

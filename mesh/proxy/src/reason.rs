@@ -39,6 +39,8 @@ pub(crate) enum Reason {
     Loop,
     /// A method or protocol this sidecar does not carry.
     Unsupported,
+    /// The rules of the service, or the mesh's, do not let this caller do this.
+    Forbidden,
     /// Nobody has registered such a service.
     NoSuchService,
     /// It has instances, and none may take this request.
@@ -54,7 +56,7 @@ pub(crate) enum Reason {
 }
 
 impl Reason {
-    const ALL: [Reason; 13] = [
+    const ALL: [Reason; 14] = [
         Self::BadRequest,
         Self::HeadTooLarge,
         Self::SlowRequest,
@@ -62,6 +64,7 @@ impl Reason {
         Self::NotMesh,
         Self::Loop,
         Self::Unsupported,
+        Self::Forbidden,
         Self::NoSuchService,
         Self::NoneUsable,
         Self::Connect,
@@ -79,6 +82,7 @@ impl Reason {
             Self::NotMesh => "not_a_mesh_name",
             Self::Loop => "loop",
             Self::Unsupported => "unsupported",
+            Self::Forbidden => "forbidden",
             Self::NoSuchService => "no_such_service",
             Self::NoneUsable => "no_usable_instance",
             Self::Connect => "connect_failed",
@@ -96,6 +100,7 @@ impl Reason {
             Self::NotMesh => StatusCode::MISDIRECTED_REQUEST,
             Self::Loop => StatusCode::LOOP_DETECTED,
             Self::Unsupported => StatusCode::NOT_IMPLEMENTED,
+            Self::Forbidden => StatusCode::FORBIDDEN,
             Self::NoSuchService | Self::NoneUsable | Self::Connect | Self::NotHere => StatusCode::SERVICE_UNAVAILABLE,
             Self::Reset => StatusCode::BAD_GATEWAY,
             Self::TimedOut => StatusCode::GATEWAY_TIMEOUT,

@@ -12,6 +12,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+use crate::access::Identity;
 use crate::client::{Client, Outgoing};
 use crate::detect::{self, Spoken};
 use crate::h1::buffer::LARGE;
@@ -99,7 +100,9 @@ pub(crate) async fn serve<S: Stream>(io: S, carrier: &Arc<Carrier>, door: Door, 
 pub(crate) async fn serve_http1<S: Stream>(client: Client<S>, carrier: &Carrier, door: Door, mut lifetime: Lifetime) {
     let phase = lifetime.phase.clone();
     let mut draining = pin!(lifetime.draining());
-    let mut connection = Connection { client, carrier, door, head: Vec::new(), host: Vec::new(), known: None };
+    let identity = Identity::default();
+    let mut connection =
+        Connection { client, carrier, door, head: Vec::new(), host: Vec::new(), known: None, identity };
     loop {
         let request = match connection.next(draining.as_mut()).await {
             Next::Request(request) => request,
@@ -142,6 +145,8 @@ struct Connection<'a, S> {
     host: Vec<u8>,
     /// Where the last request went: the next one nearly always goes there too.
     known: Option<Known>,
+    /// Whom an application of this host calls for.
+    identity: Identity,
 }
 
 impl<S: Stream> Connection<'_, S> {
@@ -189,13 +194,23 @@ impl<S: Stream> Connection<'_, S> {
     }
 
     fn read(&mut self) -> Result<Option<Request>, Refused> {
-        let caller = match &self.door {
-            Door::Application => self.carrier.mesh.me(),
-            Door::Tunnel(tunnel) => &tunnel.from,
-        };
-        let counts_hop = matches!(self.door, Door::Application);
-        let rules = Rules { settings: &self.carrier.settings, caller, counts_hop };
-        Request::read(self.client.buffer.data(), &rules, &mut self.head, &mut self.host)
+        let (settings, data) = (&self.carrier.settings, self.client.buffer.data());
+        match &mut self.door {
+            Door::Application => {
+                self.identity.refresh(self.carrier);
+                let (caller, caller_service) = (self.carrier.mesh.me(), self.identity.text());
+                let rules = Rules { settings, caller, caller_service, counts_hop: true };
+                Request::read(data, &rules, &mut self.head, &mut self.host)
+            }
+            Door::Tunnel(tunnel) => {
+                let rules = Rules { settings, caller: &tunnel.from, caller_service: None, counts_hop: false };
+                let mut read = Request::read(data, &rules, &mut self.head, &mut self.host);
+                if let Ok(Some(request)) = &mut read {
+                    tunnel.vouch(self.carrier, request, &mut self.head);
+                }
+                read
+            }
+        }
     }
 
     /// Answers one request. Whether the connection goes on after it.
@@ -249,11 +264,12 @@ impl<S: Stream> Connection<'_, S> {
                 let deadline = arrived + Duration::from_millis(sections.timeouts.request_ms);
                 let held = Outgoing::hold(request, head, client, max_held, deadline).await;
                 let outgoing = outgoing.insert(held.map_err(|refused| refused.of(&known.key))?);
-                stack::carry(carrier, known, sections, client, outgoing, asked, deadline).await
+                stack::carry(carrier, known, self.identity.service(), sections, client, outgoing, asked, deadline).await
             }
             Door::Tunnel(tunnel) => {
                 let deadline = arrived + carrier.settings.request_timeout();
                 let instance = inbound::owned_instance(carrier, &tunnel.to)?;
+                inbound::may_call(carrier, tunnel, &request, &head)?;
                 let outgoing = outgoing.insert(Outgoing::hold(request, head, client, max_held, deadline).await?);
                 inbound::deliver(carrier, tunnel, &instance, client, outgoing, asked, deadline).await
             }

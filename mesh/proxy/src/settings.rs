@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use starling_core::guard::{BreakerSettings, BudgetSettings};
+use starling_core::id::{Namespace, ServiceKey};
 use starling_core::policy::{RetryPolicy, Sections, Timeouts};
 
 use crate::http2::Http2Settings;
@@ -18,6 +19,10 @@ pub struct ProxySettings {
     pub listen: SocketAddr,
     /// The last label of host names that mean services: `orders.mesh`. One label; default "mesh".
     pub suffix: String,
+    /// The service on whose behalf the applications of this host call, as SERVICE or NAMESPACE/SERVICE: what rules of access
+    /// know them by. Only a service this node has an instance of counts. Empty (default): the only service it has instances
+    /// of; with several, none.
+    pub identity: String,
     /// How long connecting to an instance may take. 1 to 60,000; default 1,000.
     pub connect_timeout_ms: u64,
     /// How long a request may take, retries included, until its response begins; the response's body may take longer. A
@@ -69,6 +74,7 @@ impl Default for ProxySettings {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 15_001)),
             suffix: "mesh".into(),
+            identity: String::new(),
             connect_timeout_ms: 1_000,
             request_timeout_ms: 30_000,
             header_timeout_ms: 60_000,
@@ -101,6 +107,9 @@ impl ProxySettings {
         if self.suffix.is_empty() || self.suffix.len() > 63 || !self.suffix.chars().all(label) {
             return Err(format!("suffix {:?} is not one label of a host name (a-z, 0-9, '-', '_')", self.suffix));
         }
+        if !self.identity.is_empty() && self.identity().is_none() {
+            return Err(format!("identity {:?} is not SERVICE or NAMESPACE/SERVICE", self.identity));
+        }
         let hour_ms = 3_600_000;
         for (field, value, min, max) in [
             ("connect_timeout_ms", self.connect_timeout_ms, 1, 60_000),
@@ -129,6 +138,13 @@ impl ProxySettings {
         budget
             .and_then(|()| self.breaker.check().map_err(|invalid| invalid.under("breaker")))
             .map_err(|e| e.to_string())
+    }
+
+    pub(crate) fn identity(&self) -> Option<ServiceKey> {
+        let text = self.identity.as_str();
+        let (namespace, service) = text.split_once('/').unzip();
+        let namespace = namespace.map_or(Ok(Namespace::default()), str::parse).ok()?;
+        Some(ServiceKey { namespace, service: service.unwrap_or(text).parse().ok()? })
     }
 
     /// What of this a policy can set, as a policy's sections.

@@ -11,14 +11,16 @@
 //! | 7 | deadline | over everything below, so that retries never add to what the caller waits |
 //! | 8 | retry: at most n, within the budget, not where it was | outside the choice: each attempt chooses anew, from the newest view |
 //! | 9 | balance, with the breakers in its draw | a broken instance is not drawn, rather than drawn and refused |
-//! | 10 | exchange | idle or new connection, send, wait for the head |
-//! | 11 | learn | latency, breaker and counters hear of every attempt, also of those that were repeated |
+//! | 10 | may the caller (`access`), where this sidecar is the instance's | at the instance's side: no caller's sidecar is trusted with it |
+//! | 11 | exchange | idle or new connection, send, wait for the head |
+//! | 12 | learn | latency, breaker and counters hear of every attempt, also of those that were repeated |
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use http::StatusCode;
+use starling_core::access::Caller;
 use starling_core::balance::{Ask, BalanceSettings, FAILURE_PENALTY, Group, InFlight, Outcome, Seat};
 use starling_core::guard::{Fault, Permit};
 use starling_core::id::{InstanceId, ServiceKey};
@@ -28,6 +30,7 @@ use starling_core::route::{RouteError, route};
 use starling_core::view::{InstanceView, ServiceView, View};
 use tokio::time::Instant;
 
+use crate::access;
 use crate::client::{Client, Outgoing};
 use crate::clock::{self, Clock};
 use crate::directory::{Directory, Entry};
@@ -51,6 +54,8 @@ const MAX_SPAN_PATH: usize = 200;
 /// The data plane's state, shared by all connections.
 pub(crate) struct Carrier {
     pub(crate) settings: ProxySettings,
+    /// The service its applications call for, if the settings name one.
+    pub(crate) identity: Option<ServiceKey>,
     pub(crate) mesh: Arc<dyn Mesh>,
     pub(crate) clock: Clock,
     pub(crate) directory: Directory,
@@ -108,9 +113,11 @@ pub(crate) fn find<'a>(carrier: &Carrier, host: &[u8], known: &'a mut Option<Kno
 }
 
 /// Carries a request from an application on this host to an instance; its response's head is then at the client.
+#[allow(clippy::too_many_arguments)] // one call's all
 pub(crate) async fn carry<S: Stream>(
     carrier: &Carrier,
     known: &Known,
+    caller: Option<&ServiceKey>,
     sections: &Sections,
     client: &mut Client<S>,
     outgoing: &mut Outgoing,
@@ -122,7 +129,7 @@ pub(crate) async fn carry<S: Stream>(
     let group = entry.group(service, view, &carrier.balance, carrier);
     let context = outgoing.request.context;
     let service = service.clone();
-    Call { carrier, service, key, entry, sections, group, context, deadline, tried: Vec::new() }
+    Call { carrier, caller, service, key, entry, sections, group, context, deadline, tried: Vec::new() }
         .attempts(client, outgoing, asked)
         .await
 }
@@ -166,6 +173,8 @@ struct Chosen {
 /// One request to one service, through all its attempts.
 struct Call<'a> {
     carrier: &'a Carrier,
+    /// The service that calls, if it is known.
+    caller: Option<&'a ServiceKey>,
     /// The service and its candidates, as they were at the last choice.
     service: Arc<ServiceView>,
     key: &'a ServiceKey,
@@ -201,6 +210,8 @@ impl Call<'_> {
                 Err(failure) if failure.reason == Reason::Gone => {
                     return Err(self.refuse(Reason::Gone, String::new()));
                 }
+                // It is the same everywhere, or will be in a moment.
+                Err(failure) if failure.reason == Reason::Forbidden => false,
                 // Never sent, or no harm in doing it twice; either way it must still be here.
                 Err(failure) => outgoing.is_whole() && (failure.reason.is_unsent() || outgoing.is_repeatable()),
             };
@@ -265,6 +276,11 @@ impl Call<'_> {
         let way = Way::to(instance, carrier.mesh.me());
         let began = carrier.clock.now();
         check_protocol(instance)?;
+        if matches!(way, Way::Address(_)) {
+            // There is no other sidecar to ask.
+            let caller = Caller { node: carrier.mesh.me(), service: self.caller };
+            access::check(carrier, self.entry, self.key, caller, outgoing.called())?;
+        }
         let attempt = Attempt {
             carrier,
             pool: &seat.extra,
@@ -276,8 +292,9 @@ impl Call<'_> {
         };
         let result = attempt.exchange(client, outgoing, asked).await;
         let status = result.as_ref().ok().map(|(response, _)| response.status);
-        // A client that breaks off its own request says nothing about the instance.
-        if !matches!(&result, Err(failure) if matches!(failure.reason, Reason::BadRequest | Reason::Gone)) {
+        // A client that breaks off its own request, or may not send it, says nothing about the instance.
+        if !matches!(&result, Err(failure) if matches!(failure.reason, Reason::BadRequest | Reason::Gone | Reason::Forbidden))
+        {
             self.learn(instance, seat, permit, began, status);
         }
         if let Some(status) = status {

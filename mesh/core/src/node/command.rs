@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crdts::LWWReg;
 
 use super::{Answer, Command, Node, Output, Refusal};
+use crate::access;
 use crate::config::{ConfigWrite, Version};
 use crate::health::Verdict;
 use crate::id::{CommandId, InstanceKey, NodeId};
@@ -153,6 +154,9 @@ impl Node {
 
     fn write_config(&mut self, now: Now, write: ConfigWrite, out: &mut Vec<Output>) -> Result<Option<Stamp>, Refusal> {
         write.check_limits().map_err(Refusal::Invalid)?;
+        if let Some(body) = &write.body {
+            access::check(&write.key, body).map_err(Refusal::Invalid)?;
+        }
         self.free(Key::Config(write.key.clone()))?;
         let shown = self.publisher.config(&write.key);
         let served = shown.and_then(|shown| shown.served()).map(|version| version.stamp.clone());

@@ -79,15 +79,19 @@ impl Publisher {
         let service = shown.key.service.clone();
         let before = self.service(&service, revision).put(revision, shown);
         if let Some(before) = before.filter(|before| *before.owner() != owner) {
-            self.disown(before.owner(), hash);
+            self.disown(before.owner(), hash, &service);
         }
-        self.owned.entry(owner).or_default().insert(hash);
+        let is_mine = owner == self.draft.me;
+        if self.owned.entry(owner).or_default().insert(hash) && is_mine {
+            let count = self.draft.own_services.get(&service).map_or(1, |count| count + 1);
+            self.draft.own_services.insert_mut(service, count);
+        }
     }
 
     fn remove_instance(&mut self, hash: KeyHash, key: &InstanceKey) {
         let Some(shown) = self.draft.instance(key).cloned() else { return };
         let revision = self.touch();
-        self.disown(shown.owner(), hash);
+        self.disown(shown.owner(), hash, &key.service);
         let service = self.service(&key.service, revision);
         service.remove(revision, &key.instance);
         if service.instances.is_empty() {
@@ -110,11 +114,16 @@ impl Publisher {
         Arc::get_mut(service).expect("nobody else holds what has just been made")
     }
 
-    fn disown(&mut self, owner: &NodeId, hash: KeyHash) {
-        if let Some(owned) = self.owned.get_mut(owner) {
-            owned.remove(&hash);
-            if owned.is_empty() {
-                self.owned.remove(owner);
+    fn disown(&mut self, owner: &NodeId, hash: KeyHash, service: &ServiceKey) {
+        let Some(owned) = self.owned.get_mut(owner) else { return };
+        let removed = owned.remove(&hash);
+        if owned.is_empty() {
+            self.owned.remove(owner);
+        }
+        if removed && *owner == self.draft.me {
+            match self.draft.own_services.get(service) {
+                Some(count @ 2..) => self.draft.own_services.insert_mut(service.clone(), count - 1),
+                _ => _ = self.draft.own_services.remove_mut(service),
             }
         }
     }

@@ -11,6 +11,11 @@ const USUAL_FIELDS: usize = 128;
 /// The family of fields that only sidecars may write.
 const OWN_PREFIX: &[u8] = b"x-starling-";
 
+/// The calling service, told by the sidecar of the caller and checked by that of the instance.
+pub(crate) const CALLER_SERVICE: &[u8] = b"x-starling-caller-service";
+/// The calling node, by its certificate.
+pub(crate) const CALLER_NODE: &[u8] = b"x-starling-caller-node";
+
 /// A header field, as far as a proxy cares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Field {
@@ -27,6 +32,8 @@ pub(crate) enum Field {
     Date,
     /// How many sidecars the request has passed.
     Hops,
+    /// The service another sidecar says it calls for.
+    CallerService,
     /// Why another sidecar answered itself.
     Reason,
     /// Another field of the sidecars.
@@ -79,6 +86,7 @@ pub(crate) fn field(name: &str) -> Field {
         19 if is(b"proxy-authorization") => Field::Hop,
         15 if is(b"x-starling-hops") => Field::Hops,
         17 if is(b"x-starling-reason") => Field::Reason,
+        25 if is(CALLER_SERVICE) => Field::CallerService,
         12.. if bytes[..OWN_PREFIX.len()].eq_ignore_ascii_case(OWN_PREFIX) => Field::Own,
         _ => Field::Other,
     }

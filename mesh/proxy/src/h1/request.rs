@@ -5,6 +5,8 @@
 //! two lengths, lengths that are no plain number, a transfer coding other than `chunked`, any coding in HTTP/1.0, two
 //! hosts, white space before a colon or folded lines (the parser's work).
 
+use std::ops::Range;
+
 use http::Method;
 use starling_core::id::NodeId;
 
@@ -31,6 +33,8 @@ pub(crate) struct Request {
     pub(crate) length: usize,
     /// Where the path ends in what was written; it begins after the method and a space.
     path_end: usize,
+    /// Where the field that names the calling service stands in what was written; empty when there is none.
+    caller_service: Range<usize>,
     /// Where the parent's id stands in what was written.
     parent_at: usize,
 }
@@ -40,6 +44,8 @@ pub(crate) struct Rules<'a> {
     pub(crate) settings: &'a ProxySettings,
     /// The node whose application sent it.
     pub(crate) caller: &'a NodeId,
+    /// The service its application calls for; what a request itself says of that counts only from another sidecar.
+    pub(crate) caller_service: Option<&'a [u8]>,
     /// Whether this sidecar is one more that the request passes.
     pub(crate) counts_hop: bool,
 }
@@ -76,6 +82,18 @@ impl Request {
         std::str::from_utf8(path).unwrap_or_default()
     }
 
+    /// The service the other sidecar says it calls for.
+    pub(crate) fn claimed<'a>(&self, head: &'a [u8]) -> Option<&'a [u8]> {
+        let line = &head[self.caller_service.clone()];
+        line.strip_prefix(fields::CALLER_SERVICE)?.strip_prefix(b": ")?.strip_suffix(b"\r\n")
+    }
+
+    /// Takes what it said out again: it may not say so.
+    pub(crate) fn forget_claim(&mut self, head: &mut Vec<u8>) {
+        self.parent_at -= self.caller_service.len();
+        head.drain(std::mem::take(&mut self.caller_service));
+    }
+
     /// Makes `span` the parent of whatever the receiver of this head does.
     pub(crate) fn set_parent(&self, head: &mut [u8], span: starling_core::observe::SpanId) {
         trace::write_parent(span, &mut head[self.parent_at..self.parent_at + 16]);
@@ -97,6 +115,7 @@ struct Gathered<'a> {
     expects: bool,
     parents: usize,
     parent: &'a [u8],
+    caller_service: Option<&'a [u8]>,
     hops: u32,
 }
 
@@ -156,7 +175,13 @@ fn write(
         fields::write(out, b"connection", b"upgrade");
         fields::write(out, b"upgrade", protocol);
     }
-    fields::write(out, b"x-starling-caller-node", rules.caller.as_str().as_bytes());
+    fields::write(out, fields::CALLER_NODE, rules.caller.as_str().as_bytes());
+    let claim_at = out.len();
+    let claimed = gathered.caller_service.filter(|_| !rules.counts_hop);
+    if let Some(service) = claimed.or(rules.caller_service) {
+        fields::write(out, fields::CALLER_SERVICE, service);
+    }
+    let caller_service = claim_at..out.len();
     let hops = passed(gathered.hops, rules)?;
     if hops > 0 {
         fields::write_number(out, b"x-starling-hops", u64::from(hops));
@@ -173,6 +198,7 @@ fn write(
         context,
         length,
         path_end,
+        caller_service,
         parent_at,
     })
 }
@@ -199,6 +225,7 @@ fn gather<'a>(headers: &[httparse::Header<'a>]) -> Result<Gathered<'a>, Refused>
                 gathered.parents += 1;
                 gathered.parent = value;
             }
+            Field::CallerService => gathered.caller_service = Some(value),
             Field::Hops => gathered.hops = fields::number(value).and_then(|n| u32::try_from(n).ok()).unwrap_or(0),
             _ => {}
         }
@@ -268,7 +295,8 @@ mod tests {
         let (mut out, mut host) = (Vec::new(), Vec::new());
         let caller = "n1".parse().unwrap();
         let settings = ProxySettings::default();
-        let rules = Rules { settings: &settings, caller: &caller, counts_hop: true };
+        let rules =
+            Rules { settings: &settings, caller: &caller, caller_service: Some(b"default/shop"), counts_hop: true };
         let read = Request::read(head.as_bytes(), &rules, &mut out, &mut host).map_err(|refused| refused.reason)?;
         Ok((read.expect("a whole head"), String::from_utf8(out).unwrap(), String::from_utf8(host).unwrap()))
     }
@@ -288,12 +316,19 @@ mod tests {
         let (_, out, _) = read(
             "POST / HTTP/1.1\r\nConnection: close, X-Private, host\r\nconnection: content-length\r\nx-private: 1\r\n\
              keep-alive: 5\r\nte: trailers\r\nhost: a\r\ncontent-length: 3\r\nx-public: 1\r\n\
-             x-starling-caller-node: forged\r\nupgrade: h2c\r\nexpect: 100-continue\r\n\r\n",
+             x-starling-caller-node: forged\r\nX-Starling-Caller-Service: forged\r\nupgrade: h2c\r\nexpect: 100-continue\r\n\r\n",
         )
         .unwrap();
         let fields: Vec<&str> = out.lines().skip(1).filter(|line| !line.starts_with("traceparent: ")).collect();
-        let expected =
-            ["host: a", "x-public: 1", "content-length: 3", "x-starling-caller-node: n1", "x-starling-hops: 1", ""];
+        let expected = [
+            "host: a",
+            "x-public: 1",
+            "content-length: 3",
+            "x-starling-caller-node: n1",
+            "x-starling-caller-service: default/shop",
+            "x-starling-hops: 1",
+            "",
+        ];
         assert_eq!(fields, expected);
     }
 

@@ -145,15 +145,18 @@ impl Flock {
 
     /// Writes a policy, past the check of those who take one.
     pub(crate) fn policy(&self, of: &str, text: &str) {
-        let key = ConfigKey {
-            namespace: Default::default(),
-            group: starling_core::policy::GROUP.parse().unwrap(),
-            key: of.parse().unwrap(),
-        };
+        self.document(starling_core::policy::GROUP, of, text);
+    }
+
+    /// Writes a document, past the check of those who take one; an empty text deletes it.
+    pub(crate) fn document(&self, group: &str, name: &str, text: &str) {
+        let key =
+            ConfigKey { namespace: Default::default(), group: group.parse().unwrap(), key: name.parse().unwrap() };
         let revision = self.0.revision.fetch_add(1, SeqCst) as u64 + 2;
         let stamp = Stamp { time: HybridTime(revision), node: "a".parse().unwrap() };
         let (format, author, comment) = ("toml".into(), String::new(), String::new());
-        let version = Version { stamp, body: Some(text.into()), format, author, comment };
+        let body = (!text.is_empty()).then(|| text.into());
+        let version = Version { stamp, body, format, author, comment };
         let view = ConfigView { key: key.clone(), revision: Revision(revision), versions: vec![Arc::new(version)] };
         self.0.documents.lock().unwrap().insert(key, view);
     }
@@ -202,6 +205,10 @@ impl Flock {
         }
         let mut services = BTreeMap::<ServiceKey, Vec<InstanceView>>::new();
         for instance in self.0.instances.lock().unwrap().values() {
+            if *instance.owner() == old.me {
+                let count = view.own_services.get(&instance.key.service).map_or(1, |count| count + 1);
+                view.own_services.insert_mut(instance.key.service.clone(), count);
+            }
             services.entry(instance.key.service.clone()).or_default().push(instance.clone());
         }
         for (key, instances) in services {

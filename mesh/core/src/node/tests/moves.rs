@@ -99,3 +99,36 @@ fn a_reinstalled_host_does_not_give_back_what_it_took_over_long_ago() {
     assert_eq!(agreed(&mesh, &key), None);
     assert_eq!(mesh.nodes[&id("a")].counters().reclaimed, 0);
 }
+
+#[test]
+fn a_node_knows_which_services_it_has_instances_of() {
+    let mut mesh = Mesh::of(&["a", "b"]);
+    let services = |mesh: &Mesh, at: &str| {
+        let own = mesh.nodes[&id(at)].view().own_services.clone();
+        own.iter().map(|(key, count)| format!("{} {count}", key.service)).collect::<Vec<_>>()
+    };
+    let key = register(&mut mesh, "a", 1);
+    register(&mut mesh, "a", 2);
+    assert_eq!((services(&mesh, "a"), services(&mesh, "b")), (vec!["orders 1".to_owned()], vec![]));
+    register(&mut mesh, "b", 3);
+    mesh.all_agree();
+    assert_eq!((services(&mesh, "a"), services(&mesh, "b")), (vec![], vec!["orders 1".to_owned()]));
+    mesh.command("a", Command::Deregister(key)).unwrap();
+    mesh.all_agree();
+    assert_eq!((services(&mesh, "a"), services(&mesh, "b")), (vec![], vec![]));
+}
+
+#[test]
+fn a_document_about_access_that_says_nothing_sensible_is_refused_where_it_is_written() {
+    let mut mesh = Mesh::of(&["a", "b"]);
+    let write = |group: &str, text: &str| {
+        let key =
+            ConfigKey { namespace: Default::default(), group: group.parse().unwrap(), key: "orders".parse().unwrap() };
+        let (format, author, comment) = Default::default();
+        Command::WriteConfig(ConfigWrite { key, body: Some(text.into()), format, author, comment, expect: None })
+    };
+    let refusal = mesh.command("a", write("access", "[[allow]]\nmethods = [\"get\"]")).unwrap_err();
+    assert!(refusal.to_string().contains("access/orders: allow[0].methods[0]: \"get\""), "{refusal}");
+    mesh.command("a", write("access", "[[allow]]\nmethods = [\"GET\"]")).unwrap();
+    mesh.command("a", write("other", "[[allow]]\nmethods = [\"get\"]")).unwrap();
+}
