@@ -19,7 +19,7 @@ use crate::driver::Clocks;
 use crate::gauges::Gauges;
 use crate::member;
 use crate::probe::ProbeFigures;
-use crate::quic::{LinkError, Links, Tunnel};
+use crate::quic::{IncomingTunnel, LinkError, Links, OpenLane, Tunnel};
 
 /// A running node, as the rest of its process sees it. Cheap to clone.
 #[derive(Clone)]
@@ -168,6 +168,14 @@ impl Handle {
     /// [`LinkError`] when there is no way to that node within `timeout`.
     pub async fn open_tunnel(&self, node: &NodeId, to: &InstanceKey, timeout: Duration) -> Result<Tunnel, LinkError> {
         self.shared.links.open_tunnel(node, to, timeout).await
+    }
+
+    /// Makes the calling thread one that carries: see [`Links::open_lane`].
+    ///
+    /// # Errors
+    /// No socket can be had.
+    pub fn open_lane(&self, queue: usize) -> std::io::Result<(OpenLane, mpsc::Receiver<IncomingTunnel>)> {
+        self.shared.links.open_lane(queue)
     }
 
     /// Fault injection: see [`Links::set_cut`].

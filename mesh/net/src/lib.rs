@@ -33,5 +33,5 @@ pub use ground::Ground;
 pub use handle::{CommandError, Handle};
 pub use identity::{Authority, Identity};
 pub use member::{MemberSettings, Membership};
-pub use quic::{IncomingTunnel, LinkError, Links, Tunnel, TunnelRefusal};
+pub use quic::{IncomingTunnel, LinkError, Links, OpenLane, Tunnel, TunnelRefusal};
 pub use start::{NetSettings, Running, StartError, start, start_on};

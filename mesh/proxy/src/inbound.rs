@@ -15,7 +15,7 @@ use starling_core::id::{InstanceKey, NodeId};
 use starling_core::observe::SpanKind;
 use starling_core::view::InstanceView;
 use starling_net::TunnelRefusal;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 
 use crate::Job;
@@ -40,7 +40,6 @@ pub(crate) async fn run<T: Knock>(
     crew: Arc<Crew<Job>>,
     mut lifetime: Lifetime,
 ) {
-    let places = Arc::new(Semaphore::new(carrier.settings.max_tunnels));
     loop {
         let knock = tokio::select! {
             knock = tunnels.recv() => match knock {
@@ -50,13 +49,42 @@ pub(crate) async fn run<T: Knock>(
             () = lifetime.draining() => break,
         };
         // Refused, the caller's sidecar knows that nothing was forwarded, and tries another instance.
-        let (Ok(place), Some(dealt)) = (places.clone().try_acquire_owned(), crew.try_place()) else {
+        let (Ok(place), Some(dealt)) = (carrier.tunnel_places.clone().try_acquire_owned(), crew.try_place()) else {
             carrier.connections.tunnels_refused.fetch_add(1, Relaxed);
             knock.refuse(TunnelRefusal::Busy);
             continue;
         };
         dealt.queue.send(Job::Tunnel(knock.take(), place, dealt.share));
     }
+    turn_away(tunnels);
+}
+
+/// Takes the tunnels that arrive at this worker's own lane, until there are no more or the proxy stops.
+pub(crate) async fn run_lane<T: Knock>(
+    carrier: Arc<Carrier>,
+    mut tunnels: mpsc::Receiver<T>,
+    load: Arc<Gauge>,
+    mut lifetime: Lifetime,
+) {
+    loop {
+        let knock = tokio::select! {
+            knock = tunnels.recv() => match knock {
+                Some(knock) => knock,
+                None => return,
+            },
+            () = lifetime.draining() => break,
+        };
+        let Ok(place) = carrier.tunnel_places.clone().try_acquire_owned() else {
+            carrier.connections.tunnels_refused.fetch_add(1, Relaxed);
+            knock.refuse(TunnelRefusal::Busy);
+            continue;
+        };
+        serve_dealt(carrier.clone(), knock.take(), (place, Gauge::count(&load)), lifetime.clone());
+    }
+    turn_away(tunnels);
+}
+
+fn turn_away<T: Knock>(mut tunnels: mpsc::Receiver<T>) {
     tunnels.close();
     while let Ok(knock) = tunnels.try_recv() {
         knock.refuse(TunnelRefusal::Stopping);

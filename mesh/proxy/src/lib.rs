@@ -65,7 +65,7 @@ use crate::directory::Directory;
 use crate::mesh::{Arrival, Knock, Mesh};
 use crate::metrics::Connections;
 use crate::policies::Ground;
-use crate::pool::Counted;
+use crate::pool::{Counted, Gauge};
 use crate::serve::{Lifetime, Phase};
 use crate::stack::Carrier;
 use crate::workers::Crew;
@@ -128,6 +128,7 @@ impl Proxy {
         let failed = |error| StartError::Listen { address, error };
         let listener = outbound::listen(address).map_err(failed)?;
         let local_addr = listener.local_addr().map_err(failed)?;
+        let tunnel_places = Arc::new(Semaphore::new(settings.max_tunnels));
         let carrier = Arc::new(Carrier {
             identity: settings.identity(),
             mesh,
@@ -137,6 +138,7 @@ impl Proxy {
             settings,
             connections: Connections::default(),
             balance: Arc::default(),
+            tunnel_places,
         });
         let (phase, phase_seen) = watch::channel(Phase::Running);
         let (alive_held, alive) = mpsc::channel(1);
@@ -146,7 +148,7 @@ impl Proxy {
         let crew = Crew::start(count, DEALT, || {
             let (carrier, places, lifetime, phase) =
                 (carrier.clone(), places.clone(), lifetime.clone(), phase.subscribe());
-            move |jobs| work(carrier, places, jobs, lifetime, phase)
+            move |jobs, load| work(carrier, places, jobs, load, lifetime, phase)
         });
         let crew = Arc::new(crew.map_err(StartError::Worker)?);
         crew.tell(0, Job::Listen(listener, crew.clone())).await;
@@ -190,9 +192,14 @@ async fn work(
     carrier: Arc<Carrier>,
     places: Arc<Semaphore>,
     mut jobs: mpsc::Receiver<Job>,
+    load: Arc<Gauge>,
     lifetime: Lifetime,
     mut phase: watch::Receiver<Phase>,
 ) {
+    let lane = carrier.mesh.open_lane(DEALT).map(|(lane, tunnels)| {
+        tokio::spawn(inbound::run_lane(carrier.clone(), tunnels, load, lifetime.clone()));
+        lane
+    });
     let working = async move {
         while let Some(job) = jobs.recv().await {
             let (carrier, lifetime) = (carrier.clone(), lifetime.clone());
@@ -209,6 +216,9 @@ async fn work(
     };
     tokio::spawn(working);
     serve::reached(&mut phase, Phase::Stopped).await;
+    if let Some(lane) = lane {
+        lane.close().await;
+    }
 }
 
 /// Closes connections that have been idle for too long and forgets services that are gone.

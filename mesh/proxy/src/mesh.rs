@@ -9,8 +9,9 @@ use std::time::Duration;
 use starling_core::id::{InstanceKey, NodeId};
 use starling_core::observe::SpanBuffer;
 use starling_core::view::View;
-use starling_net::{Handle, IncomingTunnel, LinkError, TunnelRefusal};
+use starling_net::{Handle, IncomingTunnel, LinkError, OpenLane, TunnelRefusal};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
 
 /// Bytes both ways: a TCP connection or a tunnel.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
@@ -30,6 +31,11 @@ pub trait Mesh: Send + Sync + 'static {
     fn spans(&self) -> &Arc<SpanBuffer>;
     /// Opens a byte stream to an instance through the node that owns it.
     fn open_tunnel<'a>(&'a self, node: &'a NodeId, to: &'a InstanceKey, timeout: Duration) -> Opening<'a>;
+    /// Makes the calling worker's thread one that tunnels are dialled from and arrive at, so that their bytes stay on
+    /// it; at most `queue` of those that arrive wait. `None` where tunnels come and go elsewhere.
+    fn open_lane(&self, _queue: usize) -> Option<(OpenLane, mpsc::Receiver<IncomingTunnel>)> {
+        None
+    }
 }
 
 impl Mesh for Handle {
@@ -50,6 +56,14 @@ impl Mesh for Handle {
             let tunnel = Handle::open_tunnel(self, node, to, timeout).await?;
             Ok(Box::new(tunnel) as Box<dyn Stream>)
         })
+    }
+
+    fn open_lane(&self, queue: usize) -> Option<(OpenLane, mpsc::Receiver<IncomingTunnel>)> {
+        let lane = Handle::open_lane(self, queue);
+        lane.inspect_err(
+            |error| tracing::warn!(%error, "a worker has no socket of its own: its tunnels take a longer way"),
+        )
+        .ok()
     }
 }
 

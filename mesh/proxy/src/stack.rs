@@ -28,6 +28,7 @@ use starling_core::observe::SpanKind;
 use starling_core::policy::{self, Rules, Sections};
 use starling_core::route::{RouteError, route};
 use starling_core::view::{InstanceView, ServiceView, View};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::access;
@@ -62,6 +63,8 @@ pub(crate) struct Carrier {
     /// The node's own layer of every policy.
     pub(crate) ground: Ground,
     pub(crate) connections: Connections,
+    /// For tunnels from other nodes, on all workers together.
+    pub(crate) tunnel_places: Arc<Semaphore>,
     /// How services are balanced of which nobody has said anything else.
     pub(crate) balance: Arc<BalanceSettings>,
 }

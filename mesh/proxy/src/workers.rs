@@ -48,22 +48,23 @@ pub(crate) struct Place<'a, T> {
 
 impl<T: Send + 'static> Crew<T> {
     /// Starts so many threads, each of which runs a `life` in a runtime of its own until it ends; all that it has spawned
-    /// ends with it. At most `queue` things wait for one worker.
+    /// ends with it. At most `queue` things wait for one worker. What it takes on by itself is counted by the gauge.
     pub(crate) fn start<L, F>(count: usize, queue: usize, mut life: impl FnMut() -> L) -> io::Result<Self>
     where
-        L: FnOnce(mpsc::Receiver<T>) -> F + Send + 'static,
+        L: FnOnce(mpsc::Receiver<T>, Arc<Gauge>) -> F + Send + 'static,
         F: Future<Output = ()>,
     {
         let mut hands = Vec::with_capacity(count);
         for number in 0..count {
             let (work, waiting) = mpsc::channel(queue);
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            let life = life();
+            let load = Arc::<Gauge>::default();
+            let (life, its_load) = (life(), load.clone());
             thread::Builder::new().name(format!("carry-{number}")).spawn(move || {
                 WORKER.set(number);
-                runtime.block_on(life(waiting));
+                runtime.block_on(life(waiting, its_load));
             })?;
-            hands.push(Hand { work, load: Arc::default() });
+            hands.push(Hand { work, load });
         }
         Ok(Self { hands })
     }
@@ -104,7 +105,7 @@ mod tests {
         let (told, mut heard) = mpsc::unbounded_channel();
         let crew = Crew::start(3, 8, || {
             let told = told.clone();
-            move |mut work: mpsc::Receiver<Counted>| async move {
+            move |mut work: mpsc::Receiver<Counted>, _| async move {
                 while let Some(share) = work.recv().await {
                     let _ = told.send((current(), share));
                 }

@@ -5,10 +5,10 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use quinn::{Connection, ReadError, RecvStream, SendStream, WriteError};
+use quinn::{ClientConfig, Connection, Endpoint, ReadError, RecvStream, SendStream, WriteError};
 use starling_core::id::{InstanceKey, NodeId};
 use starling_core::wire::{MAX_MESSAGE_BYTES, Question, Reply, decode, encode};
 use tokio::sync::{Semaphore, oneshot};
@@ -16,7 +16,8 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::frame::{FrameError, framed, read_one};
-use super::meet::{self, Close, Kind, Met, remote};
+use super::lane::Lane;
+use super::meet::{self, Close, Met, remote};
 use super::tunnel::{IncomingTunnel, Tunnel, TunnelRefusal, cut};
 use super::{LinkError, Shared};
 
@@ -32,6 +33,8 @@ const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
 /// How many carry connections a peer may have to this node. It needs one, and another while the first is not yet known
 /// to be lost.
 const MAX_CARRIERS: usize = 4;
+/// The same for those dialled by its threads that carry: one each.
+const MAX_LANE_CARRIERS: usize = 128;
 /// How many questions of one connection are answered at a time; more wait. An answer can have megabytes, and whoever
 /// asks may not read it.
 const MAX_ANSWERING: usize = 16;
@@ -46,6 +49,8 @@ const DISTANT_IDLE: Duration = Duration::from_secs(60);
 #[derive(Default)]
 pub(super) struct Carry {
     slot: Mutex<Slot>,
+    /// Cloned by whoever uses the connection.
+    uses: Arc<()>,
     /// Held while dialling, so that many callers make one connection.
     dialling: tokio::sync::Mutex<()>,
 }
@@ -70,6 +75,7 @@ impl Carry {
     async fn connection(
         &self,
         shared: &Arc<Shared>,
+        from: (&Endpoint, &ClientConfig),
         node: &NodeId,
         address: impl FnOnce() -> Option<SocketAddr>,
     ) -> Result<Connection, LinkError> {
@@ -82,7 +88,7 @@ impl Carry {
             return known.map_err(unreachable);
         }
         let Some(address) = address() else { return Err(LinkError::UnknownNode(node.clone())) };
-        let met = meet::dial(shared, address, Some(node), Kind::Carry).await;
+        let met = meet::dial_from(shared, from, address, Some(node)).await;
         let mut slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
         match met {
             Ok(met) => {
@@ -99,31 +105,44 @@ impl Carry {
     }
 }
 
-/// The connection to a peer, or to a node of another cell that is none.
-async fn connection(shared: &Arc<Shared>, node: &NodeId) -> Result<Connection, LinkError> {
+/// The connection to a peer, or to a node of another cell that is none: this thread's, if it carries.
+async fn connection(shared: &Arc<Shared>, node: &NodeId) -> Result<(Connection, Arc<()>), LinkError> {
     let looked_up = || shared.directory.get().and_then(|directory| directory(node));
+    let from = (&shared.endpoint, &shared.dialling.carry);
+    let too_many = || LinkError::Unreachable {
+        node: node.clone(),
+        reason: format!("{} nodes are called already", shared.limits.peers),
+    };
+    if let Some(lane) = Lane::current(shared) {
+        let whereabouts = || shared.table.get(node).and_then(|peer| peer.whereabouts()).or_else(looked_up);
+        let carry = lane.carries.carry(node, shared.limits.peers).ok_or_else(too_many)?;
+        let from = (&lane.endpoint, &shared.dialling.lane);
+        return Ok((carry.connection(shared, from, node, whereabouts).await?, carry.uses.clone()));
+    }
     match shared.table.get(node) {
-        Some(peer) => peer.carry.connection(shared, node, || peer.whereabouts().or_else(looked_up)).await,
+        Some(peer) => {
+            let whereabouts = || peer.whereabouts().or_else(looked_up);
+            let connection = peer.carry.connection(shared, from, node, whereabouts).await?;
+            Ok((connection, peer.carry.uses.clone()))
+        }
         None => {
             let Some(address) = looked_up() else { return Err(LinkError::UnknownNode(node.clone())) };
-            let carry = shared.distant.carry(node, shared.limits.peers).ok_or_else(|| LinkError::Unreachable {
-                node: node.clone(),
-                reason: format!("{} nodes of other cells are called already", shared.limits.peers),
-            })?;
-            carry.connection(shared, node, || Some(address)).await
+            let carry = shared.distant.carry(node, shared.limits.peers).ok_or_else(too_many)?;
+            Ok((carry.connection(shared, from, node, || Some(address)).await?, carry.uses.clone()))
         }
     }
 }
 
-/// Carry connections to nodes that are no peers. Instances of other cells are called at their node, not through relays.
+/// Carry connections by node: of a lane, or to nodes that are no peers. Instances of other cells are called at their
+/// node, not through relays.
 #[derive(Default)]
-pub(super) struct Distant(Mutex<BTreeMap<NodeId, (Instant, Arc<Carry>)>>);
+pub(super) struct Carries(Mutex<BTreeMap<NodeId, (Instant, Arc<Carry>)>>);
 
-impl Distant {
+impl Carries {
     /// The place for a node's connection; `None` when there are so many that were needed lately. Those that were not are
     /// let go: the connection ends with the last stream in it.
-    fn carry(&self, node: &NodeId, most: usize) -> Option<Arc<Carry>> {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(super) fn carry(&self, node: &NodeId, most: usize) -> Option<Arc<Carry>> {
+        let mut all = self.lock();
         let now = Instant::now();
         if !all.contains_key(node) {
             all.retain(|_, (used, _)| now.duration_since(*used) < DISTANT_IDLE);
@@ -135,6 +154,24 @@ impl Distant {
         place.0 = now;
         Some(place.1.clone())
     }
+
+    /// Takes out the connections that nobody uses and nobody has asked for within this time.
+    pub(super) fn take_idle(&self, within: Duration) -> Vec<Connection> {
+        let (mut idle, now) = (Vec::new(), Instant::now());
+        self.lock().retain(|_, (used, carry)| {
+            let keep = Arc::strong_count(&carry.uses) > 1 || now.duration_since(*used) < within;
+            if !keep {
+                let mut slot = carry.slot.lock().unwrap_or_else(PoisonError::into_inner);
+                idle.extend(slot.connection.take());
+            }
+            keep
+        });
+        idle
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<NodeId, (Instant, Arc<Carry>)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Opens a stream to a peer and sends its opening.
@@ -143,8 +180,8 @@ async fn open(
     node: &NodeId,
     kind: u8,
     opening: &[u8],
-) -> Result<(SendStream, RecvStream), LinkError> {
-    let connection = connection(shared, node).await?;
+) -> Result<(SendStream, RecvStream, Arc<()>), LinkError> {
+    let (connection, uses) = connection(shared, node).await?;
     let lost = |error: &dyn std::error::Error| LinkError::Unreachable { node: node.clone(), reason: error.to_string() };
     let (mut send, receive) = connection.open_bi().await.map_err(|error| lost(&error))?;
     let mut bytes = vec![kind];
@@ -153,7 +190,7 @@ async fn open(
         WriteError::Stopped(code) => refused(node, code),
         error => lost(&error),
     })?;
-    Ok((send, receive))
+    Ok((send, receive, uses))
 }
 
 fn refused(node: &NodeId, code: quinn::VarInt) -> LinkError {
@@ -162,13 +199,13 @@ fn refused(node: &NodeId, code: quinn::VarInt) -> LinkError {
 }
 
 pub(super) async fn open_tunnel(shared: &Arc<Shared>, node: &NodeId, to: &InstanceKey) -> Result<Tunnel, LinkError> {
-    let (send, receive) = open(shared, node, TUNNEL, &encode(to)).await?;
+    let (send, receive, uses) = open(shared, node, TUNNEL, &encode(to)).await?;
     shared.stats.tunnel_opened();
-    Ok(Tunnel::new(send, receive))
+    Ok(Tunnel::new(send, receive, Some(uses)))
 }
 
 pub(super) async fn ask(shared: &Arc<Shared>, node: &NodeId, question: &Question) -> Result<Reply, LinkError> {
-    let (mut send, mut receive) = open(shared, node, QUESTION, &encode(question)).await?;
+    let (mut send, mut receive, _uses) = open(shared, node, QUESTION, &encode(question)).await?;
     shared.stats.question_asked();
     let _ = send.finish(); // fails only when it was refused, which reading tells
     let unreachable = |reason: String| LinkError::Unreachable { node: node.clone(), reason };
@@ -186,11 +223,11 @@ pub(super) struct Carriers(Mutex<BTreeMap<NodeId, Vec<Connection>>>);
 
 impl Carriers {
     /// Takes a connection in; of too many, the oldest gives way.
-    fn begun(&self, node: &NodeId, connection: &Connection) {
+    fn begun(&self, node: &NodeId, connection: &Connection, most: usize) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let of_node = all.entry(node.clone()).or_default();
         of_node.retain(|held| held.close_reason().is_none());
-        if of_node.len() >= MAX_CARRIERS {
+        if of_node.len() >= most {
             of_node.remove(0).close(Close::TooMany.code(), b"too many connections of one node");
         }
         of_node.push(connection.clone());
@@ -207,24 +244,31 @@ impl Carriers {
     }
 }
 
-/// Serves the streams a peer opens on its carry connection, until that ends.
-pub(super) async fn serve(shared: Arc<Shared>, met: Met) {
+/// Serves the streams a peer opens on its carry connection, until that ends; on this thread, if it is a lane's.
+pub(super) async fn serve(shared: Arc<Shared>, met: Met, lane: Option<Arc<Lane>>) {
     let (node, address) = (met.node, remote(&met.connection));
-    shared.carriers.begun(&node, &met.connection);
+    let (carriers, most) = match &lane {
+        Some(lane) => {
+            lane.accepted(&met.connection);
+            (&shared.lane_carriers, MAX_LANE_CARRIERS)
+        }
+        None => (&shared.carriers, MAX_CARRIERS),
+    };
+    carriers.begun(&node, &met.connection, most);
     let answering = Arc::new(Semaphore::new(MAX_ANSWERING));
     while let Ok((send, receive)) = met.connection.accept_bi().await {
-        let (shared, node, answering) = (shared.clone(), node.clone(), answering.clone());
-        tokio::spawn(serve_stream(shared, node, address, answering, send, receive));
+        let (shared, node, answering, lane) = (shared.clone(), node.clone(), answering.clone(), lane.clone());
+        tokio::spawn(serve_stream(shared, (node, address), answering, lane, send, receive));
     }
-    shared.carriers.ended(&node);
+    carriers.ended(&node);
     debug!(%node, "a peer's carry connection has ended");
 }
 
 async fn serve_stream(
     shared: Arc<Shared>,
-    node: NodeId,
-    address: SocketAddr,
+    (node, address): (NodeId, SocketAddr),
     answering: Arc<Semaphore>,
+    lane: Option<Arc<Lane>>,
     mut send: SendStream,
     mut receive: RecvStream,
 ) {
@@ -237,7 +281,7 @@ async fn serve_stream(
     let opening = tokio::time::timeout(OPENING_PATIENCE, opening).await.ok().flatten();
     match opening {
         Some((TUNNEL, opening)) => match decode::<InstanceKey>(&opening) {
-            Ok(to) => serve_tunnel(&shared, node, to, send, receive),
+            Ok(to) => serve_tunnel(&shared, lane.as_deref(), (node, to), send, receive),
             Err(error) => malformed(&shared, &node, address, &error.to_string(), &mut send, &mut receive),
         },
         Some((QUESTION, opening)) => match decode::<Question>(&opening) {
@@ -271,9 +315,16 @@ fn malformed(
     cut(send, receive, TunnelRefusal::Malformed.code());
 }
 
-fn serve_tunnel(shared: &Shared, from: NodeId, to: InstanceKey, send: SendStream, receive: RecvStream) {
-    let tunnel = IncomingTunnel { from, to, tunnel: Tunnel::new(send, receive) };
-    match shared.into.tunnels.try_send(tunnel) {
+fn serve_tunnel(
+    shared: &Shared,
+    lane: Option<&Lane>,
+    (from, to): (NodeId, InstanceKey),
+    send: SendStream,
+    receive: RecvStream,
+) {
+    let tunnel = IncomingTunnel { from, to, tunnel: Tunnel::new(send, receive, None) };
+    let takers = lane.map_or(&shared.into.tunnels, |lane| &lane.tunnels);
+    match takers.try_send(tunnel) {
         Ok(()) => shared.stats.tunnel_accepted(),
         Err(error) => {
             shared.stats.turned_away();

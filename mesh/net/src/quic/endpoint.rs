@@ -12,7 +12,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tracing::warn;
 
 use super::faults::{Cut, Lossy};
-use super::{BindError, Limits};
+use super::{BindError, Limits, lane};
 use crate::ground::Ground;
 use crate::identity::{Identity, IdentityError, tls};
 
@@ -50,6 +50,8 @@ const ALL_INCOMING_BYTES: u64 = 8 * 1024 * 1024;
 pub(super) struct ClientConfigs {
     pub(super) talk: ClientConfig,
     pub(super) carry: ClientConfig,
+    /// As `carry`, recognized as coming from a lane.
+    pub(super) lane: ClientConfig,
 }
 
 /// Opens the socket and makes both sides' configurations.
@@ -71,7 +73,10 @@ pub(super) fn open(
         .incoming_buffer_size(INCOMING_BYTES)
         .incoming_buffer_size_total(ALL_INCOMING_BYTES);
     server.migration(false); // a peer is addressed by where it dialled from; it must stay there
-    let dialling = ClientConfigs { talk: client(identity, TALK, 0)?, carry: client(identity, CARRY, 0)? };
+    let carry = client(identity, CARRY, 0)?;
+    let mut lane = carry.clone();
+    lane.initial_dst_cid_provider(Arc::new(lane::first_id));
+    let dialling = ClientConfigs { talk: client(identity, TALK, 0)?, carry, lane };
     let socket_error = |error| BindError::Socket { address: listen, error };
     let socket = match ground.socket {
         Some(socket) => socket,
@@ -86,6 +91,14 @@ pub(super) fn open(
     let endpoint = Endpoint::new_with_abstract_socket(config, Some(server), socket, Arc::new(TokioRuntime))
         .map_err(socket_error)?;
     Ok((endpoint, dialling))
+}
+
+/// A socket of its own for a thread that carries: it dials, from a port the system chooses, and takes no strangers. Real,
+/// whatever ground the node stands on: only real threads carry.
+pub(super) fn open_lane(node: SocketAddr, limits: &Limits, cut: &Arc<Cut>) -> std::io::Result<Endpoint> {
+    let socket = TokioRuntime.wrap_udp_socket(socket(SocketAddr::new(node.ip(), 0), limits)?)?;
+    let socket = Arc::new(Lossy { socket, cut: cut.clone() });
+    Endpoint::new_with_abstract_socket(EndpointConfig::default(), None, socket, Arc::new(TokioRuntime))
 }
 
 fn client(identity: &Identity, protocol: &[u8], incoming_streams: u32) -> Result<ClientConfig, IdentityError> {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use quinn::crypto::rustls::HandshakeData;
-use quinn::{Connection, ConnectionError, Incoming, VarInt};
+use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, Incoming, VarInt};
 use rustls::pki_types::CertificateDer;
 use starling_core::id::NodeId;
 use starling_core::wire::WIRE_VERSION;
@@ -26,6 +26,9 @@ use crate::identity::{node_name, refused_by_peer};
 const PATIENCE: Duration = Duration::from_secs(3);
 /// How many strangers may be in their handshakes at a time; more wait in the kernel's and QUIC's queues.
 const MAX_HANDSHAKES: usize = 256;
+/// How many connections there may be for each peer of the address book, on the average: two kinds, some more while they
+/// change over, and one for each thread that carries there.
+const MAX_CONNECTIONS: usize = 32;
 /// A greeting: version, then the number of the process.
 const GREETING_BYTES: usize = 9;
 
@@ -74,7 +77,7 @@ pub(super) async fn accept(shared: Arc<Shared>) {
             let _ = incoming.retry(); // it may retry: that was asked
             continue;
         }
-        if shared.endpoint.open_connections() > shared.limits.peers.saturating_mul(4) {
+        if shared.endpoint.open_connections() > shared.limits.peers.saturating_mul(MAX_CONNECTIONS) {
             shared.complain(
                 canonical(incoming.remote_address()),
                 "crowded",
@@ -84,17 +87,22 @@ pub(super) async fn accept(shared: Arc<Shared>) {
             continue;
         }
         let Ok(permit) = handshakes.clone().acquire_owned().await else { return };
-        let shared = shared.clone();
-        tokio::spawn(async move {
+        let lane = shared.lanes.lane_for(&incoming);
+        let (shared, here, dealt) = (shared.clone(), tokio::runtime::Handle::current(), lane.clone());
+        let welcoming = async move {
             let met = tokio::time::timeout(PATIENCE, welcome(&shared, incoming)).await;
             drop(permit);
             match met {
-                Ok(Ok((Kind::Talk, met))) => claim::admit(&shared, met).await,
-                Ok(Ok((Kind::Carry, met))) => carry::serve(shared, met).await,
+                Ok(Ok((Kind::Talk, met))) => _ = here.spawn(async move { claim::admit(&shared, met).await }),
+                Ok(Ok((Kind::Carry, met))) => carry::serve(shared, met, dealt).await,
                 // Said already; or it never finished, and the dialler knows more about that than we do.
                 Ok(Err(_)) | Err(_) => {}
             }
-        });
+        };
+        match lane {
+            Some(lane) => lane.spawn(welcoming),
+            None => _ = tokio::spawn(welcoming),
+        }
     }
 }
 
@@ -119,9 +127,19 @@ pub(super) async fn dial(
         Kind::Talk => &shared.dialling.talk,
         Kind::Carry => &shared.dialling.carry,
     };
+    dial_from(shared, (&shared.endpoint, config), address, meant).await
+}
+
+/// Dials an address through a socket.
+pub(super) async fn dial_from(
+    shared: &Shared,
+    (endpoint, config): (&Endpoint, &ClientConfig),
+    address: SocketAddr,
+    meant: Option<&NodeId>,
+) -> Result<Met, String> {
     let attempt = async {
         // The name is not looked at by anybody: the certificate's own name is what counts.
-        let connecting = shared.endpoint.connect_with(config.clone(), address, "starling");
+        let connecting = endpoint.connect_with(config.clone(), address, "starling");
         let connection = connecting
             .map_err(|error| format!("cannot dial {address}: {error}"))?
             .await

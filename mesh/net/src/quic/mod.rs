@@ -7,7 +7,8 @@
 //! - **talk** ([`peer`], [`table`]): one long-lived stream each way for messages between hearts, two for membership.
 //!   Either side may dial; whichever connection exists is used. Kept up, for ever, with the peers membership chooses; to
 //!   others of the address book it is made when there is something to say, and ends some seconds after.
-//! - **carry** ([`carry`], [`tunnel`]): one short-lived stream per tunnel or question. Dialled when first needed.
+//! - **carry** ([`carry`], [`tunnel`], [`lane`]): one short-lived stream per tunnel or question. Dialled when first needed,
+//!   by each thread that carries for itself.
 //!
 //! Nothing here waits for a slow peer on behalf of another: every peer has its own bounded mailbox, its own tasks, and
 //! its own place in the queue of the inbox. What does not fit is dropped and counted; repair notices.
@@ -17,6 +18,7 @@ mod claim;
 mod endpoint;
 mod faults;
 pub(crate) mod frame;
+mod lane;
 mod letters;
 mod mailbox;
 mod meet;
@@ -49,6 +51,7 @@ use peer::{Keep, Peer};
 use stats::Stats;
 use table::Table;
 
+pub use lane::OpenLane;
 pub use letters::Messages;
 #[cfg(test)]
 pub(crate) use letters::{Post, post};
@@ -83,7 +86,9 @@ pub(crate) struct Shared {
     dialling: endpoint::ClientConfigs,
     table: Table,
     carriers: carry::Carriers,
-    distant: carry::Distant,
+    lane_carriers: carry::Carriers,
+    distant: carry::Carries,
+    lanes: lane::Lanes,
     directory: OnceLock<Lookup>,
     into: Senders,
     stats: Stats,
@@ -250,7 +255,9 @@ impl Links {
             dialling,
             table: Table::default(),
             carriers: carry::Carriers::default(),
-            distant: carry::Distant::default(),
+            lane_carriers: carry::Carriers::default(),
+            distant: carry::Carries::default(),
+            lanes: lane::Lanes::default(),
             directory: OnceLock::new(),
             into: Senders { messages, tunnels, questions, gossip, words },
             stats: Stats::default(),

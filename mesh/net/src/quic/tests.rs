@@ -524,3 +524,93 @@ async fn whoever_asks_and_does_not_read_holds_up_nobody() {
     assert_eq!(answer, Reply::Spans(Vec::new()));
     answering.abort();
 }
+
+/// A thread with a runtime of its own that opens a lane; tunnels that arrive there are echoed, in capitals.
+fn carrying_thread(links: &Links) -> std::thread::JoinHandle<()> {
+    let (links, mut closing) = (links.clone(), links.shared().closing.subscribe());
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async move {
+            let (lane, mut tunnels) = links.open_lane(8).unwrap();
+            drop(links);
+            tokio::spawn(async move {
+                while let Some(mut incoming) = tunnels.recv().await {
+                    tokio::spawn(async move {
+                        let mut text = String::new();
+                        incoming.tunnel.read_to_string(&mut text).await.unwrap();
+                        incoming.tunnel.write_all(text.to_uppercase().as_bytes()).await.unwrap();
+                        incoming.tunnel.shutdown().await.unwrap();
+                    });
+                }
+            });
+            let _ = closing.wait_for(|closing| *closing).await;
+            lane.close().await;
+        });
+    })
+}
+
+async fn say(links: &Links, to: &Links, text: &str) -> String {
+    let mut tunnel = links.open_tunnel(to.me(), &instance(), DEADLINE).await.unwrap();
+    tunnel.write_all(text.as_bytes()).await.unwrap();
+    tunnel.shutdown().await.unwrap();
+    let mut answer = String::new();
+    within("the answer", tunnel.read_to_string(&mut answer)).await.unwrap();
+    answer
+}
+
+#[tokio::test]
+async fn what_a_lane_dials_is_carried_by_a_lane_at_the_other_end() {
+    let ca = authority("m");
+    let ((a, _a), (b, mut at_b)) = (bind(&identity(&ca, "a")), bind(&identity(&ca, "b")));
+    link(&a, &b).await;
+    let threads = [carrying_thread(&b), carrying_thread(&b)];
+    until("both lanes are open", || b.shared().lanes.count() == 2).await;
+
+    let (lane, _tunnels) = a.open_lane(8).unwrap();
+    for word in ["one", "two", "three"] {
+        assert_eq!(say(&a, &b, word).await, word.to_uppercase());
+    }
+    assert!(at_b.tunnels.try_recv().is_err(), "none took the long way");
+    assert_eq!(b.shared().lanes.shares().iter().sum::<usize>(), 1, "one connection for all of them");
+
+    // Without its lane the same thread goes the long way, and still arrives.
+    lane.close().await;
+    let mut tunnel = a.open_tunnel(b.me(), &instance(), DEADLINE).await.unwrap();
+    tunnel.write_u8(1).await.unwrap();
+    assert_eq!(within("the tunnel", at_b.tunnels.recv()).await.unwrap().from, name("a"));
+
+    b.close().await;
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    assert_eq!(b.shared().lanes.count(), 0);
+}
+
+#[tokio::test]
+async fn connections_of_several_lanes_are_dealt_evenly() {
+    let ca = authority("m");
+    let ((a, _a), (b, _b)) = (bind(&identity(&ca, "a")), bind(&identity(&ca, "b")));
+    link(&a, &b).await;
+    let threads = [carrying_thread(&b), carrying_thread(&b)];
+    until("both lanes are open", || b.shared().lanes.count() == 2).await;
+    let mut lanes = Vec::new();
+    for _ in 0..4 {
+        lanes.push(a.open_lane(8).unwrap());
+        assert_eq!(say(&a, &b, "hello").await, "HELLO");
+    }
+    assert_eq!(b.shared().lanes.shares(), [2, 2]);
+    b.close().await;
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+}
+
+#[tokio::test]
+async fn a_lane_lets_go_of_connections_that_carry_nothing() {
+    let ca = authority("m");
+    let ((a, _a), (b, mut at_b)) = (bind(&identity(&ca, "a")), bind(&identity(&ca, "b")));
+    link(&a, &b).await;
+    let (lane, _tunnels) = a.open_lane(8).unwrap();
+    let tunnel = a.open_tunnel(b.me(), &instance(), DEADLINE).await.unwrap();
+    let arrived = within("the tunnel", at_b.tunnels.recv()).await.unwrap();
+    assert!(lane.let_go(Duration::ZERO).is_empty(), "a tunnel is in it");
+    drop((tunnel, arrived));
+    assert_eq!(lane.let_go(Duration::from_secs(60)).len(), 0, "it was needed a moment ago");
+    assert_eq!(lane.let_go(Duration::ZERO).len(), 1);
+}

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use quinn::{ReadError, RecvStream, SendStream, VarInt, WriteError};
@@ -16,6 +17,8 @@ pub struct Tunnel {
     send: SendStream,
     receive: RecvStream,
     finished: bool,
+    /// Shows that its connection is in use.
+    _uses: Option<Arc<()>>,
 }
 
 /// A tunnel a peer opened to an instance of this node.
@@ -70,8 +73,8 @@ impl IncomingTunnel {
 }
 
 impl Tunnel {
-    pub(super) fn new(send: SendStream, receive: RecvStream) -> Self {
-        Self { send, receive, finished: false }
+    pub(super) fn new(send: SendStream, receive: RecvStream, uses: Option<Arc<()>>) -> Self {
+        Self { send, receive, finished: false, _uses: uses }
     }
 
     fn cut(mut self, code: VarInt) {
