@@ -10,6 +10,7 @@ use starling_api::Api;
 use starling_core::id::{CellName, InstanceKey};
 use starling_core::observe::MetricSource;
 use starling_core::registry::Registration;
+use starling_core::view::{MemberState, MemberView};
 use starling_core::{Command, Refusal};
 use starling_net::identity::IdentityError;
 use starling_net::quic::BindError;
@@ -23,6 +24,10 @@ use crate::settings::{NodeSettings, Seed, Settings, dev_dir};
 
 /// How long the good-bye to the peers may take, after everything else has ended.
 const GOODBYE: Duration = Duration::from_secs(2);
+
+/// How long a node that has said good-bye goes on as before: whoever chose its instances a moment ago is on the way, and
+/// some hundreds of milliseconds are the way of the good-bye itself to far cells.
+const GOODBYE_HEARD: Duration = Duration::from_millis(300);
 
 /// A running node. When it is dropped, it ends as if it had crashed; [`Node::stop`] ends it politely.
 pub struct Node {
@@ -161,13 +166,16 @@ impl Node {
         self.running.ended().await;
     }
 
-    /// Stops politely: not ready, gone from the registry everywhere at once, requests in flight finished (up to
-    /// `node.drain_timeout`), links closed.
+    /// Stops politely: not ready, gone from the registry everywhere at once; what still comes by those who have not heard of
+    /// that is served; then nothing new is taken, requests in flight finish (up to `node.drain_timeout`), links close.
     pub async fn stop(self) {
         self.ready.store(false, Ordering::Release);
         match self.handle().command(Command::Leave).await {
             Ok(_) | Err(CommandError::Refused(Refusal::Leaving)) => {}
             Err(error) => tracing::warn!("stopping without a good-bye: {error}"),
+        }
+        if self.has_peers() {
+            tokio::time::sleep(GOODBYE_HEARD.min(self.drain)).await;
         }
         if !self.proxy.drain(self.drain).await {
             tracing::warn!("requests were still in flight after {} ms and were cut off", self.drain.as_millis());
@@ -177,6 +185,12 @@ impl Node {
             tracing::error!("the API had failed: {error}");
         }
         self.running.stop(GOODBYE).await;
+    }
+
+    fn has_peers(&self) -> bool {
+        let view = self.handle().view();
+        let is_other = |member: &MemberView| member.state == MemberState::Alive && member.node != view.me;
+        view.members.values().any(|member| is_other(member))
     }
 
     /// The first lines a person wants to see.

@@ -116,6 +116,13 @@ impl Attempt<'_> {
                 Ended::Broken { error: Some(error), .. } if let Some(refusal) = refusal_in(&error) => {
                     return Err(Failure::new(Reason::Connect, refusal));
                 }
+                // The other sidecar ends a tunnel cleanly only where no request is under way, as when its node stops.
+                Ended::Broken { silent: true, error: None } if matches!(upstream.pipe, Pipe::Tunnel(_)) => {
+                    if !(reused && outgoing.is_whole()) {
+                        let text = "the other sidecar closed the tunnel before it took the request";
+                        return Err(Failure::new(Reason::Connect, text));
+                    }
+                }
                 Ended::Broken { error, .. } => {
                     let why = error.map_or("it was closed".into(), |error| error.to_string());
                     let text = format!("the connection broke before a response: {why}");

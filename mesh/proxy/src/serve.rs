@@ -33,6 +33,10 @@ use crate::trace;
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 256 * 1024;
 
+/// How long a client's connection is kept for one more request when the proxy drains: whoever is just sending one gets an
+/// answer that says `connection: close`, and not a connection that is gone.
+const LAST_REQUEST: Duration = Duration::from_secs(1);
+
 /// How far the proxy's end has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Phase {
@@ -60,6 +64,15 @@ impl Lifetime {
         reached(&mut self.phase, Phase::Draining).await;
     }
 
+    /// Returns when a connection without a request is to be closed. That of an application a while later than a tunnel: the
+    /// other sidecar knows of a closed tunnel that it took no request, a client does not.
+    async fn closing_idle(&mut self, from_application: bool) {
+        self.draining().await;
+        if from_application {
+            tokio::time::sleep(LAST_REQUEST).await;
+        }
+    }
+
     fn is_draining(phase: &watch::Receiver<Phase>) -> bool {
         *phase.borrow() >= Phase::Draining
     }
@@ -83,7 +96,8 @@ pub(crate) enum Door {
 pub(crate) async fn serve<S: Stream>(io: S, carrier: &Arc<Carrier>, door: Door, mut lifetime: Lifetime) {
     let mut client = Client::new(io);
     let patience = Duration::from_millis(carrier.settings.header_timeout_ms);
-    let spoken = detect::first(&mut client, patience, pin!(lifetime.draining())).await;
+    let spoken =
+        detect::first(&mut client, patience, pin!(lifetime.closing_idle(matches!(door, Door::Application)))).await;
     match spoken {
         Some(Spoken::Http2) if matches!(door, Door::Application) => {
             http2::serve(Rewound::from(client), carrier.clone(), lifetime).await;
@@ -99,7 +113,8 @@ pub(crate) async fn serve<S: Stream>(io: S, carrier: &Arc<Carrier>, door: Door, 
 /// Answers the requests of a client that speaks HTTP/1.1.
 pub(crate) async fn serve_http1<S: Stream>(client: Client<S>, carrier: &Carrier, door: Door, mut lifetime: Lifetime) {
     let phase = lifetime.phase.clone();
-    let mut draining = pin!(lifetime.draining());
+    let closes_late = matches!(door, Door::Application);
+    let mut draining = pin!(lifetime.closing_idle(closes_late));
     let identity = Identity::default();
     let mut connection =
         Connection { client, carrier, door, head: Vec::new(), host: Vec::new(), known: None, identity };
