@@ -14,6 +14,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
 use crate::client::{Client, Outgoing, Unsent};
+use crate::grpc;
 use crate::h1::response::{Asked, Response};
 use crate::http2::{self, Call};
 use crate::mesh::Stream;
@@ -296,11 +297,13 @@ impl Waiting<'_> {
             let why = format!("node {node} was lost while its answer was awaited");
             return Some(Ended::Failed(Failure::new(Reason::Reset, why)));
         }
-        let patience = Duration::from_millis(self.attempt.timeouts.request_ms);
+        let grpc = outgoing.request.grpc;
+        let usual = self.attempt.carrier.settings.request_timeout();
+        let patience = grpc::patience(grpc, Duration::from_millis(self.attempt.timeouts.request_ms), usual);
         let now = Instant::now();
         if now >= self.deadline {
             // A large upload takes the time it takes; one that stalls ends after the patience with anything that stalls.
-            let moved = outgoing.last_moved().map(|moved| moved + patience);
+            let moved = outgoing.last_moved().filter(|_| grpc.is_none()).map(|moved| moved + patience);
             let Some(later) = moved.filter(|later| *later > now) else {
                 let since = if moved.is_some() { "any of its body passed" } else { "the request's arrival" };
                 let why = format!("no response within {} ms after {since}", patience.as_millis());

@@ -174,7 +174,7 @@ pub(crate) async fn deliver<S: Stream>(
         Ok((response, upstream)) => {
             span.describe(|span| {
                 span.status = Some(response.status.as_u16());
-                span.error = response.status.is_server_error().then(|| response.status.as_str().to_owned());
+                span.error = response.failure().map(str::to_owned);
             });
             Ok(Arrived { response, upstream, home: Home::Tunnel(tunnel.pool.clone()), spans: [Some(span), None] })
         }

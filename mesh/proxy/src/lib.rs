@@ -19,6 +19,7 @@
 //! | `detect` | what a client speaks, told from its first bytes |
 //! | `client`, `exchange`, `relay`, `pool` | a request on its way; one attempt; a response on its way; connections to instances |
 //! | `h1`, `reason` | HTTP/1.1 as a proxy needs it; the sidecar's own answers |
+//! | `grpc` | who speaks it, how long they wait, what an outcome is called there |
 //! | `http2`, `rewound` | HTTP/2 and gRPC at both ends, as the HTTP/1.1 all other rooms speak; bytes that were looked at |
 //! | `access` | who calls, and whether they may |
 //! | `directory`, `policies` | what is remembered of each service: candidates, budget, counters; its policy in force |
@@ -31,6 +32,7 @@ mod clock;
 mod detect;
 mod directory;
 mod exchange;
+mod grpc;
 mod h1;
 mod http2;
 mod inbound;

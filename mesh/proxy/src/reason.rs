@@ -13,6 +13,7 @@ use starling_core::observe::TraceId;
 use starling_core::registry::Health;
 use starling_core::view::{ServiceView, Usability};
 
+use crate::grpc;
 use crate::h1::{fields, response};
 
 /// Why the sidecar answered itself.
@@ -138,6 +139,17 @@ pub(crate) struct Refused {
     pub(crate) tried: Vec<Tried>,
 }
 
+/// How a refusal is told.
+pub(crate) struct Told {
+    pub(crate) trace: Option<TraceId>,
+    /// The connection ends with it.
+    pub(crate) close: bool,
+    /// The request was a HEAD.
+    pub(crate) head_only: bool,
+    /// The caller speaks gRPC.
+    pub(crate) grpc: bool,
+}
+
 #[derive(Serialize)]
 struct Explanation<'a> {
     error: &'static str,
@@ -163,13 +175,16 @@ impl Refused {
     }
 
     /// Writes the response that says all this.
-    pub(crate) fn write(&self, trace: Option<TraceId>, close: bool, head_only: bool, out: &mut Vec<u8>) {
+    pub(crate) fn write(&self, told: &Told, out: &mut Vec<u8>) {
+        if told.grpc {
+            return self.write_grpc(told, out);
+        }
         let explanation = Explanation {
             error: self.reason.code(),
             why: &self.why,
             service: self.service.as_ref().map(ServiceKey::to_string),
             tried: &self.tried,
-            trace: trace.map(|trace| trace.to_string()),
+            trace: told.trace.map(|trace| trace.to_string()),
         };
         // A struct of strings always becomes JSON; an empty body would still leave the header.
         let mut json = serde_json::to_vec(&explanation).unwrap_or_default();
@@ -179,18 +194,33 @@ impl Refused {
         out.extend_from_slice(format!("HTTP/1.1 {} {phrase}\r\n", status.as_str()).as_bytes());
         fields::write(out, b"content-type", b"application/json");
         fields::write_number(out, b"content-length", json.len() as u64);
+        self.finish(told, out);
+        if !told.head_only {
+            out.extend_from_slice(&json);
+        }
+    }
+
+    /// The same as a status of gRPC: a response of nothing but trailers, which is what its clients understand.
+    fn write_grpc(&self, told: &Told, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"HTTP/1.1 200 OK\r\n");
+        fields::write(out, b"content-type", b"application/grpc");
+        fields::write_number(out, b"grpc-status", u64::from(grpc::status_for(self.status())));
+        out.extend_from_slice(b"grpc-message: ");
+        grpc::write_message(&self.header(), out);
+        out.extend_from_slice(b"\r\ncontent-length: 0\r\n");
+        self.finish(told, out);
+    }
+
+    fn finish(&self, told: &Told, out: &mut Vec<u8>) {
         fields::write(out, REASON.as_bytes(), self.header().as_bytes());
-        if let Some(trace) = trace {
+        if let Some(trace) = told.trace {
             fields::write(out, TRACE, trace.to_string().as_bytes());
         }
         response::write_date(out);
-        if close {
+        if told.close {
             fields::write(out, b"connection", b"close");
         }
         out.extend_from_slice(b"\r\n");
-        if !head_only {
-            out.extend_from_slice(&json);
-        }
     }
 
     fn header(&self) -> String {

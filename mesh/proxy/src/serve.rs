@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use crate::access::Identity;
 use crate::client::{Client, Outgoing};
 use crate::detect::{self, Spoken};
+use crate::grpc;
 use crate::h1::buffer::LARGE;
 use crate::h1::request::{Request, Rules};
 use crate::h1::response::Asked;
@@ -22,7 +23,7 @@ use crate::h1::{Framing, fields};
 use crate::http2;
 use crate::inbound::{self, Tunnel};
 use crate::mesh::Stream;
-use crate::reason::{Reason, Refused, TRACE};
+use crate::reason::{Reason, Refused, TRACE, Told};
 use crate::relay::{self, Arrived, Broken, Relay};
 use crate::rewound::Rewound;
 use crate::stack::{self, Carrier, Known};
@@ -149,6 +150,8 @@ pub(crate) struct Facts {
     pub(crate) context: trace::Context,
     pub(crate) method: http::Method,
     pub(crate) arrived: Instant,
+    /// Whether the caller expects to be told as gRPC does.
+    pub(crate) grpc: bool,
 }
 
 struct Connection<'a, S> {
@@ -237,7 +240,8 @@ impl<S: Stream> Connection<'_, S> {
             upgrades: request.upgrades,
             http_10: request.http_10,
         };
-        let facts = Facts { context: request.context, method: request.method.clone(), arrived };
+        let (method, grpc) = (request.method.clone(), request.grpc.is_some());
+        let facts = Facts { context: request.context, method, arrived, grpc };
         let wants_more = request.keep_alive;
         let bodiless = matches!(request.framing, Framing::Empty | Framing::Length(0));
         let mut outgoing = None;
@@ -245,7 +249,7 @@ impl<S: Stream> Connection<'_, S> {
         let keep_alive = wants_more && !Lifetime::is_draining(phase);
         let go_on = match (outcome, &mut outgoing) {
             (Ok(response), Some(outgoing)) => {
-                self.record(response.response.status, arrived);
+                self.record(response.response.verdict(), arrived);
                 self.deliver(response, outgoing, &asked, facts.context.trace, keep_alive).await
             }
             // A response comes only to what was sent.
@@ -270,22 +274,28 @@ impl<S: Stream> Connection<'_, S> {
         arrived: Instant,
     ) -> Result<Arrived, Refused> {
         let (carrier, client) = (self.carrier, &mut self.client);
+        let usual = carrier.settings.request_timeout();
+        let call = request.grpc;
         let max_held = carrier.settings.max_replay_bytes;
         let head = std::mem::take(&mut self.head);
         match &self.door {
             Door::Application => {
                 let known = stack::find(carrier, &self.host, &mut self.known)?;
                 let sections = known.sections(carrier, &request, &head);
-                let deadline = arrived + Duration::from_millis(sections.timeouts.request_ms);
-                let held = Outgoing::hold(request, head, client, max_held, deadline).await;
+                let limit = Duration::from_millis(sections.timeouts.request_ms);
+                let deadline = arrived + grpc::patience(call, limit, usual);
+                // A body that is to be held is small; what takes longer is not worth waiting for.
+                let held_by = deadline.min(arrived + limit);
+                let held = Outgoing::hold(request, head, client, max_held, held_by).await;
                 let outgoing = outgoing.insert(held.map_err(|refused| refused.of(&known.key))?);
                 stack::carry(carrier, known, self.identity.service(), sections, client, outgoing, asked, deadline).await
             }
             Door::Tunnel(tunnel) => {
-                let deadline = arrived + carrier.settings.request_timeout();
+                let deadline = arrived + grpc::patience(call, usual, usual);
+                let held_by = deadline.min(arrived + usual);
                 let instance = inbound::owned_instance(carrier, &tunnel.to)?;
                 inbound::may_call(carrier, tunnel, &request, &head)?;
-                let outgoing = outgoing.insert(Outgoing::hold(request, head, client, max_held, deadline).await?);
+                let outgoing = outgoing.insert(Outgoing::hold(request, head, client, max_held, held_by).await?);
                 inbound::deliver(carrier, tunnel, &instance, client, outgoing, asked, deadline).await
             }
         }
@@ -299,7 +309,8 @@ impl<S: Stream> Connection<'_, S> {
             trace = Some(facts.context.trace);
             stack::note_refusal(self.carrier, self.known.as_ref(), refused, facts);
         }
-        self.refuse(refused, trace, go_on, head_only).await && go_on
+        let grpc = facts.grpc && matches!(self.door, Door::Application);
+        self.refuse(refused, &Told { trace, close: !go_on, head_only, grpc }).await && go_on
     }
 
     /// Sends an instance's response on.
@@ -379,15 +390,15 @@ impl<S: Stream> Connection<'_, S> {
             metrics.own_answers.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             metrics.outbound.record(refused.status(), Duration::ZERO);
         }
-        self.refuse(&refused, None, false, false).await;
+        self.refuse(&refused, &Told { trace: None, close: true, head_only: false, grpc: false }).await;
     }
 
     /// Sends the sidecar's own answer. Whether it went out.
-    async fn refuse(&mut self, refused: &Refused, trace: Option<TraceId>, go_on: bool, head_only: bool) -> bool {
+    async fn refuse(&mut self, refused: &Refused, told: &Told) -> bool {
         self.client.out.clear();
-        refused.write(trace, !go_on, head_only, &mut self.client.out);
+        refused.write(told, &mut self.client.out);
         let sent = self.client.flush().await.is_ok();
-        if sent && !go_on {
+        if sent && told.close {
             self.linger().await;
         }
         sent

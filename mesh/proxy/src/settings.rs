@@ -27,7 +27,7 @@ pub struct ProxySettings {
     pub connect_timeout_ms: u64,
     /// How long a request may take, retries included, until its response begins; the response's body may take longer. A
     /// request's body too large to be held may take longer too, as long as some of it passes within every such time.
-    /// 1 to 3,600,000; default 30,000.
+    /// Calls of gRPC wait as long as their callers say (`grpc-timeout`), or for ever. 1 to 3,600,000; default 30,000.
     pub request_timeout_ms: u64,
     /// How long a client may take to send a request's headers, also how long it may be idle between requests.
     /// 100 to 3,600,000; default 60,000.

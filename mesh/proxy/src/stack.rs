@@ -209,7 +209,7 @@ impl Call<'_> {
             }
             let result = self.attempt(&instance, in_flight, permit, client, outgoing, asked, &mut span).await;
             let again = match &result {
-                Ok((response, ..)) => is_worth_repeating(response.status) && outgoing.is_repeatable(),
+                Ok((response, ..)) => is_worth_repeating(response.verdict()) && outgoing.is_repeatable(),
                 Err(failure) if failure.reason == Reason::Gone => {
                     return Err(self.refuse(Reason::Gone, String::new()));
                 }
@@ -294,16 +294,16 @@ impl Call<'_> {
             timeouts: self.sections.timeouts,
         };
         let result = attempt.exchange(client, outgoing, asked).await;
-        let status = result.as_ref().ok().map(|(response, _)| response.status);
+        let status = result.as_ref().ok().map(|(response, _)| response.verdict());
         // A client that breaks off its own request, or may not send it, says nothing about the instance.
         if !matches!(&result, Err(failure) if matches!(failure.reason, Reason::BadRequest | Reason::Gone | Reason::Forbidden))
         {
             self.learn(instance, seat, permit, began, status);
         }
-        if let Some(status) = status {
+        if let Ok((response, _)) = &result {
             span.describe(|span| {
-                span.status = Some(status.as_u16());
-                span.error = status.is_server_error().then(|| status.as_str().to_owned());
+                span.status = Some(response.status.as_u16());
+                span.error = response.failure().map(str::to_owned);
             });
         }
         let (response, upstream) = result?;
@@ -388,7 +388,7 @@ impl Call<'_> {
 
 fn note(instance: &InstanceView, attempted: &Attempted) -> (InstanceId, Tried) {
     let error = match attempted {
-        Ok((response, ..)) => format!("it answered {}", response.status.as_u16()),
+        Ok((response, ..)) => format!("it answered {}", response.failure().unwrap_or(response.status.as_str())),
         Err(failure) => failure.why.clone(),
     };
     let id = instance.key.instance.clone();
@@ -416,11 +416,10 @@ fn arrived(
     in_flight: InFlight<Pool>,
     mut spans: [Option<OpenSpan>; 2],
 ) -> Arrived {
-    let status = response.status;
     if let Some(root) = &mut spans[1] {
         root.describe(|span| {
-            span.status = Some(status.as_u16());
-            span.error = status.is_server_error().then(|| status.as_str().to_owned());
+            span.status = Some(response.status.as_u16());
+            span.error = response.failure().map(str::to_owned);
         });
     }
     Arrived { response, upstream, home: Home::Seat(in_flight), spans }

@@ -3,7 +3,11 @@
 
 mod support;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
 use bytes::Bytes;
+use h2::Reason;
 use http::{HeaderMap, HeaderValue, Response};
 use starling_core::registry::Protocol;
 use support::http2::*;
@@ -69,7 +73,7 @@ async fn a_unary_call_of_grpc_keeps_its_trailers_and_an_answer_of_only_trailers_
         assert_eq!((heard.header("grpc-status"), heard.bare), (Some("9"), true), "{heard:?}");
         assert!(heard.header("content-length").is_none(), "{heard:?}");
     }
-    assert_eq!(app.connections.load(std::sync::atomic::Ordering::SeqCst), 2, "one of each sidecar");
+    assert_eq!(app.connections.load(SeqCst), 2, "one of each sidecar");
 }
 
 #[tokio::test]
@@ -119,4 +123,143 @@ async fn both_directions_of_a_stream_move_while_neither_has_ended() {
         assert!(body.data().await.is_none());
         assert_eq!(body.trailers().await.unwrap().unwrap()["x-end"], "1");
     }
+}
+
+#[tokio::test]
+async fn the_sidecars_own_answers_are_statuses_of_grpc_to_whoever_speaks_it() {
+    let flock = Flock::default();
+    let a = flock.node("a").await;
+    let _b = flock.node("b").await;
+    let gone = Place { service: "gone", id: "1", owner: "b", address: nowhere().await };
+    flock.register_as(gone, |view| change(view, |i| i.protocol = Protocol::Grpc));
+    let caller = Caller::connect(a.addr()).await;
+    for (host, status, reason) in [
+        ("nobody.mesh", "14", "no_such_service"),
+        ("gone.mesh", "14", "connect_failed"),
+        ("example.org", "12", "not_a_mesh_name"),
+    ] {
+        let heard = caller.send(grpc(host), "hello").await;
+        assert_eq!((heard.status, heard.bare, heard.header("grpc-status")), (200, true, Some(status)), "{heard:?}");
+        assert_eq!(heard.header("content-type"), Some("application/grpc"));
+        assert!(heard.header("x-starling-reason").unwrap().starts_with(reason), "{heard:?}");
+        assert!(heard.header("grpc-message").unwrap().starts_with(reason), "{heard:?}");
+    }
+    let heard = caller.get("nobody.mesh", "/").await;
+    assert_eq!((heard.status, heard.header("content-type")), (503, Some("application/json")), "others hear HTTP");
+}
+
+/// An application that never answers, and counts those who came and those who gave up.
+async fn waiting() -> (App2, Arc<AtomicUsize>) {
+    let given_up = Arc::<AtomicUsize>::default();
+    let count = given_up.clone();
+    let app = App2::answering(move |_, mut respond| {
+        let count = count.clone();
+        async move {
+            let reason = std::future::poll_fn(|cx| respond.poll_reset(cx)).await.expect("a reset");
+            assert_eq!(reason, Reason::CANCEL);
+            count.fetch_add(1, SeqCst);
+        }
+    });
+    (app.await, given_up)
+}
+
+#[tokio::test]
+async fn a_caller_that_cancels_stops_the_work_and_so_does_its_deadline() {
+    let (flock, (app, given_up)) = (Flock::default(), waiting().await);
+    let a = flock.node("a").await;
+    let _b = flock.node("b").await;
+    near_and_far(&flock, &app, Protocol::Grpc);
+    let caller = Caller::connect(a.addr()).await;
+    for (n, service) in [(1, "near.mesh"), (3, "far.mesh")] {
+        let (response, mut to) = caller.begin(grpc(service), false).await;
+        to.send_data(Bytes::from_static(b"hello"), false).unwrap();
+        eventually("it arrives", || async { (app.requests() == n).then_some(()) }).await;
+        to.send_reset(Reason::CANCEL);
+        drop(response);
+        eventually("the work is given up", || async { (given_up.load(SeqCst) == n).then_some(()) }).await;
+        let heard = caller.send(grpc(service).header("grpc-timeout", "50m"), "hello").await;
+        assert_eq!((heard.header("grpc-status"), heard.bare), (Some("4"), true), "{heard:?}");
+        eventually("the work is given up", || async { (given_up.load(SeqCst) == n + 1).then_some(()) }).await;
+    }
+}
+
+#[tokio::test]
+async fn a_quiet_call_of_grpc_waits_as_long_as_its_caller_and_others_do_not() {
+    let flock = Flock::default();
+    let go = Arc::new(tokio::sync::Semaphore::new(0));
+    let gate = go.clone();
+    let app = App2::answering(move |_, respond| {
+        let gate = gate.clone();
+        async move {
+            let _ = gate.acquire().await;
+            say(respond, Response::new(()), b"at last");
+        }
+    })
+    .await;
+    let a = flock.node_with("a", |settings| settings.request_timeout_ms = 50).await;
+    let _b = flock.node_with("b", |settings| settings.request_timeout_ms = 50).await;
+    near_and_far(&flock, &app, Protocol::Grpc);
+    let caller = Caller::connect(a.addr()).await;
+    let (near, _) = caller.begin(grpc("near"), true).await;
+    let (far, _) = caller.begin(grpc("far"), true).await;
+    for service in ["near", "far"] {
+        assert_eq!(caller.get(service, "/").await.status, 504);
+    }
+    go.add_permits(2);
+    for response in [near, far] {
+        assert_eq!(hear(response).await.unwrap().text(), "at last");
+    }
+}
+
+#[tokio::test]
+async fn an_instance_that_breaks_off_its_answer_is_not_taken_for_one_that_ended_it() {
+    let flock = Flock::default();
+    let app = App2::answering(|request, mut respond| async move {
+        let mut response = Response::new(());
+        if let Some(kind) = request.headers().get("content-type") {
+            response.headers_mut().insert("content-type", kind.clone());
+        }
+        let mut back = respond.send_response(response, false).unwrap();
+        back.send_data(Bytes::from_static(b"some of "), false).unwrap();
+        // So that it leaves before the reset does.
+        let _ = push(&mut back, Bytes::from(vec![0; 1_000_000])).await;
+        back.send_reset(Reason::CANCEL);
+    })
+    .await;
+    let a = flock.node("a").await;
+    let _b = flock.node("b").await;
+    near_and_far(&flock, &app, Protocol::Http2);
+    let caller = Caller::connect(a.addr()).await;
+    for service in ["near", "far"] {
+        let error = caller.try_send(request("GET", service, "/"), "").await.unwrap_err();
+        assert_eq!(error.reason(), Some(Reason::INTERNAL_ERROR), "{error}");
+        let heard = caller.send(grpc(service), "hello").await;
+        assert_eq!(heard.trailer("grpc-status"), Some("14"), "{:?}", heard.trailers);
+    }
+}
+
+#[tokio::test]
+async fn an_instance_whose_calls_fail_is_taken_out_though_it_answers_200() {
+    let flock = Flock::default();
+    let bad = App2::answering(|_, mut respond| async move {
+        let mut response = Response::new(());
+        response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
+        response.headers_mut().insert("grpc-status", HeaderValue::from_static("14"));
+        respond.send_response(response, true).unwrap();
+    })
+    .await;
+    let (good, a) = (App2::named("good").await, flock.node("a").await);
+    for (app, id) in [(&bad, "1"), (&good, "2")] {
+        flock.register_as(app.at("orders", id, "a"), |view| change(view, |i| i.protocol = Protocol::Grpc));
+    }
+    let caller = Caller::connect(a.addr()).await;
+    for _ in 0..60 {
+        caller.send(grpc("orders"), "hello").await;
+    }
+    let asked = bad.requests();
+    for _ in 0..20 {
+        assert_eq!(caller.send(grpc("orders"), "hello").await.text(), "good");
+    }
+    assert_eq!(bad.requests(), asked);
+    assert!(a.metrics().contains("class=\"5xx\""), "its failures are counted as such: {}", a.metrics());
 }

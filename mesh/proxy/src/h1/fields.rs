@@ -30,6 +30,11 @@ pub(crate) enum Field {
     TraceParent,
     TraceState,
     Date,
+    ContentType,
+    /// How long a caller of gRPC waits.
+    GrpcTimeout,
+    /// How a call of gRPC went.
+    GrpcStatus,
     /// How many sidecars the request has passed.
     Hops,
     /// The service another sidecar says it calls for.
@@ -53,6 +58,13 @@ impl Fields for Written<'_> {
             let value = value.strip_prefix(b": ").filter(|_| known.eq_ignore_ascii_case(name.as_bytes()))?;
             Some(value.strip_suffix(b"\r").unwrap_or(value))
         })
+    }
+}
+
+impl Field {
+    /// Whether it says something of the message that concerns the ends alone.
+    pub(crate) fn is_of_ends(self) -> bool {
+        matches!(self, Self::Other | Self::Date | Self::ContentType | Self::GrpcTimeout | Self::GrpcStatus)
     }
 }
 
@@ -80,6 +92,9 @@ pub(crate) fn field(name: &str) -> Field {
         10 if is(b"keep-alive") => Field::Hop,
         10 if is(b"tracestate") => Field::TraceState,
         11 if is(b"traceparent") => Field::TraceParent,
+        11 if is(b"grpc-status") => Field::GrpcStatus,
+        12 if is(b"content-type") => Field::ContentType,
+        12 if is(b"grpc-timeout") => Field::GrpcTimeout,
         14 if is(b"content-length") => Field::ContentLength,
         16 if is(b"proxy-connection") => Field::Hop,
         17 if is(b"transfer-encoding") => Field::TransferEncoding,

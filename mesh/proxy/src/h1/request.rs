@@ -12,6 +12,7 @@ use starling_core::id::NodeId;
 
 use super::Framing;
 use super::fields::{self, Connection, Field, field};
+use crate::grpc::{self, Grpc};
 use crate::reason::{Reason, Refused};
 use crate::settings::ProxySettings;
 use crate::trace::{self, Context};
@@ -28,6 +29,8 @@ pub(crate) struct Request {
     pub(crate) expects_continue: bool,
     /// Whether it asks to go on in another protocol.
     pub(crate) upgrades: bool,
+    /// What is known of it if it is a call of gRPC.
+    pub(crate) grpc: Option<Grpc>,
     pub(crate) context: Context,
     /// How long the head was.
     pub(crate) length: usize,
@@ -113,6 +116,8 @@ struct Gathered<'a> {
     coding: Option<&'a [u8]>,
     upgrade: Option<&'a [u8]>,
     expects: bool,
+    is_grpc: bool,
+    grpc: Grpc,
     parents: usize,
     parent: &'a [u8],
     caller_service: Option<&'a [u8]>,
@@ -158,8 +163,8 @@ fn write(
         Context::receive((gathered.parents == 1).then_some(gathered.parent), rules.settings.trace_one_in);
     for header in parsed.headers.iter() {
         match field(header.name) {
-            Field::Other | Field::Date => {}
             Field::TraceState if continued => {}
+            field if field.is_of_ends() => {}
             _ => continue,
         }
         if !gathered.connection.ends(header) {
@@ -195,6 +200,7 @@ fn write(
         keep_alive: !http_10 && !gathered.connection.close,
         expects_continue: gathered.expects && !http_10,
         upgrades,
+        grpc: gathered.is_grpc.then_some(gathered.grpc),
         context,
         length,
         path_end,
@@ -221,6 +227,8 @@ fn gather<'a>(headers: &[httparse::Header<'a>]) -> Result<Gathered<'a>, Refused>
             Field::Connection => gathered.connection.read(value),
             Field::Upgrade => gathered.upgrade = Some(value),
             Field::Expect => gathered.expects = value.eq_ignore_ascii_case(b"100-continue"),
+            Field::ContentType => gathered.is_grpc = grpc::is_grpc(value),
+            Field::GrpcTimeout => gathered.grpc.timeout = grpc::timeout(value),
             Field::TraceParent => {
                 gathered.parents += 1;
                 gathered.parent = value;

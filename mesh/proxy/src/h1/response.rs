@@ -7,6 +7,7 @@ use http::StatusCode;
 
 use super::Framing;
 use super::fields::{self, Connection, Field, field};
+use crate::grpc;
 use crate::reason::Reason;
 use crate::settings::ProxySettings;
 
@@ -19,6 +20,8 @@ pub(crate) struct Response {
     pub(crate) keep_alive: bool,
     /// The other sidecar answered, not the application: why.
     pub(crate) reason: Option<(Reason, String)>,
+    /// How a call of gRPC went, where the head says so, and how that counts.
+    grpc: Option<(&'static str, StatusCode)>,
     /// How long the head was.
     pub(crate) length: usize,
 }
@@ -69,6 +72,17 @@ impl Response {
         })
     }
 
+    /// The status it counts as.
+    pub(crate) fn verdict(&self) -> StatusCode {
+        self.grpc.map_or(self.status, |(_, counts)| counts)
+    }
+
+    /// What it failed by, if it did.
+    pub(crate) fn failure(&self) -> Option<&str> {
+        let named = self.grpc.map_or(self.status.as_str(), |(name, _)| name);
+        self.verdict().is_server_error().then_some(named)
+    }
+
     /// How its body goes to the client.
     pub(crate) fn delivery(&self, asked: &Asked) -> Delivery {
         match (self.framing, asked.http_10) {
@@ -93,7 +107,7 @@ fn write(
     let code = parsed.code.unwrap_or(0);
     let status = StatusCode::from_u16(code).map_err(|_| format!("the response's status is {code}"))?;
     let mut connection = Connection::default();
-    let (mut given, mut coding, mut date, mut upgrade, mut reason) = (None, None, false, None, None);
+    let (mut given, mut coding, mut date, mut upgrade, mut reason, mut grpc) = (None, None, false, None, None, None);
     for header in parsed.headers.iter() {
         match field(header.name) {
             Field::ContentLength => {
@@ -109,6 +123,7 @@ fn write(
             Field::Upgrade => upgrade = Some(header.value),
             Field::Reason => reason = Some(Reason::read(header.value)),
             Field::Date => date = true,
+            Field::GrpcStatus => grpc = Some(grpc::read_status(header.value)),
             _ => {}
         }
     }
@@ -121,7 +136,7 @@ fn write(
     let http_11 = parsed.version == Some(1);
     let keep_alive = if http_11 { !connection.close } else { connection.keep_alive };
     let response =
-        Response { status, framing, keep_alive: keep_alive && framing != Framing::UntilClose, reason, length };
+        Response { status, framing, keep_alive: keep_alive && framing != Framing::UntilClose, reason, grpc, length };
     if status.is_informational() && !switches {
         return Ok(response);
     }
@@ -132,7 +147,8 @@ fn write(
     out.extend_from_slice(parsed.reason.unwrap_or_default().as_bytes());
     out.extend_from_slice(b"\r\n");
     for header in parsed.headers.iter() {
-        let passes = matches!(field(header.name), Field::Other | Field::Date | Field::TraceState | Field::TraceParent);
+        let field = field(header.name);
+        let passes = field.is_of_ends() || matches!(field, Field::TraceState | Field::TraceParent);
         if passes && !connection.ends(header) {
             fields::write(out, header.name.as_bytes(), header.value);
         }

@@ -10,6 +10,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::{self, PathAndQuery, Uri};
 use http::{Method, Request, Response, StatusCode, request, response};
 
+use crate::grpc;
 use crate::h1::Framing;
 use crate::h1::fields::{self, Field, field};
 
@@ -29,16 +30,8 @@ pub(super) enum Body {
     Chunked,
 }
 
-/// The media types of gRPC: `application/grpc`, with or without `+proto` or parameters.
-pub(super) fn is_grpc(content_type: &[u8]) -> bool {
-    const GRPC: &[u8] = b"application/grpc";
-    content_type.len() >= GRPC.len()
-        && content_type[..GRPC.len()].eq_ignore_ascii_case(GRPC)
-        && matches!(content_type.get(GRPC.len()), None | Some(b'+' | b';' | b' '))
-}
-
 pub(super) fn map_is_grpc(fields: &HeaderMap) -> bool {
-    fields.get(header::CONTENT_TYPE).is_some_and(|value| is_grpc(value.as_bytes()))
+    fields.get(header::CONTENT_TYPE).is_some_and(|value| grpc::is_grpc(value.as_bytes()))
 }
 
 /// The one length a message states.
@@ -278,5 +271,5 @@ fn is_of_connection(name: &str) -> bool {
 /// Whether a field may stand behind a body: nothing that says how to read the message, or whose it is
 /// (RFC 9110, section 6.5.1).
 fn is_trailer(name: &str) -> bool {
-    matches!(field(name), Field::Other)
+    matches!(field(name), Field::Other | Field::GrpcStatus)
 }

@@ -10,6 +10,7 @@ use h2::client::{ResponseFuture, SendRequest};
 use h2::server::SendResponse;
 use h2::{RecvStream, SendStream};
 use http::{HeaderMap, Request, Response};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
@@ -235,4 +236,115 @@ pub(crate) async fn hear(response: ResponseFuture) -> Result<Heard, h2::Error> {
     heard.body = whole.freeze();
     heard.trailers = body.trailers().await?;
     Ok(heard)
+}
+
+/// A client that writes frames by hand, to say what no library would.
+pub(crate) struct Raw {
+    stream: TcpStream,
+}
+
+/// What a stream, or the whole connection, came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// Answered with 200.
+    Well,
+    /// Answered with another status.
+    Refused,
+    /// Reset for this reason.
+    Reset(u32),
+    /// The connection was ended for this reason.
+    Ended(u32),
+    /// The connection was closed without a word.
+    Closed,
+}
+
+impl Raw {
+    pub(crate) async fn connect(to: SocketAddr) -> Self {
+        let mut stream = TcpStream::connect(to).await.unwrap();
+        stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+        let mut raw = Self { stream };
+        raw.frame(4, 0, 0, &[]).await;
+        raw
+    }
+
+    /// Sends a frame; a connection that is closed meanwhile is found so by reading.
+    pub(crate) async fn frame(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
+        let length = (payload.len() as u32).to_be_bytes();
+        let mut frame = vec![length[1], length[2], length[3], kind, flags];
+        frame.extend_from_slice(&stream.to_be_bytes());
+        frame.extend_from_slice(payload);
+        let _ = self.stream.write_all(&frame).await;
+    }
+
+    /// Sends a head, its fields written out.
+    pub(crate) async fn head(&mut self, stream: u32, fields: &[(&str, &str)], ends: bool) {
+        let mut block = Vec::new();
+        for (name, value) in fields {
+            block.push(0); // a literal, not to be indexed
+            for text in [name, value] {
+                integer(text.len(), &mut block);
+                block.extend_from_slice(text.as_bytes());
+            }
+        }
+        const END_STREAM: u8 = 1;
+        const END_HEADERS: u8 = 4;
+        let mut pieces = block.chunks(16_384).peekable();
+        let mut kind = 1;
+        while let Some(piece) = pieces.next() {
+            let last = if pieces.peek().is_none() { END_HEADERS } else { 0 };
+            let end = if kind == 1 && ends { END_STREAM } else { 0 };
+            self.frame(kind, last | end, stream, piece).await;
+            kind = 9; // CONTINUATION
+        }
+    }
+
+    /// Reads until this stream has come to something.
+    pub(crate) async fn outcome(&mut self, of: u32) -> Outcome {
+        timeout(PATIENCE, async {
+            loop {
+                let mut head = [0; 9];
+                if self.stream.read_exact(&mut head).await.is_err() {
+                    return Outcome::Closed;
+                }
+                let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+                let mut payload = vec![0; length];
+                if self.stream.read_exact(&mut payload).await.is_err() {
+                    return Outcome::Closed;
+                }
+                let number = |at: usize| u32::from_be_bytes(payload[at..at + 4].try_into().unwrap());
+                let stream = u32::from_be_bytes(head[5..9].try_into().unwrap());
+                match head[3] {
+                    1 if stream == of && status(&payload) == 200 => return Outcome::Well,
+                    1 if stream == of => return Outcome::Refused,
+                    3 if stream == of => return Outcome::Reset(number(0)),
+                    7 => return Outcome::Ended(number(4)),
+                    _ => {}
+                }
+            }
+        })
+        .await
+        .expect("it comes to something in time")
+    }
+}
+
+/// The status that a head block begins with: 200 is the one that has an index everybody uses.
+fn status(block: &[u8]) -> u16 {
+    // A change of the dynamic table's size may come before it.
+    let first = block.iter().find(|byte| **byte & 0xe0 != 0x20);
+    if first == Some(&0x88) { 200 } else { 0 }
+}
+
+/// An integer after HPACK's seven-bit prefix.
+fn integer(mut value: usize, out: &mut Vec<u8>) {
+    if value < 127 {
+        out.push(value as u8);
+        return;
+    }
+    out.push(127);
+    value -= 127;
+    while value >= 128 {
+        out.push((value % 128) as u8 | 128);
+        value /= 128;
+    }
+    out.push(value as u8);
 }
