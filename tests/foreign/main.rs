@@ -8,6 +8,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)] // what is skipped, and the log of a node whose test failed
 
 mod curl;
+mod grpc;
 mod programs;
 #[path = "../support/mod.rs"]
 mod support;
