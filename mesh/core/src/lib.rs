@@ -21,6 +21,7 @@
 //! | [`tolerate`] | what is done about attempts that fail |
 //! | [`ranges`] | settings that are out of their range |
 //! | [`policy`] | documents that say what shall happen to the requests of a service |
+//! | [`quotas`] | what part of the mesh's quotas this node may use |
 //! | [`observe`] | spans and metrics |
 
 pub mod access;
@@ -40,6 +41,7 @@ pub mod peers;
 pub mod policy;
 pub mod preserve;
 pub mod push;
+pub mod quotas;
 pub mod ranges;
 pub mod record;
 pub mod registry;

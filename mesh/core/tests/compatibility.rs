@@ -18,6 +18,7 @@ use starling_core::digest::{Fingerprint, KeyHash, Prefix};
 use starling_core::id::{ConfigKey, Incarnation, InstanceKey, NodeId, ServiceKey};
 use starling_core::observe::{Span, SpanId, SpanKind, TraceId};
 use starling_core::push::{Beacon, ChangeId};
+use starling_core::quotas::{QuotaId, Usage, Word};
 use starling_core::record::{Cell, Claim, Key, Record, Start};
 use starling_core::registry::{
     Address, Check, CheckKind, Details, Health, Instance, Override, Protocol, Reach, Status,
@@ -129,12 +130,17 @@ fn messages() -> Vec<(&'static str, Message)> {
     let exchange = Exchange { id: 0x1234_5678, cut: true, start: KeyHash(1 << 63), held: 300 };
     let fingerprint = Fingerprint { count: 3, sum: 0x0123_4567_89ab_cdef };
     let child = Prefix::ROOT.children().nth(5).unwrap();
+    let word = |usages| {
+        let usage = Usage { quota: QuotaId(1 << 63), demand_milli: 1_500_000, share_milli: 250_000 };
+        Word { node: node("node-a"), beat: 1_700_000_000_000, usages: vec![usage; usages] }
+    };
     let all = |message: &Message| match message {
         // A new kind of message needs a line here, and below.
         Message::Opening { .. } | Message::Pull { .. } | Message::Page { .. } => (),
         Message::Push(_) | Message::Ranges { .. } | Message::Entries { .. } | Message::Want { .. } => (),
         Message::Fill { .. } | Message::Same(_) | Message::Leaving(..) | Message::Have(_) | Message::Graft(_) => (),
         Message::Prune | Message::Beacon(_) | Message::Pulse(_) | Message::OutOfReach { .. } | Message::Clock(_) => (),
+        Message::Usage { .. } => (),
     };
     let messages = vec![
         ("push", Message::Push(records())),
@@ -154,6 +160,7 @@ fn messages() -> Vec<(&'static str, Message)> {
         ("pulse", Message::Pulse(vec![("c1".parse().unwrap(), 41), ("c2".parse().unwrap(), 1 << 40)])),
         ("out-of-reach", Message::OutOfReach { said: stamp("node-a", 9), cells: vec!["c2".parse().unwrap()] }),
         ("clock", Message::Clock(WallTime(1_700_000_000_000))),
+        ("usage", Message::Usage { words: vec![word(2), word(0)], ask: true }),
     ];
     messages.iter().for_each(|(_, message)| all(message));
     messages

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use starling_core::id::{CommandId, NodeId};
+use starling_core::quotas::{QuotaId, QuotaUse};
 use starling_core::record::{Key, Record};
 use starling_core::time::{Instant, Now, WallTime};
 use starling_core::view::{Revision, View};
@@ -45,6 +46,8 @@ pub(crate) struct Queues {
     messages: Messages,
     events: mpsc::Receiver<PeerEvent>,
     probes: mpsc::Receiver<ProbeResult>,
+    /// What is asked of the mesh's quotas: only the last word counts.
+    usage: watch::Receiver<Vec<QuotaUse>>,
     /// Whether commands are taken now; when not, their queue fills and callers hear "busy".
     takes_commands: bool,
     /// Whose turn it was last.
@@ -75,6 +78,7 @@ pub(crate) struct World {
     pub(crate) prober: Prober,
     pub(crate) view: Arc<ArcSwap<View>>,
     pub(crate) changes: watch::Sender<Revision>,
+    pub(crate) shares: watch::Sender<Vec<(QuotaId, u64)>>,
     pub(crate) gauges: Arc<Gauges>,
 }
 
@@ -122,6 +126,7 @@ enum Taken {
     Message(NodeId, Message),
     Event(PeerEvent),
     Probe(ProbeResult),
+    Usage(Vec<QuotaUse>),
     Tick,
 }
 
@@ -204,6 +209,7 @@ impl Driver {
             Taken::Message(from, message) => (InputKind::Message, Input::Message(from, message)),
             Taken::Event(event) => (InputKind::Event, Input::Peer(event)),
             Taken::Probe((key, result)) => (InputKind::Probe, Input::Probe(key, result)),
+            Taken::Usage(uses) => (InputKind::Usage, Input::Usage(uses)),
             Taken::Tick => (InputKind::Tick, Input::Tick),
         };
         let now = self.clocks.now();
@@ -220,6 +226,7 @@ impl Driver {
                 Output::Link(peer, address) => (self.world.fulfil)(Wish::Link(peer, address)),
                 Output::Unlink(peer) => (self.world.fulfil)(Wish::Unlink(peer)),
                 Output::Introduce(address) => (self.world.fulfil)(Wish::Introduce(address)),
+                Output::Shares(shares) => _ = self.world.shares.send_replace(shares),
                 Output::Publish(view) => self.batch.view = Some(view),
             }
         }
@@ -270,8 +277,9 @@ impl Queues {
         messages: Messages,
         events: mpsc::Receiver<PeerEvent>,
         probes: mpsc::Receiver<ProbeResult>,
+        usage: watch::Receiver<Vec<QuotaUse>>,
     ) -> Self {
-        Self { commands, messages, events, probes, takes_commands: true, turn: 0 }
+        Self { commands, messages, events, probes, usage, takes_commands: true, turn: 0 }
     }
 
     /// The next input; `None` when nobody is left who could give a command.
@@ -282,19 +290,23 @@ impl Queues {
             request = self.commands.recv(), if self.takes_commands => request.map(Taken::Command),
             Some((from, message)) = self.messages.recv() => Some(Taken::Message(from, message)),
             Some(result) = self.probes.recv() => Some(Taken::Probe(result)),
+            Ok(()) = self.usage.changed() => Some(Taken::Usage(self.usage.borrow_and_update().clone())),
             else => std::future::pending().await,
         }
     }
 
     /// An input that waits already, each queue in its turn.
     fn ready(&mut self) -> Option<Taken> {
-        (0..4).find_map(|_| {
-            self.turn = (self.turn + 1) % 4;
+        (0..5).find_map(|_| {
+            self.turn = (self.turn + 1) % 5;
             match self.turn {
                 0 if self.takes_commands => self.commands.try_recv().ok().map(Taken::Command),
                 1 => self.messages.try_recv().map(|(from, message)| Taken::Message(from, message)),
                 2 => self.events.try_recv().ok().map(Taken::Event),
                 3 => self.probes.try_recv().ok().map(Taken::Probe),
+                4 if self.usage.has_changed().unwrap_or(false) => {
+                    Some(Taken::Usage(self.usage.borrow_and_update().clone()))
+                }
                 _ => None,
             }
         })

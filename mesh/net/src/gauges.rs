@@ -17,14 +17,16 @@ pub(crate) enum InputKind {
     Message,
     Event,
     Probe,
+    Usage,
     Tick,
 }
 
-const KINDS: [(InputKind, &str); 5] = [
+const KINDS: [(InputKind, &str); 6] = [
     (InputKind::Command, "command"),
     (InputKind::Message, "message"),
     (InputKind::Event, "event"),
     (InputKind::Probe, "probe"),
+    (InputKind::Usage, "usage"),
     (InputKind::Tick, "tick"),
 ];
 

@@ -9,6 +9,7 @@ use arc_swap::ArcSwap;
 use starling_core::id::{CellName, Incarnation, InstanceKey, NodeId};
 use starling_core::node::Counters;
 use starling_core::observe::{Exposition, MetricSource, SpanBuffer};
+use starling_core::quotas::{QuotaId, QuotaUse};
 use starling_core::view::{MemberState, Revision, Usability, View};
 use starling_core::wire::{DiskFailing, NodeStatus, Question, Reply};
 use starling_core::{Answer, Command, Refusal};
@@ -34,6 +35,8 @@ pub(crate) struct Shared {
     pub(crate) view: Arc<ArcSwap<View>>,
     pub(crate) changes: watch::Receiver<Revision>,
     pub(crate) commands: mpsc::Sender<CommandRequest>,
+    pub(crate) usage: watch::Sender<Vec<QuotaUse>>,
+    pub(crate) shares: watch::Receiver<Vec<(QuotaId, u64)>>,
     pub(crate) links: Links,
     pub(crate) spans: Arc<SpanBuffer>,
     pub(crate) gauges: Arc<Gauges>,
@@ -109,6 +112,17 @@ impl Handle {
     /// [`CommandError::Busy`] at once when the loop's queue is full.
     pub async fn command(&self, command: Command) -> Result<Answer, CommandError> {
         give(&self.shared.commands, command)?.await.map_err(|_| CommandError::Stopped)?
+    }
+
+    /// Tells what is asked of the mesh's quotas here; about four times a second while there is anything to tell, and once
+    /// more, empty, when there is not. Never waits; only the last word counts.
+    pub fn use_quotas(&self, uses: Vec<QuotaUse>) {
+        self.shared.usage.send_replace(uses);
+    }
+
+    /// What this node may use of the quotas it told of, in thousandths of a call a second; changes after each word.
+    pub fn shares(&self) -> watch::Receiver<Vec<(QuotaId, u64)>> {
+        self.shared.shares.clone()
     }
 
     /// Waits until the loop has ended.

@@ -176,6 +176,8 @@ pub async fn start_on(identity: &Identity, settings: NetSettings, ground: Ground
     let (probe_results, probe_queue) = mpsc::channel(PROBE_QUEUE);
     let (changed, changes) = watch::channel(node.view().revision);
     let view = Arc::new(ArcSwap::new(node.view().clone()));
+    let (usage, used) = watch::channel(Vec::new());
+    let (shares, shared_out) = watch::channel(Vec::new());
     let gauges = Arc::new(Gauges::default());
     let prober = Prober::new(probe_results);
     let shared = Shared {
@@ -185,6 +187,8 @@ pub async fn start_on(identity: &Identity, settings: NetSettings, ground: Ground
         view: view.clone(),
         changes,
         commands,
+        usage,
+        shares: shared_out,
         links: links.clone(),
         spans: Arc::new(SpanBuffer::new(settings.span_capacity)),
         gauges: gauges.clone(),
@@ -198,8 +202,8 @@ pub async fn start_on(identity: &Identity, settings: NetSettings, ground: Ground
     let fulfil = fulfilment(links.clone(), membership.clone());
     let directory = view.clone();
     links.look_up(move |node| directory.load().member(node)?.facts.address.parse().ok());
-    let world = World { send, fulfil, disk: opened.disk, prober, view, changes: changed, gauges };
-    let queues = Queues::new(command_queue, inbox.messages, events, probe_queue);
+    let world = World { send, fulfil, disk: opened.disk, prober, view, changes: changed, shares, gauges };
+    let queues = Queues::new(command_queue, inbox.messages, events, probe_queue, used);
     let (stop, stopped) = oneshot::channel();
     let driver = tokio::spawn(Driver::new(node, clocks, world).run(queues, stopped));
     let _answering = AbortOnDrop(tokio::spawn(answer(handle.clone(), inbox.questions)).abort_handle());

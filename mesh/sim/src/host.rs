@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use starling_core::id::{CellName, CommandId, Incarnation, InstanceKey, NodeId, Region, Zone};
+use starling_core::quotas::QuotaId;
 use starling_core::record::{Key, Record};
 use starling_core::time::{HybridTime, Instant, Now, WallTime};
 use starling_core::view::NodeFacts;
@@ -75,6 +76,8 @@ pub(crate) struct Host {
     drift: (i64, u64),
     /// The wake-up that is queued; `u64::MAX` when none is.
     pub(crate) tick_at: u64,
+    /// What it may use of the mesh's quotas, as its heart said last.
+    pub(crate) shares: Vec<(QuotaId, u64)>,
     disk: BTreeMap<Key, Record>,
     app_disk: BTreeMap<String, Vec<u8>>,
     /// The wake-up of its program that is queued; `u64::MAX` when none is.
@@ -119,6 +122,7 @@ impl Host {
             skew_ms,
             drift: (0, 0),
             tick_at: u64::MAX,
+            shares: Vec::new(),
             disk: BTreeMap::new(),
             app_disk: BTreeMap::new(),
             app_wake_at: u64::MAX,

@@ -7,8 +7,9 @@
 use std::time::Duration;
 
 use starling_core::id::{CommandId, NodeId};
+use starling_core::quotas::{QuotaId, QuotaUse};
 use starling_core::registry::{Instance, Status};
-use starling_core::{Answer, Command, Refusal};
+use starling_core::{Answer, Command, Input, Refusal};
 
 use crate::ask;
 use crate::checker::Watch;
@@ -218,6 +219,21 @@ impl Mesh {
     #[track_caller]
     pub fn delete_config(&mut self, node: &str, path: &str) {
         self.done(node, ask::delete_config(path));
+    }
+}
+
+/// The mesh's quotas.
+impl Mesh {
+    /// Tells a node what is asked of quotas there, as its rim does about four times a second, and returns what it may use
+    /// of them, in thousandths of a call a second; nothing, if it is not running.
+    #[track_caller]
+    pub fn use_quotas(&mut self, node: &str, uses: &[QuotaUse]) -> Vec<(QuotaId, u64)> {
+        let at = self.node(node);
+        if !self.world.hosts[at].is_running() {
+            return Vec::new();
+        }
+        self.world.give(at, Input::Usage(uses.to_vec()));
+        self.world.hosts[at].shares.clone()
     }
 }
 

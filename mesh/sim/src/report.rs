@@ -82,7 +82,8 @@ pub(crate) fn records(message: &Message) -> &[Record] {
         | Message::Beacon(_)
         | Message::Pulse(_)
         | Message::OutOfReach { .. }
-        | Message::Clock(_) => &[],
+        | Message::Clock(_)
+        | Message::Usage { .. } => &[],
     }
 }
 

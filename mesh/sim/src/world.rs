@@ -385,6 +385,7 @@ impl World {
                     self.ledger.forgotten(node, &key);
                     durable.push(Durable::Forget(key));
                 }
+                Output::Shares(shares) => self.hosts[node].shares = shares,
                 Output::Reply(id, answer) => durable.push(Durable::Reply(id, answer)),
             }
         }

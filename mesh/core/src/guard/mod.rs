@@ -10,6 +10,7 @@
 //! | [`circuit`] | the same for what many instances answer together: a service, a route, a method; the degrade switch |
 //! | [`budget`] | a service from a storm of retries |
 //! | [`limit`] | a service from more calls in a time than it, or one caller's share of it, is worth |
+//! | [`quota`] | the same for all nodes of the mesh together ([`crate::quotas`] shares out) |
 //! | [`bulkhead`] | what all share from one service that takes it all |
 //! | [`concurrency`] | a callee from more at once than it can do without making them wait: it finds how many by itself |
 //! | [`system`] | this host from load, CPU and calls in flight |
@@ -26,6 +27,7 @@ mod criticality;
 pub mod idempotency;
 pub mod limit;
 pub mod list;
+pub mod quota;
 mod refusal;
 mod ring;
 mod rtt;
@@ -42,6 +44,7 @@ pub use criticality::Criticality;
 pub use idempotency::{Answers, IdempotencySettings};
 pub use limit::{Limit, LimitSettings};
 pub use list::{List, ListSettings};
+pub use quota::{Quota, QuotaSettings};
 pub use refusal::{Guard, Invalid, Outcome, Refusal};
 pub use shed::{Shed, ShedSettings};
 pub use system::{SystemGuard, SystemSettings};

@@ -58,6 +58,7 @@ impl Node {
                 self.push.beacon(now.elapsed, &from, beacon, self.peers.neighbours(), out);
             }
             Message::Pulse(beats) => self.heard_pulse(now, from, beats, out),
+            Message::Usage { words, ask } => self.heard_usage(now, &from, words, ask, out),
             Message::OutOfReach { said, cells } => self.heard_out_of_reach(now, &from, said, cells, out),
         }
     }

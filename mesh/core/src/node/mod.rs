@@ -3,7 +3,8 @@
 //! Everything that can happen to a node comes in as an [`Input`], everything it wants from the world goes out as an
 //! [`Output`]; the picture for readers is republished whenever it changed. What commands do is in `command`, what
 //! peers' messages do in `message`, what follows from ownership in `owner`, what becomes of what is gone in
-//! `graves` and `ghosts`, what is done about other cells in `abroad`, how the picture is kept in `publish`.
+//! `graves` and `ghosts`, what is done about other cells in `abroad`, about the mesh's quotas in `quota`, how the
+//! picture is kept in `publish`.
 
 mod abroad;
 mod command;
@@ -12,6 +13,7 @@ mod graves;
 mod message;
 mod owner;
 mod publish;
+mod quota;
 mod repairing;
 mod settings;
 
@@ -28,6 +30,7 @@ use crate::id::{CommandId, ConfigKey, Incarnation, InstanceKey, NodeId};
 use crate::peers::Peers;
 use crate::preserve::Preserver;
 use crate::push::Push;
+use crate::quotas::{QuotaId, QuotaUse, Quotas};
 use crate::record::{Key, Record};
 use crate::registry::{Address, Check, Override, Registration, Status};
 use crate::store::Store;
@@ -50,6 +53,9 @@ pub enum Input {
     Peer(PeerEvent),
     /// One probe of an instance's check ended: good, or bad with the reason.
     Probe(InstanceKey, Result<(), String>),
+    /// What is asked of the mesh's quotas here: about four times a second while there is anything to tell, and once more,
+    /// empty, when there is not. Answered by one [`Output::Shares`].
+    Usage(Vec<QuotaUse>),
     /// Time has passed; due at [`Node::next_wakeup`], harmless at any other time.
     Tick,
 }
@@ -156,6 +162,8 @@ pub enum Output {
     Unlink(NodeId),
     /// At this address there should be a member of this cell that membership has not told of: it may not know it.
     Introduce(String),
+    /// What this node may use of the quotas it reported, in thousandths of a call a second.
+    Shares(Vec<(QuotaId, u64)>),
     /// The new picture for all readers.
     Publish(Arc<View>),
 }
@@ -251,6 +259,7 @@ pub struct Node {
     ghosts_due: Instant,
     /// What is done about other cells.
     abroad: Abroad,
+    quotas: Quotas,
 }
 
 impl Node {
@@ -297,6 +306,7 @@ impl Node {
             collect_due: now.elapsed + COLLECT_INTERVAL,
             ghosts_due: now.elapsed + ghosts::LOOK_INTERVAL,
             abroad: Abroad::default(),
+            quotas: Quotas::default(),
             me,
             settings,
         };
@@ -330,6 +340,7 @@ impl Node {
                     self.verdict(now, &key, verdict, out);
                 }
             }
+            Input::Usage(uses) => self.use_quotas(now, uses, out),
             Input::Tick => {}
         }
         self.pass_time(now, out);
@@ -355,6 +366,7 @@ impl Node {
             self.displaced.next_deadline(),
             self.push.next_wakeup(),
             self.abroad.next_due(),
+            self.quotas.next_due(),
         ];
         [self.repair_due, self.collect_due, self.ghosts_due].into_iter().chain(timers.into_iter().flatten()).min()
     }
@@ -419,6 +431,7 @@ impl Node {
             let leads = self.peers.leads();
             self.push.pass_time(now.elapsed, leads, self.peers.neighbours(), &mut self.counters, out);
         }
+        self.pass_usage_on(now, out);
         if now.elapsed >= self.repair_due {
             self.begin_repair(now, out);
         }

@@ -221,6 +221,9 @@ impl Node {
         let shown_start = self.publisher.draft.member(node).map(|shown| start(shown));
         let restarted = shown_start.is_some() && shown_start != self.peers.get(node).map(start);
         self.show_member(node);
+        if self.peers.state(node) == Some(MemberState::Left) {
+            self.quotas.left(node);
+        }
         if let Some(member) = self.peers.get(node) {
             // A cell that is cut off as a whole is told of by its relays: its nodes are neither dead nor doubted one by one.
             let state = if self.peers.is_behind_the_cut(node) { MemberState::Alive } else { member.state };

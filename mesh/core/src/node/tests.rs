@@ -81,6 +81,7 @@ impl Mesh {
                     }
                     Output::Send(..)
                     | Output::Publish(_)
+                    | Output::Shares(_)
                     | Output::Link(..)
                     | Output::Unlink(_)
                     | Output::Introduce(_) => {}

@@ -8,6 +8,7 @@ use super::{DecodeError, Exchange, Message, Received, WIRE_VERSION, body};
 use crate::digest::{Fingerprint, KeyHash, Prefix};
 use crate::id::{Incarnation, NameError};
 use crate::push::{Beacon, ChangeId};
+use crate::quotas::{QuotaId, Usage, Word};
 use crate::record::Record;
 use crate::repair::{Listed, Parts};
 use crate::time::{HybridTime, Stamp, WallTime};
@@ -30,6 +31,7 @@ const CLOCK: u8 = 12;
 const OPENING: u8 = 13;
 const PULL: u8 = 14;
 const PAGE: u8 = 15;
+const USAGE: u8 = 16;
 
 /// The most ranges, entries or hashes read of one message; senders stay below.
 const MAX_LISTED: usize = 65_536;
@@ -129,6 +131,12 @@ impl Message {
                 put_number(to, wall.0);
                 CLOCK
             }
+            Message::Usage { words, ask } => {
+                to.push(u8::from(*ask));
+                put_number(to, words.len() as u64);
+                words.iter().for_each(|word| put_word(word, to));
+                USAGE
+            }
         };
         out[1] = kind;
         out
@@ -173,6 +181,10 @@ impl Message {
                 Message::Beacon(Beacon { root, number, hops: from.byte()? })
             }
             CLOCK => Message::Clock(WallTime(from.number()?)),
+            USAGE => {
+                let ask = from.byte()? & 1 == 1;
+                Message::Usage { ask, words: list(from, 3, word)? }
+            }
             _ => return Ok(Received { message: None, skipped }),
         };
         Ok(Received { message: Some(message), skipped })
@@ -233,6 +245,25 @@ fn id(from: &mut Reader) -> Result<ChangeId, DecodeError> {
     Ok(ChangeId(from.fixed32()?))
 }
 
+fn put_word(word: &Word, to: &mut Vec<u8>) {
+    put_text(word.node.as_str(), to);
+    put_number(to, word.beat);
+    put_number(to, word.usages.len() as u64);
+    for usage in &word.usages {
+        to.extend_from_slice(&usage.quota.0.to_le_bytes());
+        put_number(to, usage.demand_milli);
+        put_number(to, usage.share_milli);
+    }
+}
+
+fn word(from: &mut Reader) -> Result<Word, DecodeError> {
+    let usage = |from: &mut Reader| {
+        let quota = QuotaId(from.fixed()?);
+        Ok(Usage { quota, demand_milli: from.number()?, share_milli: from.number()? })
+    };
+    Ok(Word { node: name(from)?, beat: from.number()?, usages: list(from, 10, usage)? })
+}
+
 fn put_exchange(exchange: &Exchange, to: &mut Vec<u8>) {
     to.extend_from_slice(&exchange.id.to_le_bytes());
     to.push(u8::from(exchange.cut));
@@ -289,6 +320,10 @@ mod tests {
         let child = Prefix::ROOT.children().nth(11).unwrap();
         let grandchild = child.children().nth(15).unwrap();
         let lost = node_record("n1", 3, "eu-1", MemberState::Lost, stamp("n2", 8));
+        let word = |name: &str, usages| {
+            let usage = Usage { quota: QuotaId(u64::MAX - 7), demand_milli: 1 << 40, share_milli: 0 };
+            Word { node: name.parse().unwrap(), beat: 1_700_000_000_000, usages: vec![usage; usages] }
+        };
         let records = vec![instance_record("orders", "o1", "a", 7), tombstone_record("orders", "o2", "b", 9), lost];
         vec![
             Message::Push(records.clone()),
@@ -309,6 +344,8 @@ mod tests {
             Message::Pulse(vec![("eu-1".parse().unwrap(), 7), ("us-1".parse().unwrap(), u64::MAX)]),
             Message::OutOfReach { said: stamp("relay", 9), cells: vec!["eu-1".parse().unwrap()] },
             Message::Clock(WallTime(1_700_000_000_000)),
+            Message::Usage { words: vec![], ask: true },
+            Message::Usage { words: vec![word("n1", 0), word("n2", 2)], ask: false },
         ]
     }
 

@@ -20,6 +20,7 @@ use crate::digest::{Fingerprint, KeyHash};
 use crate::id::{CellName, Incarnation, NodeId};
 use crate::observe::{Span, TraceId};
 use crate::push::{Beacon, ChangeId};
+use crate::quotas::Word;
 use crate::record::Record;
 use crate::repair::{Listed, Parts};
 use crate::time::{Stamp, WallTime};
@@ -126,6 +127,13 @@ pub enum Message {
     },
     /// "This is what my clock shows", uncorrected.
     Clock(WallTime),
+    /// "So much is asked of the mesh's quotas", said of each node by itself and passed on by whoever hears it first.
+    Usage {
+        /// What nodes say.
+        words: Vec<Word>,
+        /// "Tell me what you have heard of others."
+        ask: bool,
+    },
 }
 
 impl Message {
@@ -149,6 +157,7 @@ impl Message {
             Message::Pulse(_) => "pulse",
             Message::OutOfReach { .. } => "out_of_reach",
             Message::Clock(_) => "clock",
+            Message::Usage { .. } => "usage",
         }
     }
 

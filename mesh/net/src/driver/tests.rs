@@ -20,6 +20,7 @@ use crate::quic::{Post, post};
 struct Loop {
     commands: mpsc::Sender<CommandRequest>,
     events: mpsc::Sender<PeerEvent>,
+    _usage: watch::Sender<Vec<starling_core::quotas::QuotaUse>>,
     _messages: Post,
     sent: Arc<Mutex<Vec<(NodeId, Message)>>>,
     view: Arc<ArcSwap<View>>,
@@ -51,12 +52,14 @@ impl Loop {
             prober: Prober::new(probes),
             view: view.clone(),
             changes: changed,
+            shares: watch::channel(Vec::new()).0,
             gauges: Arc::default(),
         };
-        let queues = Queues::new(command_queue, message_queue, event_queue, probe_queue);
+        let (usage, used) = watch::channel(Vec::new());
+        let queues = Queues::new(command_queue, message_queue, event_queue, probe_queue, used);
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(Driver::new(node, clocks, world).run(queues, stopped));
-        Self { commands, events, _messages: messages, sent, view, changes, stop, task }
+        Self { commands, events, _usage: usage, _messages: messages, sent, view, changes, stop, task }
     }
 
     fn give(&self, command: Command) -> oneshot::Receiver<Result<Answer, CommandError>> {
@@ -247,7 +250,8 @@ async fn commands_and_messages_do_not_starve_each_other() {
     let (messages, message_queue) = post(100);
     let (_events, event_queue) = mpsc::channel(1);
     let (_probes, probe_queue) = mpsc::channel(1);
-    let mut queues = Queues::new(command_queue, message_queue, event_queue, probe_queue);
+    let (_usage, used) = watch::channel(Vec::new());
+    let mut queues = Queues::new(command_queue, message_queue, event_queue, probe_queue, used);
     for _ in 0..100 {
         let _answer = give(&commands, register("o1")).unwrap();
         messages.put("b".parse().unwrap(), Message::Push(Vec::new()));

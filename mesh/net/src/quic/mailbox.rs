@@ -25,7 +25,7 @@ impl Class {
     /// The class of a kind of message. A kind nobody has thought of waits with repair.
     pub(super) fn of(kind: &str) -> Self {
         match kind {
-            "leaving" | "graft" | "prune" | "beacon" | "pulse" | "out_of_reach" | "clock" => Class::Mesh,
+            "leaving" | "graft" | "prune" | "beacon" | "pulse" | "out_of_reach" | "clock" | "usage" => Class::Mesh,
             "push" | "have" => Class::Change,
             _ => Class::Repair,
         }

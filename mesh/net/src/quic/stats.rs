@@ -13,7 +13,7 @@ pub(super) const WORDS: &str = "words";
 /// What newer peers say and this release does not know.
 pub(super) const OTHER: &str = "other";
 /// All kinds that are counted apart; whatever else there may be one day is counted as the last.
-const KINDS: [&str; 20] = [
+const KINDS: [&str; 21] = [
     "push",
     "have",
     "graft",
@@ -31,6 +31,7 @@ const KINDS: [&str; 20] = [
     "pulse",
     "out_of_reach",
     "clock",
+    "usage",
     GOSSIP,
     WORDS,
     OTHER,

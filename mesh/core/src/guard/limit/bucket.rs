@@ -13,14 +13,14 @@ use crate::time::Instant;
 
 /// A rate with its burst, in nanoseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Rate {
-    pub(crate) interval_ns: u64,
-    pub(crate) burst_ns: u64,
+pub(in crate::guard) struct Rate {
+    pub(in crate::guard) interval_ns: u64,
+    pub(in crate::guard) burst_ns: u64,
 }
 
 impl Rate {
     /// `count` in `per`, `burst` at once.
-    pub(crate) fn new(count: u32, per: Duration, burst: u32) -> Self {
+    pub(in crate::guard) fn new(count: u32, per: Duration, burst: u32) -> Self {
         let interval_ns = (per.as_nanos() as u64).div_ceil(u64::from(count.max(1))).max(1);
         Self { interval_ns, burst_ns: interval_ns.saturating_mul(u64::from(burst.max(1))) }
     }
@@ -32,11 +32,11 @@ impl Rate {
 }
 
 /// A call's place in the order: how long it must wait for it, or (refused) how long until there is one.
-pub(super) type Taken = Result<Duration, Duration>;
+pub(in crate::guard) type Taken = Result<Duration, Duration>;
 
 /// Takes `cost` calls' worth out of the bucket whose word this is. A place that begins later than `max_wait` from now
 /// (beyond the burst) is not taken.
-pub(super) fn take(tat: &AtomicU64, rate: Rate, cost: u32, now: Instant, max_wait: Duration) -> Taken {
+pub(in crate::guard) fn take(tat: &AtomicU64, rate: Rate, cost: u32, now: Instant, max_wait: Duration) -> Taken {
     let now_ns = now.0.saturating_mul(1_000);
     let cost_ns = rate.interval_ns.saturating_mul(u64::from(cost));
     let mut word = tat.load(Relaxed);
@@ -54,7 +54,7 @@ pub(super) fn take(tat: &AtomicU64, rate: Rate, cost: u32, now: Instant, max_wai
 }
 
 /// How many more calls the bucket would let through now.
-pub(super) fn left(tat: u64, rate: Rate, now: Instant) -> u64 {
+pub(in crate::guard) fn left(tat: u64, rate: Rate, now: Instant) -> u64 {
     let ahead_ns = tat.saturating_sub(now.0.saturating_mul(1_000));
     rate.burst_ns.saturating_sub(ahead_ns) / rate.interval_ns
 }

@@ -9,7 +9,7 @@
 //! A decision is one compare-and-swap, two with a warm-up. `related` limits are decided by what another route's
 //! [`Meter`] shows; whether a limit is for a call at all (its route, its `entrance`) is decided by whoever asks.
 
-mod bucket;
+pub(super) mod bucket;
 mod keyed;
 mod settings;
 mod warm;
@@ -24,6 +24,7 @@ use super::ring::{Counts, LastTime};
 use crate::time::Instant;
 use bucket::Rate;
 use keyed::{KeyHash, Keyed};
+pub(super) use settings::check_name;
 pub use settings::{Behaviour, LimitBy, LimitSettings};
 use warm::WarmUp;
 

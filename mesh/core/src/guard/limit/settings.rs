@@ -229,7 +229,7 @@ impl LimitSettings {
     }
 }
 
-fn check_name(field: &str, name: &str) -> Result<(), Invalid> {
+pub(in crate::guard) fn check_name(field: &str, name: &str) -> Result<(), Invalid> {
     let is_fit = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
     if name.is_empty() || name.len() > MAX_NAME || !name.chars().all(is_fit) {
         let allowed = format!("1 to {MAX_NAME} letters, digits, '-', '_', '.', '/'");
