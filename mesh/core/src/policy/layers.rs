@@ -8,7 +8,8 @@ use std::fmt;
 
 use toml::{Table, Value};
 
-use super::{Asked, Document, Problem, RouteMatch, Sections};
+use super::{Document, Problem, Sections};
+use crate::guard::Invalid;
 
 /// Where a value came from.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -35,6 +36,16 @@ pub enum Origin {
         /// The document's line.
         line: Option<usize>,
     },
+}
+
+impl Origin {
+    /// The line of a document, where it is one's.
+    fn line(&self) -> Option<usize> {
+        match self {
+            Self::Default | Self::Node => None,
+            Self::Mesh { line } | Self::Service { line } | Self::Route { line, .. } => *line,
+        }
+    }
 }
 
 impl fmt::Display for Origin {
@@ -73,22 +84,6 @@ pub struct Effective {
     pub values: Vec<(String, Value, Origin)>,
 }
 
-/// What is in force for a service, ready to be asked.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Rules {
-    /// For requests no route is for.
-    pub service: Sections,
-    /// The routes, in order.
-    pub routes: Vec<(RouteMatch, Sections)>,
-}
-
-impl Rules {
-    /// Which route a request takes, by its place; `None`: none of them.
-    pub fn route(&self, asked: &Asked<'_>) -> Option<usize> {
-        self.routes.iter().position(|(matching, _)| matching.matches(asked))
-    }
-}
-
 impl Layers<'_> {
     /// What is in force for requests no route is for.
     ///
@@ -114,18 +109,6 @@ impl Layers<'_> {
             merged.document = Some((document, format!("route[{place}].")));
         }
         merged.finish()
-    }
-
-    /// All of it.
-    ///
-    /// # Errors
-    /// Which field contradicts another layer's.
-    pub fn resolve(&self) -> Result<Rules, Problem> {
-        let service = self.service()?.sections;
-        let routes = self.service.map_or(&[][..], |document| &document.routes);
-        let resolved =
-            |(place, route): (usize, &super::RouteDocument)| Ok((route.matching.clone(), self.route(place)?.sections));
-        Ok(Rules { service, routes: routes.iter().enumerate().map(resolved).collect::<Result<_, Problem>>()? })
     }
 
     fn merged(&self) -> Merged<'_> {
@@ -160,33 +143,41 @@ impl Merged<'_> {
     }
 
     fn finish(self) -> Result<Effective, Problem> {
-        let problem = |field: &str, message: String| {
-            let (line, prefix) = match &self.document {
-                Some((document, prefix)) => (document.line_of(&format!("{prefix}{field}")), prefix.as_str()),
-                None => (None, ""),
-            };
-            Problem { line, field: format!("{prefix}{field}"), message }
+        let sections: Sections = match self.table.clone().try_into() {
+            Ok(sections) => sections,
+            Err(error) => return Err(self.problem("", error.message().to_owned())),
         };
-        let sections: Sections =
-            self.table.clone().try_into().map_err(|error: toml::de::Error| problem("", error.message().to_owned()))?;
-        if let Some((field, message)) = sections.out_of_range() {
-            return Err(problem(field, message));
+        if let Err(invalid) = sections.check() {
+            let Invalid { field, value, allowed } = invalid;
+            return Err(self.problem(&field, format!("is {value}; allowed are {allowed}")));
         }
-        let origin = |field: &str| {
-            let mut path = field;
-            loop {
-                if let Some(origin) = self.origins.get(path) {
-                    return origin.clone();
-                }
-                match path.rfind(['.', '[']) {
-                    Some(end) => path = &path[..end],
-                    None => return Origin::Default,
-                }
-            }
-        };
-        let values =
-            laid(&self.table).into_iter().map(|(field, value)| (field.clone(), value, origin(&field))).collect();
+        // With the defaults of sections that are there in part.
+        let whole = Table::try_from(&sections).unwrap_or_default();
+        let values = laid(&whole).into_iter().map(|(field, value)| {
+            let origin = self.origin(&field).cloned().unwrap_or(Origin::Default);
+            (field, value, origin)
+        });
+        let values = values.collect();
         Ok(Effective { sections, values })
+    }
+
+    /// Where a field is from; a rule's fields are from where the rule is.
+    fn origin(&self, field: &str) -> Option<&Origin> {
+        if let Some(origin) = self.origins.get(field) {
+            return Some(origin);
+        }
+        let rule = &field[..=field.find(']')?];
+        self.origins.get(rule)
+    }
+
+    /// A problem of a field, told to whoever wrote it, or who wrote the topmost document.
+    fn problem(&self, field: &str, message: String) -> Problem {
+        let own = self.origin(field).and_then(Origin::line);
+        let (line, prefix) = match &self.document {
+            Some((document, prefix)) => (document.line_of(&format!("{prefix}{field}")), prefix.as_str()),
+            None => (None, ""),
+        };
+        Problem { line: own.or(line), field: format!("{prefix}{field}"), message }
     }
 }
 
@@ -213,6 +204,9 @@ fn lay(
                         rules[place] = rule.clone();
                     }
                     origins.insert(format!("{field}[{place}]"), origin(&format!("{field}[{i}]")));
+                    for (leaf, _) in rule.as_table().map(laid).unwrap_or_default() {
+                        origins.insert(format!("{field}[{place}].{leaf}"), origin(&format!("{field}[{i}].{leaf}")));
+                    }
                 }
             }
             _ => {
@@ -280,30 +274,33 @@ mod tests {
     fn a_contradiction_between_two_layers_is_found_and_stops_nothing_but_its_document() {
         let node: Table = toml::from_str("breaker.max_open_ms = 2000\nbreaker.open_ms = 1000").unwrap();
         let service = Document::parse("[breaker]\nopen_ms = 5000").unwrap();
-        let problem = Layers { node: &node, mesh: None, service: Some(&service) }.resolve().unwrap_err();
+        let problem = Layers { node: &node, mesh: None, service: Some(&service) }.service().unwrap_err();
         assert_eq!(problem.to_string(), "line 1: breaker.max_open_ms: is 2000; allowed are 5000 to 3600000");
     }
 
     #[test]
-    fn the_first_route_that_matches_is_the_requests_route() {
-        struct None_;
-        impl super::super::Fields for None_ {
-            fn field(&self, _: &str) -> Option<&[u8]> {
-                None
-            }
-        }
-        let text = "[[route]]\npath_prefix = \"/a\"\n[[route]]\npath = \"/a/b\"\n";
-        let service = Document::parse(text).unwrap();
-        let rules = Layers { node: &Table::new(), mesh: None, service: Some(&service) }.resolve().unwrap();
-        let route = |path| rules.route(&Asked { method: "GET", path, fields: &None_, node: "n1", service: None });
-        assert_eq!((route("/a/b"), route("/b")), (Some(0), None));
+    fn rules_of_all_layers_hold_and_one_of_the_same_name_takes_the_others_place() {
+        let mesh = Document::parse(
+            "[[limit]]\nname = \"all\"\ncount = 100\n[[limit]]\nname = \"each\"\nby = \"caller\"\ncount = 5",
+        )
+        .unwrap();
+        let service =
+            Document::parse("[[limit]]\nname = \"all\"\ncount = 7\n[[limit]]\nname = \"more\"\ncount = 9").unwrap();
+        let whole = Layers { node: &Table::new(), mesh: Some(&mesh), service: Some(&service) }.service().unwrap();
+        let limits: Vec<(&str, u32)> =
+            whole.sections.limit.iter().map(|limit| (limit.name.as_str(), limit.count)).collect();
+        assert_eq!(limits, [("all", 7), ("each", 5), ("more", 9)]);
+        assert_eq!(shown(&whole, "limit[0].count"), "7 (the service's policy, line 3)");
+        assert_eq!(shown(&whole, "limit[1].count"), "5 (policy/*, line 7)");
+        assert_eq!(shown(&whole, "limit[2].per_ms"), "1000 (the service's policy, line 4)");
     }
 
     #[test]
     fn every_section_is_known_by_its_name() {
-        let table = Table::try_from(Sections::default()).unwrap();
-        let mut names: Vec<&str> = Sections::NAMES.to_vec();
-        names.sort_unstable();
-        assert!(table.keys().map(String::as_str).all(|key| names.contains(&key)), "{table:?}");
+        let error = toml::from_str::<Sections>("[nothing]").unwrap_err().to_string();
+        for name in Sections::NAMES {
+            assert!(error.contains(&format!("`{name}`")), "{name}: {error}");
+        }
+        assert_eq!(error.matches('`').count(), 2 * (Sections::NAMES.len() + 1), "{error}");
     }
 }

@@ -21,7 +21,7 @@ pub struct Asked<'a> {
 }
 
 /// The header fields of a request.
-pub trait Fields {
+pub trait Fields: Sync {
     /// The first field of this name (in lower case).
     fn field(&self, name: &str) -> Option<&[u8]>;
 }

@@ -19,16 +19,22 @@
 //! | `sections` | the settings there are, and their ranges |
 //! | `document` | from text to a checked document, with lines for whoever made a mistake |
 //! | `matching` | which requests a route is for, without allocating |
+//! | `actions` | faults, mirrors, fallbacks, classes |
 //! | `layers` | the value in force, and where it came from |
+//! | `force` | the guards made of it, taken over when a document changes |
 
+mod actions;
 mod document;
+mod force;
 mod layers;
 mod matching;
 mod sections;
 mod text;
 
+pub use actions::{Classes, Fallback, Fault, Mirror, Share, When, service_named};
 pub use document::{Document, Problem, RouteDocument};
-pub use layers::{Effective, Layers, Origin, Rules};
+pub use force::{Active, Force, Held, Moment, Scope, value_of};
+pub use layers::{Effective, Layers, Origin};
 pub use matching::{Asked, Callers, Fields, HeaderRule, RouteMatch, Template};
 pub use sections::{RetryPolicy, Sections, Timeouts};
 

@@ -1,21 +1,52 @@
 //! The settings a policy has, and their ranges. A layer sets as many of them as it likes; see `layers`.
 
 use serde::{Deserialize, Serialize};
-
 use toml::{Table, Value};
 
-use crate::guard::{BreakerSettings, BudgetSettings};
+use super::actions::{Classes, Fallback, Fault, Mirror};
+use crate::balance::BalanceSettings;
+use crate::guard::bulkhead::BulkheadSettings;
+use crate::guard::circuit::{CircuitSettings, FailureSettings, SwitchSettings};
+use crate::guard::{
+    BreakerSettings, BudgetSettings, ConcurrencySettings, Invalid, LimitSettings, ListSettings, ShedSettings,
+};
 
-/// All sections of a policy, filled in.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+/// All sections of a policy, filled in. What is optional is off until a layer has a section of that name.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Sections {
     /// How long things may take.
     pub timeouts: Timeouts,
     /// When a request is sent once more.
     pub retry: RetryPolicy,
+    /// How an instance is chosen.
+    pub balance: BalanceSettings,
     /// When an instance is taken out because its answers fail. Of the service as a whole: a route cannot set it.
     pub breaker: BreakerSettings,
+    /// What counts as a failure, for the circuit.
+    pub failure: FailureSettings,
+    /// How much a request matters, for shedding and degrading.
+    pub classes: Classes,
+    /// The hand on the switch: forced open, forced closed, disabled, metrics only; with an end.
+    pub degrade: SwitchSettings,
+    /// Who may call, by name.
+    pub callers: Option<ListSettings>,
+    /// Shedding by criticality.
+    pub shed: Option<ShedSettings>,
+    /// So many calls at once.
+    pub bulkhead: Option<BulkheadSettings>,
+    /// As many calls at once as the callee can do.
+    pub concurrency: Option<ConcurrencySettings>,
+    /// The breaker of the service, or of a route.
+    pub circuit: Option<CircuitSettings>,
+    /// What is answered instead of a refusal or a failure.
+    pub fallback: Option<Fallback>,
+    /// Calls in a time. Those of all layers hold.
+    pub limit: Vec<LimitSettings>,
+    /// Trouble made on purpose. That of all layers is made.
+    pub fault: Vec<Fault>,
+    /// Where copies of requests go.
+    pub mirror: Vec<Mirror>,
 }
 
 /// `[timeouts]`. Milliseconds.
@@ -55,12 +86,31 @@ impl Default for RetryPolicy {
 
 impl Sections {
     /// The sections' names, in the order of this struct.
-    pub const NAMES: [&str; 3] = ["timeouts", "retry", "breaker"];
+    pub const NAMES: [&str; 16] = [
+        "timeouts",
+        "retry",
+        "balance",
+        "breaker",
+        "failure",
+        "classes",
+        "degrade",
+        "callers",
+        "shed",
+        "bulkhead",
+        "concurrency",
+        "circuit",
+        "fallback",
+        "limit",
+        "fault",
+        "mirror",
+    ];
     /// What a route cannot set, and why.
     pub(super) const WHOLE_SERVICE: [(&str, &str); 2] = [
         ("breaker", "an instance is in or out for all requests"),
         ("retry.budget", "all requests of a service share one budget"),
     ];
+    /// The most rules of one list: each request may have to pass all.
+    const MAX_RULES: usize = 64;
 
     /// What differs from the defaults, as a layer: whatever nobody has set keeps the program as its origin.
     pub fn beside_defaults(&self) -> Table {
@@ -70,27 +120,58 @@ impl Sections {
         table
     }
 
-    /// The first field out of its range: its path, and a sentence with what is allowed.
-    pub fn out_of_range(&self) -> Option<(&'static str, String)> {
-        let hour_ms = 3_600_000;
-        let (breaker, budget) = (&self.breaker, &self.retry.budget);
+    /// What is out of its bounds, if anything.
+    ///
+    /// # Errors
+    /// The first such field.
+    pub fn check(&self) -> Result<(), Invalid> {
+        fn part<T>(name: &str, part: Option<&T>, check: fn(&T) -> Result<(), Invalid>) -> Result<(), Invalid> {
+            part.map_or(Ok(()), |part| check(part).map_err(|invalid| invalid.under(name)))
+        }
+        fn list<T>(name: &str, rules: &[T], check: fn(&T) -> Result<(), Invalid>) -> Result<(), Invalid> {
+            if rules.len() > Sections::MAX_RULES {
+                return Err(Invalid::new(
+                    name,
+                    format_args!("{} rules", rules.len()),
+                    format_args!("at most {}", Sections::MAX_RULES),
+                ));
+            }
+            let mut numbered = rules.iter().enumerate();
+            numbered.try_for_each(|(i, rule)| check(rule).map_err(|invalid| invalid.under(&format!("{name}[{i}]"))))
+        }
         let ranges = [
-            ("timeouts.request_ms", self.timeouts.request_ms, 1, hour_ms),
+            ("timeouts.request_ms", self.timeouts.request_ms, 1, 3_600_000),
             ("timeouts.connect_ms", self.timeouts.connect_ms, 1, 60_000),
             ("retry.max_retries", u64::from(self.retry.max_retries), 0, 10),
             ("retry.backoff_ms", self.retry.backoff_ms, 0, 10_000),
-            ("retry.budget.percent", u64::from(budget.percent), 0, 1_000),
-            ("retry.budget.floor_per_s", u64::from(budget.floor_per_s), 0, 10_000),
-            ("breaker.consecutive_failures", u64::from(breaker.consecutive_failures), 1, u64::from(u32::MAX)),
-            ("breaker.failure_percent", u64::from(breaker.failure_percent), 1, 100),
-            ("breaker.min_calls", u64::from(breaker.min_calls), 1, u64::from(u32::MAX)),
-            ("breaker.open_ms", breaker.open_ms, 100, 600_000),
-            ("breaker.max_open_ms", breaker.max_open_ms, breaker.open_ms, hour_ms),
-            ("breaker.probe_wait_ms", breaker.probe_wait_ms, 100, 600_000),
         ];
-        let (field, value, min, max) = ranges.into_iter().find(|(_, value, min, max)| !(min..=max).contains(&value))?;
-        Some((field, format!("is {value}; allowed are {min} to {max}")))
+        if let Some((field, value, min, max)) =
+            ranges.into_iter().find(|(_, value, min, max)| !(min..=max).contains(&value))
+        {
+            return Err(Invalid::new(field, value, format_args!("{min} to {max}")));
+        }
+        part("retry.budget", Some(&self.retry.budget), BudgetSettings::check)?;
+        self.balance.check().map_err(|sentence| from_sentence(&sentence).under("balance"))?;
+        part("breaker", Some(&self.breaker), BreakerSettings::check)?;
+        part("failure", Some(&self.failure), FailureSettings::check)?;
+        part("classes", Some(&self.classes), Classes::check)?;
+        part("callers", self.callers.as_ref(), ListSettings::check)?;
+        part("shed", self.shed.as_ref(), ShedSettings::check)?;
+        part("bulkhead", self.bulkhead.as_ref(), BulkheadSettings::check)?;
+        part("concurrency", self.concurrency.as_ref(), ConcurrencySettings::check)?;
+        part("circuit", self.circuit.as_ref(), CircuitSettings::check)?;
+        part("fallback", self.fallback.as_ref(), Fallback::check)?;
+        list("limit", &self.limit, LimitSettings::check)?;
+        list("fault", &self.fault, Fault::check)?;
+        list("mirror", &self.mirror, Mirror::check)
     }
+}
+
+/// Reads "FIELD is VALUE, allowed are RANGE" ([`crate::ranges::within`]) as what it says.
+fn from_sentence(sentence: &str) -> Invalid {
+    let (field, rest) = sentence.split_once(" is ").unwrap_or(("", sentence));
+    let (value, allowed) = rest.split_once(", allowed are ").unwrap_or((rest, "others"));
+    Invalid::new(field, value, allowed)
 }
 
 /// Leaves only what differs.

@@ -1,0 +1,300 @@
+//! A policy in force: the rules, and the guards that were made of them.
+//!
+//! There is a *scope* for the service and one for each route. A guard a route does not set is the service's own, shared
+//! with all requests that have no other; one it sets is the route's alone. Limits add up: a route's requests pass the
+//! service's limits and the route's. When a document changes, guards whose settings did not change are taken over, with
+//! all they have counted.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+
+use super::actions::{Fault, Mirror};
+use super::{Asked, Layers, Problem, RouteMatch, Sections};
+use crate::balance::BalanceSettings;
+use crate::guard::circuit::{CircuitSettings, Failures, Mode};
+use crate::guard::limit::LimitBy;
+use crate::guard::{
+    Bulkhead, BulkheadSettings, Circuit, Concurrency, ConcurrencySettings, Criticality, Limit, List, Shed, ShedSettings,
+};
+use crate::time::{Instant, WallTime};
+
+/// What is in force for a service.
+#[derive(Debug)]
+pub struct Force {
+    /// For requests no route is for.
+    pub service: Arc<Scope>,
+    /// The routes, in order.
+    pub routes: Vec<(RouteMatch, Arc<Scope>)>,
+}
+
+/// What is in force for some of the requests of a service.
+#[derive(Debug)]
+pub struct Scope {
+    /// The route's name; none: the service itself.
+    pub route: Option<String>,
+    /// The values.
+    pub sections: Sections,
+    /// How instances are chosen.
+    pub balance: Arc<BalanceSettings>,
+    /// What counts as a failure.
+    pub failures: Failures,
+    /// Who may call.
+    pub callers: Option<List>,
+    /// Shedding by criticality.
+    pub shed: Option<Arc<Shed>>,
+    /// So many at once.
+    pub bulkhead: Option<Arc<Bulkhead>>,
+    /// As many at once as the callee can do.
+    pub concurrency: Option<Arc<Concurrency>>,
+    /// The breaker.
+    pub circuit: Option<Arc<Circuit>>,
+    /// Calls in a time; those of the service first.
+    pub limits: Vec<Arc<Limit>>,
+    /// Trouble on purpose.
+    pub faults: Vec<Arc<Active<Fault>>>,
+    /// Copies.
+    pub mirrors: Vec<Arc<Active<Mirror>>>,
+    /// Whether any of this has to be asked: without, a request passes by one look at this.
+    pub is_guarded: bool,
+}
+
+/// A rule that has some requests in its hands.
+#[derive(Debug)]
+pub struct Active<T> {
+    /// The rule.
+    pub rule: T,
+    active: AtomicU32,
+    /// How often it was carried out.
+    pub done: AtomicU64,
+    /// How often it was not, since too much was under way.
+    pub skipped: AtomicU64,
+}
+
+/// One request in the hands of a rule.
+#[derive(Debug)]
+pub struct Held<T>(Arc<Active<T>>);
+
+impl<T> Active<T> {
+    fn new(rule: T) -> Self {
+        Self { rule, active: AtomicU32::new(0), done: AtomicU64::new(0), skipped: AtomicU64::new(0) }
+    }
+
+    /// Takes one in, unless there are as many as there may be.
+    pub fn hold(self: &Arc<Self>, most: u32) -> Option<Held<T>> {
+        if self.active.fetch_add(1, Relaxed) >= most {
+            self.active.fetch_sub(1, Relaxed);
+            self.skipped.fetch_add(1, Relaxed);
+            return None;
+        }
+        self.done.fetch_add(1, Relaxed);
+        Some(Held(self.clone()))
+    }
+
+    /// How many it has now.
+    pub fn active(&self) -> u32 {
+        self.active.load(Relaxed)
+    }
+}
+
+impl<T> Drop for Held<T> {
+    fn drop(&mut self) {
+        self.0.active.fetch_sub(1, Relaxed);
+    }
+}
+
+/// What a switch is turned by: now, by both clocks.
+#[derive(Debug, Clone, Copy)]
+pub struct Moment {
+    /// The node's own clock.
+    pub now: Instant,
+    /// The wall's.
+    pub wall: WallTime,
+}
+
+impl Force {
+    /// Makes what the layers say, out of what was in force before.
+    ///
+    /// # Errors
+    /// Which field contradicts another layer's.
+    pub fn new(layers: &Layers<'_>, before: Option<&Force>, at: Moment) -> Result<Self, Problem> {
+        let routes = layers.service.map_or(&[][..], |document| &document.routes);
+        let old = before.map(|before| &*before.service);
+        let service = Arc::new(Scope::new(None, layers.service()?.sections, old, |_| true, None, at));
+        let made = routes.iter().enumerate().map(|(place, route)| {
+            let name = &route.matching.name;
+            let old = before.and_then(|before| before.routes.iter().find(|(matching, _)| matching.name == *name));
+            let own = |section: &str| route.sections.contains_key(section);
+            let sections = layers.route(place)?.sections;
+            let scope =
+                Scope::new(Some(name.clone()), sections, old.map(|(_, scope)| &**scope), own, Some(&service), at);
+            Ok((route.matching.clone(), Arc::new(scope)))
+        });
+        let routes = made.collect::<Result<_, Problem>>()?;
+        Ok(Self { service, routes })
+    }
+
+    /// What is in force for a request. Where a service has no routes, this is a look at an empty list.
+    pub fn scope(&self, asked: impl Fn(&RouteMatch) -> bool) -> &Arc<Scope> {
+        self.routes.iter().find(|(matching, _)| asked(matching)).map_or(&self.service, |(_, scope)| scope)
+    }
+
+    /// All scopes, the service's first.
+    pub fn scopes(&self) -> impl Iterator<Item = &Arc<Scope>> {
+        std::iter::once(&self.service).chain(self.routes.iter().map(|(_, scope)| scope))
+    }
+}
+
+/// A guard for `wanted`: the service's where the route has no word of its own, the former one where nothing changed.
+fn guard<S: PartialEq, G>(
+    wanted: Option<&S>,
+    shared: Option<Option<&Arc<G>>>,
+    before: Option<(&Option<S>, &Option<Arc<G>>)>,
+    make: impl Fn(&S) -> G,
+) -> Option<Arc<G>> {
+    if let Some(shared) = shared {
+        return shared.cloned();
+    }
+    let wanted = wanted?;
+    match before {
+        Some((Some(settings), Some(guard))) if settings == wanted => Some(guard.clone()),
+        _ => Some(Arc::new(make(wanted))),
+    }
+}
+
+impl Scope {
+    /// `own` says which sections the layer of this scope has; all others are those of `service`, if there is one.
+    fn new(
+        route: Option<String>,
+        sections: Sections,
+        before: Option<&Scope>,
+        own: impl Fn(&str) -> bool,
+        service: Option<&Arc<Scope>>,
+        at: Moment,
+    ) -> Self {
+        let shared = |section: &str| service.filter(|_| !own(section));
+        macro_rules! guard {
+            ($section:ident, $type:ident, $settings:ident) => {
+                guard(
+                    sections.$section.as_ref(),
+                    shared(stringify!($section)).map(|service| service.$section.as_ref()),
+                    before.map(|before| (&before.sections.$section, &before.$section)),
+                    |settings: &$settings| $type::new(settings),
+                )
+            };
+        }
+        let shed = guard!(shed, Shed, ShedSettings);
+        let bulkhead = guard!(bulkhead, Bulkhead, BulkheadSettings);
+        let concurrency = guard!(concurrency, Concurrency, ConcurrencySettings);
+        let circuit = guard!(circuit, Circuit, CircuitSettings);
+        if let Some(circuit) =
+            circuit.as_ref().filter(|_| shared("circuit").is_none() && sections.degrade.criticality.is_empty())
+        {
+            let left = sections.degrade.until.map(|until| until.saturating_sub(at.wall.0));
+            let mode = if left == Some(0) { Mode::Auto } else { sections.degrade.mode };
+            circuit.switch(mode, left.map(|ms| Instant(at.now.0 + ms * 1_000)));
+        }
+        let inherited = service.map_or(0, |service| service.sections.limit.len());
+        let limits: Vec<Arc<Limit>> = sections
+            .limit
+            .iter()
+            .enumerate()
+            .map(|(i, settings)| {
+                let same = |limit: &&Arc<Limit>| limit.settings() == settings;
+                let of_service =
+                    service.filter(|_| i < inherited).and_then(|service| service.limits.get(i)).filter(same);
+                let former = || before.and_then(|before| before.limits.iter().find(same));
+                of_service.or_else(former).cloned().unwrap_or_else(|| Arc::new(Limit::new(settings)))
+            })
+            .collect();
+        let mut scope = Self {
+            failures: Failures::new(&sections.failure),
+            callers: sections.callers.as_ref().map(List::new),
+            balance: match before.or(service.map(|service| &**service)) {
+                Some(other) if *other.balance == sections.balance => other.balance.clone(),
+                _ => Arc::new(sections.balance.clone()),
+            },
+            faults: active(
+                &sections.fault,
+                before.map(|before| &before.faults),
+                service.map(|service| &service.faults),
+            ),
+            mirrors: active(
+                &sections.mirror,
+                before.map(|before| &before.mirrors),
+                service.map(|service| &service.mirrors),
+            ),
+            route,
+            sections,
+            shed,
+            bulkhead,
+            concurrency,
+            circuit,
+            limits,
+            is_guarded: false,
+        };
+        scope.is_guarded = scope.callers.is_some()
+            || scope.shed.is_some()
+            || scope.bulkhead.is_some()
+            || scope.concurrency.is_some()
+            || scope.circuit.is_some()
+            || !scope.limits.is_empty()
+            || !scope.faults.is_empty()
+            || !scope.mirrors.is_empty()
+            || scope.sections.degrade.mode == Mode::ForceOpen;
+        scope
+    }
+
+    /// Until when everything of this class is refused by hand; `Some(None)` is without an end.
+    pub fn forced_open(&self, class: Criticality, wall: WallTime) -> Option<Option<std::time::Duration>> {
+        let switch = &self.sections.degrade;
+        let concerns =
+            switch.mode == Mode::ForceOpen && (switch.criticality.is_empty() || switch.criticality.contains(&class));
+        let left_ms = switch.until.map(|until| until.saturating_sub(wall.0));
+        (concerns && left_ms != Some(0)).then(|| left_ms.map(std::time::Duration::from_millis))
+    }
+
+    /// How much a request matters.
+    pub fn class(&self, asked: &Asked<'_>) -> Criticality {
+        let classes = &self.sections.classes;
+        let said = asked.fields.field(&classes.header).and_then(|value| std::str::from_utf8(value).ok());
+        said.and_then(|said| said.parse().ok()).unwrap_or(classes.default)
+    }
+}
+
+/// Rules in the hands of which requests may be: the service's or the former ones where they are the same.
+fn active<T: Clone + PartialEq>(
+    rules: &[T],
+    before: Option<&Vec<Arc<Active<T>>>>,
+    service: Option<&Vec<Arc<Active<T>>>>,
+) -> Vec<Arc<Active<T>>> {
+    let known = || service.into_iter().chain(before).flatten();
+    let same = |rule: &T| known().find(|known| known.rule == *rule).cloned();
+    rules.iter().map(|rule| same(rule).unwrap_or_else(|| Arc::new(Active::new(rule.clone())))).collect()
+}
+
+/// What a limit tells requests apart by; empty where the request has no such thing.
+pub fn value_of<'a>(by: &LimitBy, asked: &Asked<'a>) -> &'a [u8] {
+    let found = match by {
+        LimitBy::All => None,
+        LimitBy::Caller => Some(asked.service.unwrap_or(asked.node).as_bytes()),
+        LimitBy::Method => Some(asked.method.as_bytes()),
+        LimitBy::Path => Some(bare(asked.path).as_bytes()),
+        LimitBy::Header(name) => asked.fields.field(name),
+        LimitBy::Query(name) => pair(asked.path.split_once('?').map_or("", |(_, query)| query), '&', name),
+        LimitBy::Cookie(name) => {
+            let cookies = asked.fields.field("cookie").and_then(|value| std::str::from_utf8(value).ok());
+            pair(cookies.unwrap_or_default(), ';', name)
+        }
+    };
+    found.unwrap_or_default()
+}
+
+fn bare(path: &str) -> &str {
+    path.split_once('?').map_or(path, |(path, _)| path)
+}
+
+/// The value of `name` in `a=b&c=d` (or `a=b; c=d`), as it is written.
+fn pair<'a>(text: &'a str, between: char, name: &str) -> Option<&'a [u8]> {
+    let mut pairs = text.split(between).filter_map(|pair| pair.trim_start().split_once('='));
+    pairs.find(|(key, _)| *key == name).map(|(_, value)| value.as_bytes())
+}
