@@ -14,7 +14,7 @@ use tokio::time::{Instant, Sleep};
 use crate::h1::buffer::LARGE;
 use crate::h1::framing::BadBody;
 use crate::h1::request::Request;
-use crate::h1::{BodyReader, Buffer, Framing};
+use crate::h1::{BodyReader, Buffer, Framing, fields};
 use crate::mesh::Stream;
 use crate::reason::{Reason, Refused};
 
@@ -140,6 +140,21 @@ impl Outgoing {
             }
         };
         Ok(Self { request, head, body, sent: 0 })
+    }
+
+    /// Its head, as it is sent on.
+    pub(crate) fn head(&self) -> &[u8] {
+        &self.head
+    }
+
+    /// The same once more, with another field in its head; none where its body is not held.
+    pub(crate) fn copy(&self, name: &[u8], value: &[u8]) -> Option<Self> {
+        let Body::Held(body) = &self.body else { return None };
+        let mut head = self.head.clone();
+        head.truncate(head.len().saturating_sub(2));
+        fields::write(&mut head, name, value);
+        head.extend_from_slice(b"\r\n");
+        Some(Self { request: self.request.clone(), head, body: Body::Held(body.clone()), sent: 0 })
     }
 
     /// Its head goes back to be used again.

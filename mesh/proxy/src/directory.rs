@@ -11,6 +11,7 @@ use starling_core::id::ServiceKey;
 use starling_core::view::{ServiceView, View};
 
 use crate::access::Seen;
+use crate::guards::Refusals;
 use crate::metrics::ServiceMetrics;
 use crate::policies::Standing;
 use crate::pool::Pool;
@@ -36,6 +37,7 @@ pub(crate) struct Entry {
     /// One for each way to balance, the newest last; all of one roster.
     groups: ArcSwap<Vec<Arc<Group<Pool>>>>,
     pub(crate) policy: Standing,
+    pub(crate) refusals: Refusals,
     access: ArcSwapOption<Seen>,
     service: ServiceKey,
     writing: Mutex<()>,
@@ -89,6 +91,7 @@ impl Entry {
             budget: RetryBudget::new(settings.retry_budget),
             groups: ArcSwap::default(),
             policy: Standing::default(),
+            refusals: Refusals::default(),
             access: ArcSwapOption::empty(),
             service,
             writing: Mutex::new(()),

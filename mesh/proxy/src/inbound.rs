@@ -176,7 +176,13 @@ pub(crate) async fn deliver<S: Stream>(
                 span.status = Some(response.status.as_u16());
                 span.error = response.failure().map(str::to_owned);
             });
-            Ok(Arrived { response, upstream, home: Home::Tunnel(tunnel.pool.clone()), spans: [Some(span), None] })
+            Ok(Arrived {
+                response,
+                upstream,
+                home: Home::Tunnel(tunnel.pool.clone()),
+                spans: [Some(span), None],
+                pass: None,
+            })
         }
         Err(failure) if failure.reason == Reason::Gone => Err(Refused::new(failure.reason, failure.why)),
         Err(failure) => {

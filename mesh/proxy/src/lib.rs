@@ -22,6 +22,7 @@
 //! | `grpc` | who speaks it, how long they wait, what an outcome is called there |
 //! | `http2`, `rewound` | HTTP/2 and gRPC at both ends, as the HTTP/1.1 all other rooms speak; bytes that were looked at |
 //! | `access` | who calls, and whether they may |
+//! | `guards`, `guarded`, `throttle` | what a request passes before it goes anywhere: the list of guards; copies and fallbacks |
 //! | `directory`, `policies` | what is remembered of each service: candidates, budget, counters; its policy in force |
 //! | `trace`, `metrics`, `clock` | what can be seen; the rim's clock and dice |
 //! | [`mesh`] | the node, as far as it is needed here |
@@ -33,6 +34,8 @@ mod detect;
 mod directory;
 mod exchange;
 mod grpc;
+mod guarded;
+mod guards;
 mod h1;
 mod http2;
 mod inbound;
@@ -47,6 +50,7 @@ mod rewound;
 mod serve;
 mod settings;
 mod stack;
+mod throttle;
 mod trace;
 mod workers;
 
@@ -131,15 +135,17 @@ impl Proxy {
         let listener = outbound::listen(address).map_err(failed)?;
         let local_addr = listener.local_addr().map_err(failed)?;
         let tunnel_places = Arc::new(Semaphore::new(settings.max_tunnels));
-        let carrier = Arc::new(Carrier {
+        let clock = Clock::start();
+        let ground = Ground::new(&settings, clock).map_err(StartError::Settings)?;
+        let carrier = Arc::new_cyclic(|own| Carrier {
+            own: own.clone(),
             identity: settings.identity(),
             mesh,
-            clock: Clock::start(),
+            clock,
             directory: Directory::new(),
-            ground: Ground::new(&settings),
+            ground,
             settings,
             connections: Connections::default(),
-            balance: Arc::default(),
             tunnel_places,
         });
         let (phase, phase_seen) = watch::channel(Phase::Running);

@@ -50,6 +50,8 @@ pub(crate) struct ServiceMetrics {
     pub(crate) breaker_opens: AtomicU64,
     /// Requests the rules of access refused at the instance's side.
     pub(crate) access_denied: AtomicU64,
+    /// Requests a policy's fallback stood in for.
+    pub(crate) fallbacks: AtomicU64,
     /// Requests the sidecar answered itself.
     pub(crate) own_answers: AtomicU64,
 }
@@ -90,11 +92,12 @@ impl MetricSource for Carrier {
         out.family("starling_request_duration_seconds", "histogram", "Time until the response began.");
         for_each_side(&services, |service, direction, side| histogram(out, service, direction, side));
 
-        let counters: [(&str, &str, Counter); 5] = [
+        let counters: [(&str, &str, Counter); 6] = [
             ("starling_retries_total", "Requests sent once more.", |m| &m.retries),
             ("starling_retries_refused_total", "Retries the budget did not allow.", |m| &m.retries_refused),
             ("starling_breaker_opens_total", "Times an instance's breaker opened.", |m| &m.breaker_opens),
             ("starling_access_denied_total", "Requests refused here by rules of access.", |m| &m.access_denied),
+            ("starling_fallbacks_total", "Requests a fallback stood in for.", |m| &m.fallbacks),
             ("starling_own_answers_total", "Requests the sidecar answered itself.", |m| &m.own_answers),
         ];
         for (name, help, counter) in counters {
@@ -111,6 +114,15 @@ impl MetricSource for Carrier {
         out.family("starling_requests_in_flight", "gauge", "Requests sent whose response is not yet carried.");
         for (service, (_, in_flight)) in &now {
             out.sample("starling_requests_in_flight", &[("service", service)], *in_flight as f64);
+        }
+        out.family("starling_guard_refusals_total", "counter", "Requests a guard refused.");
+        for (key, entry) in entries.iter() {
+            for (why, count) in entry.refusals.all() {
+                let service = key.to_string();
+                let labels =
+                    [("service", service.as_str()), ("guard", why.guard), ("reason", why.reason), ("rule", &why.rule)];
+                out.sample("starling_guard_refusals_total", &labels, count as f64);
+            }
         }
         out.family(
             "starling_policy_problems",

@@ -8,11 +8,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwapOption;
 use starling_core::id::{ConfigKey, ServiceKey};
-use starling_core::policy::{self, Document, Layers, Problem, Rules, Sections};
-use starling_core::time::Stamp;
+use starling_core::policy::{self, Document, Force, Layers, Moment, Problem};
+use starling_core::time::{Stamp, WallTime};
 use starling_core::view::View;
 use toml::Table;
 
+use crate::clock::{self, Clock};
 use crate::settings::ProxySettings;
 
 /// The node's own layer, and what follows from it alone.
@@ -20,62 +21,67 @@ use crate::settings::ProxySettings;
 pub(crate) struct Ground {
     layer: Table,
     /// For services without a document.
-    bare: Arc<Rules>,
+    bare: Arc<Force>,
 }
 
 /// What stands for one service.
 #[derive(Debug, Default)]
 pub(crate) struct Standing {
-    now: ArcSwapOption<Force>,
+    now: ArcSwapOption<Made>,
     /// The last good documents: for all services, and for this one.
     good: Mutex<[Option<Arc<Document>>; 2]>,
 }
 
 /// What was made of two versions of documents.
 #[derive(Debug)]
-struct Force {
+struct Made {
     of: [Option<Stamp>; 2],
-    rules: Arc<Rules>,
+    force: Arc<Force>,
     problems: Vec<String>,
 }
 
 impl Ground {
-    pub(crate) fn new(settings: &ProxySettings) -> Self {
+    /// # Errors
+    /// What of the settings no policy may say.
+    pub(crate) fn new(settings: &ProxySettings, clock: Clock) -> Result<Self, String> {
         let layer = settings.as_policy();
-        let bare = Layers { node: &layer, mesh: None, service: None }.resolve().unwrap_or_else(|problem| {
-            // Settings are checked at the start, within bounds that are the policies' own.
-            tracing::error!(%problem, "the node's settings are no policy; the program's defaults are in force");
-            Rules { service: Sections::default(), routes: Vec::new() }
-        });
-        Self { layer, bare: Arc::new(bare) }
+        let bare = Force::new(&Layers { node: &layer, mesh: None, service: None }, None, moment(clock));
+        Ok(Self { bare: Arc::new(bare.map_err(|problem| problem.to_string())?), layer })
     }
 }
 
 impl Standing {
     /// What is in force by this view.
-    pub(crate) fn rules(&self, key: &ServiceKey, view: &View, ground: &Ground) -> Arc<Rules> {
+    pub(crate) fn force(&self, key: &ServiceKey, view: &View, ground: &Ground, clock: Clock) -> Arc<Force> {
         let keys = [policy::mesh_document(), policy::document_of(key)];
         let of = [stamp(&keys[0], view), stamp(&keys[1], view)];
-        if let Some(force) = &*self.now.load() {
-            if force.of == of {
-                return force.rules.clone();
+        if let Some(made) = &*self.now.load() {
+            if made.of == of {
+                return made.force.clone();
             }
         } else if of == [None, None] {
             return ground.bare.clone();
         }
-        self.renew(&keys, of, view, ground)
+        self.renew(&keys, of, view, ground, clock)
     }
 
     /// What is wrong with the documents, in sentences.
     pub(crate) fn problems(&self) -> Vec<String> {
-        self.now.load().as_ref().map(|force| force.problems.clone()).unwrap_or_default()
+        self.now.load().as_ref().map(|made| made.problems.clone()).unwrap_or_default()
     }
 
-    fn renew(&self, keys: &[ConfigKey; 2], of: [Option<Stamp>; 2], view: &View, ground: &Ground) -> Arc<Rules> {
+    fn renew(
+        &self,
+        keys: &[ConfigKey; 2],
+        of: [Option<Stamp>; 2],
+        view: &View,
+        ground: &Ground,
+        clock: Clock,
+    ) -> Arc<Force> {
         let mut good = self.good.lock().unwrap_or_else(PoisonError::into_inner);
         let previous = self.now.load_full();
-        if let Some(force) = previous.as_ref().filter(|force| force.of == of) {
-            return force.rules.clone();
+        if let Some(made) = previous.as_ref().filter(|made| made.of == of) {
+            return made.force.clone();
         }
         let mut problems = Vec::new();
         let mut read: [Option<Arc<Document>>; 2] = [None, None];
@@ -89,26 +95,29 @@ impl Standing {
                 }
             };
         }
-        let resolve = |documents: &[Option<Arc<Document>>; 2]| {
-            let [mesh, service] = documents;
-            Layers { node: &ground.layer, mesh: mesh.as_deref(), service: service.as_deref() }.resolve()
-        };
-        let rules = match resolve(&read) {
-            Ok(rules) => {
+        let [mesh, service] = &read;
+        let layers = Layers { node: &ground.layer, mesh: mesh.as_deref(), service: service.as_deref() };
+        let before = previous.as_ref().map(|made| &*made.force);
+        let force = match Force::new(&layers, before, moment(clock)) {
+            Ok(force) => {
                 *good = read;
-                Arc::new(rules)
+                Arc::new(force)
             }
             Err(problem) => {
                 problems.push(format!("{}: {problem}", keys[1]));
-                previous.map_or_else(|| ground.bare.clone(), |force| force.rules.clone())
+                previous.map_or_else(|| ground.bare.clone(), |made| made.force.clone())
             }
         };
         for problem in &problems {
             tracing::warn!(%problem, "a policy cannot be used; the last good one stays in force");
         }
-        self.now.store(Some(Arc::new(Force { of, rules: rules.clone(), problems })));
-        rules
+        self.now.store(Some(Arc::new(Made { of, force: force.clone(), problems })));
+        force
     }
+}
+
+fn moment(clock: Clock) -> Moment {
+    Moment { now: clock.now(), wall: WallTime(clock::wall_us() / 1_000) }
 }
 
 fn stamp(key: &ConfigKey, view: &View) -> Option<Stamp> {

@@ -5,11 +5,14 @@
 //! reached the application, and so whether any request may be repeated.
 
 use std::fmt::Write;
+use std::sync::Arc;
 
 use http::StatusCode;
 use serde::Serialize;
+use starling_core::guard::Guard;
 use starling_core::id::ServiceKey;
 use starling_core::observe::TraceId;
+use starling_core::policy::{Fallback, Scope, Sections, When};
 use starling_core::registry::Health;
 use starling_core::view::{ServiceView, Usability};
 
@@ -20,6 +23,8 @@ use crate::h1::{fields, response};
 pub(crate) const REASON: &str = "x-starling-reason";
 /// The trace of the request, for `starling trace ID`.
 pub(crate) const TRACE: &[u8] = b"x-starling-trace";
+/// Says that a fallback answered: `answer`, or the service that was asked instead.
+pub(crate) const FALLBACK: &[u8] = b"x-starling-fallback";
 /// Longest reason in a header; the body has all of it.
 const MAX_HEADER_REASON: usize = 400;
 
@@ -54,10 +59,15 @@ pub(crate) enum Reason {
     Reset,
     /// No answer in time.
     TimedOut,
+    /// A fault of the policy's, made on purpose.
+    Fault,
+    /// A guard of the policy said no.
+    Guard(Guard),
 }
 
 impl Reason {
-    const ALL: [Reason; 14] = [
+    /// Those of which there is one each.
+    const ALL: [Reason; 15] = [
         Self::BadRequest,
         Self::HeadTooLarge,
         Self::SlowRequest,
@@ -72,6 +82,7 @@ impl Reason {
         Self::NotHere,
         Self::Reset,
         Self::TimedOut,
+        Self::Fault,
     ];
 
     pub(crate) fn code(self) -> &'static str {
@@ -90,6 +101,8 @@ impl Reason {
             Self::NotHere => "not_here",
             Self::Reset => "connection_lost",
             Self::TimedOut => "timed_out",
+            Self::Fault => "fault",
+            Self::Guard(guard) => guard.name(),
         }
     }
 
@@ -105,6 +118,10 @@ impl Reason {
             Self::NoSuchService | Self::NoneUsable | Self::Connect | Self::NotHere => StatusCode::SERVICE_UNAVAILABLE,
             Self::Reset => StatusCode::BAD_GATEWAY,
             Self::TimedOut => StatusCode::GATEWAY_TIMEOUT,
+            Self::Guard(Guard::List) => StatusCode::FORBIDDEN,
+            Self::Guard(Guard::Rate | Guard::Quota) => StatusCode::TOO_MANY_REQUESTS,
+            Self::Guard(Guard::Idempotency) => StatusCode::CONFLICT,
+            Self::Fault | Self::Guard(_) => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 
@@ -117,7 +134,8 @@ impl Reason {
     pub(crate) fn read(value: &[u8]) -> (Self, String) {
         let text = String::from_utf8_lossy(value);
         let (code, sentence) = text.split_once(": ").unwrap_or((&text, ""));
-        let reason = Self::ALL.into_iter().find(|reason| reason.code() == code).unwrap_or(Self::Reset);
+        let mut known = Self::ALL.into_iter().chain(Guard::ALL.into_iter().map(Self::Guard));
+        let reason = known.find(|reason| reason.code() == code).unwrap_or(Self::Reset);
         (reason, sentence.to_owned())
     }
 }
@@ -137,6 +155,19 @@ pub(crate) struct Refused {
     pub(crate) why: String,
     pub(crate) service: Option<ServiceKey>,
     pub(crate) tried: Vec<Tried>,
+    /// What a policy adds.
+    ruling: Option<Box<Ruling>>,
+}
+
+/// What a policy has to say of a refusal.
+#[derive(Debug, Default)]
+struct Ruling {
+    rule: String,
+    retry_after_s: Option<u64>,
+    /// Instead of the reason's status; with a gRPC code.
+    answer: Option<(StatusCode, Option<u8>)>,
+    /// Where the answer is that is given instead.
+    fallback: Option<Arc<Scope>>,
 }
 
 /// How a refusal is told.
@@ -157,11 +188,51 @@ struct Explanation<'a> {
     service: Option<String>,
     tried: &'a [Tried],
     trace: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rule: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry_after_s: Option<u64>,
 }
 
 impl Refused {
     pub(crate) fn new(reason: Reason, why: impl Into<String>) -> Self {
-        Self { reason, why: why.into(), service: None, tried: Vec::new() }
+        Self { reason, why: why.into(), service: None, tried: Vec::new(), ruling: None }
+    }
+
+    /// After these attempts.
+    pub(crate) fn after(mut self, tried: Vec<Tried>) -> Self {
+        self.tried = tried;
+        self
+    }
+
+    /// By which rule, and when asking again may help.
+    pub(crate) fn told(mut self, rule: &str, retry_after_s: Option<u64>) -> Self {
+        self.ruling = Some(Box::new(Ruling { rule: rule.to_owned(), retry_after_s, ..Ruling::default() }));
+        self
+    }
+
+    /// With this status, and this gRPC code, instead of the reason's.
+    pub(crate) fn answered(mut self, status: StatusCode, grpc: Option<u8>) -> Self {
+        self.ruling.get_or_insert_default().answer = Some((status, grpc));
+        self
+    }
+
+    /// Answers what this scope's fallback says, if it has one for this.
+    pub(crate) fn or_fallback(mut self, scope: &Arc<Scope>) -> Self {
+        if self.falls_back(&scope.sections).is_some() {
+            self.ruling.get_or_insert_default().fallback = Some(scope.clone());
+        }
+        self
+    }
+
+    /// The fallback for this, if there is one.
+    pub(crate) fn falls_back<'a>(&self, sections: &'a Sections) -> Option<&'a Fallback> {
+        let when = match self.reason {
+            Reason::Guard(_) => When::Refused,
+            Reason::NoneUsable | Reason::Connect | Reason::NotHere | Reason::Reset | Reason::TimedOut => When::Failed,
+            _ => return None,
+        };
+        sections.fallback.as_ref().filter(|fallback| fallback.on.contains(&when))
     }
 
     pub(crate) fn of(mut self, service: &ServiceKey) -> Self {
@@ -171,44 +242,65 @@ impl Refused {
 
     /// Its status.
     pub(crate) fn status(&self) -> StatusCode {
-        self.reason.status()
+        if let Some(fallback) = self.fallback() {
+            return StatusCode::from_u16(fallback.status).unwrap_or(StatusCode::OK);
+        }
+        let answer = self.ruling.as_ref().and_then(|ruling| ruling.answer);
+        answer.map_or(self.reason.status(), |(status, _)| status)
     }
 
-    /// Writes the response that says all this.
+    fn fallback(&self) -> Option<&Fallback> {
+        self.ruling.as_ref()?.fallback.as_ref()?.sections.fallback.as_ref()
+    }
+
+    /// Writes the response that says all this, or what is answered instead; the header says why in either case.
     pub(crate) fn write(&self, told: &Told, out: &mut Vec<u8>) {
-        if told.grpc {
-            return self.write_grpc(told, out);
+        let grpc = self.ruling.as_ref().and_then(|ruling| ruling.answer?.1);
+        let fallback = self.fallback();
+        if fallback.is_none() && (told.grpc || grpc.is_some()) {
+            return self.write_grpc(grpc, told, out);
         }
-        let explanation = Explanation {
-            error: self.reason.code(),
-            why: &self.why,
-            service: self.service.as_ref().map(ServiceKey::to_string),
-            tried: &self.tried,
-            trace: told.trace.map(|trace| trace.to_string()),
-        };
-        // A struct of strings always becomes JSON; an empty body would still leave the header.
-        let mut json = serde_json::to_vec(&explanation).unwrap_or_default();
-        json.push(b'\n');
         let status = self.status();
         let phrase = status.canonical_reason().unwrap_or_default();
         out.extend_from_slice(format!("HTTP/1.1 {} {phrase}\r\n", status.as_str()).as_bytes());
-        fields::write(out, b"content-type", b"application/json");
-        fields::write_number(out, b"content-length", json.len() as u64);
+        let body = match fallback {
+            Some(fallback) => {
+                for (name, value) in &fallback.headers {
+                    fields::write(out, name.as_bytes(), value.as_bytes());
+                }
+                fields::write(out, FALLBACK, b"answer");
+                fallback.body.as_bytes().to_vec()
+            }
+            None => self.explain(told, out),
+        };
+        let is_bodiless =
+            matches!(status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT | StatusCode::NOT_MODIFIED);
+        if !is_bodiless {
+            fields::write_number(out, b"content-length", body.len() as u64);
+        }
         self.finish(told, out);
-        if !told.head_only {
-            out.extend_from_slice(&json);
+        if !told.head_only && !is_bodiless {
+            out.extend_from_slice(&body);
         }
     }
 
     /// The same as a status of gRPC: a response of nothing but trailers, which is what its clients understand.
-    fn write_grpc(&self, told: &Told, out: &mut Vec<u8>) {
+    fn write_grpc(&self, code: Option<u8>, told: &Told, out: &mut Vec<u8>) {
         out.extend_from_slice(b"HTTP/1.1 200 OK\r\n");
         fields::write(out, b"content-type", b"application/grpc");
-        fields::write_number(out, b"grpc-status", u64::from(grpc::status_for(self.status())));
+        let code = code.unwrap_or_else(|| grpc::status_for(self.status()));
+        fields::write_number(out, b"grpc-status", u64::from(code));
         out.extend_from_slice(b"grpc-message: ");
         grpc::write_message(&self.header(), out);
         out.extend_from_slice(b"\r\ncontent-length: 0\r\n");
+        if let Some(seconds) = self.retry_after_s() {
+            fields::write_number(out, b"grpc-retry-pushback-ms", seconds.saturating_mul(1_000));
+        }
         self.finish(told, out);
+    }
+
+    fn retry_after_s(&self) -> Option<u64> {
+        self.ruling.as_ref().and_then(|ruling| ruling.retry_after_s)
     }
 
     fn finish(&self, told: &Told, out: &mut Vec<u8>) {
@@ -221,6 +313,29 @@ impl Refused {
             fields::write(out, b"connection", b"close");
         }
         out.extend_from_slice(b"\r\n");
+    }
+
+    /// Writes the fields of an answer of our own, and returns its body.
+    fn explain(&self, told: &Told, out: &mut Vec<u8>) -> Vec<u8> {
+        let retry_after_s = self.retry_after_s();
+        if let Some(seconds) = retry_after_s {
+            fields::write_number(out, b"retry-after", seconds);
+        }
+        fields::write(out, b"content-type", b"application/json");
+        let rule = self.ruling.as_ref().map(|ruling| ruling.rule.as_str());
+        let explanation = Explanation {
+            error: self.reason.code(),
+            why: &self.why,
+            service: self.service.as_ref().map(ServiceKey::to_string),
+            tried: &self.tried,
+            trace: told.trace.map(|trace| trace.to_string()),
+            rule: rule.filter(|rule| !rule.is_empty()),
+            retry_after_s,
+        };
+        // A struct of strings always becomes JSON; an empty body would still leave the header.
+        let mut json = serde_json::to_vec(&explanation).unwrap_or_default();
+        json.push(b'\n');
+        json
     }
 
     fn header(&self) -> String {

@@ -10,6 +10,7 @@ use starling_core::balance::InFlight;
 use tokio::io::AsyncWriteExt;
 
 use crate::client::{Client, Outgoing, Unsent, some};
+use crate::guards::Pass;
 use crate::h1::buffer::LARGE;
 use crate::h1::framing::Span;
 use crate::h1::response::{Delivery, Response};
@@ -25,6 +26,8 @@ pub(crate) struct Arrived {
     pub(crate) home: Home,
     /// The attempt's span, and that of the whole call when there was more than one attempt.
     pub(crate) spans: [Option<OpenSpan>; 2],
+    /// What it holds of its policy's guards until its body has ended.
+    pub(crate) pass: Option<Box<Pass>>,
 }
 
 /// Whose pool a connection belongs to.

@@ -16,6 +16,7 @@ use crate::access::Identity;
 use crate::client::{Client, Outgoing};
 use crate::detect::{self, Spoken};
 use crate::grpc;
+use crate::guarded::Guarded;
 use crate::h1::buffer::LARGE;
 use crate::h1::request::{Request, Rules};
 use crate::h1::response::Asked;
@@ -27,6 +28,7 @@ use crate::reason::{Reason, Refused, TRACE, Told};
 use crate::relay::{self, Arrived, Broken, Relay};
 use crate::rewound::Rewound;
 use crate::stack::{self, Carrier, Known};
+use crate::throttle;
 use crate::trace;
 
 /// How long a client that is refused may go on sending what it has begun, and how much: closing while it sends would
@@ -281,14 +283,20 @@ impl<S: Stream> Connection<'_, S> {
         match &self.door {
             Door::Application => {
                 let known = stack::find(carrier, &self.host, &mut self.known)?;
-                let sections = known.sections(carrier, &request, &head);
-                let limit = Duration::from_millis(sections.timeouts.request_ms);
+                let scope = known.scope(carrier, &self.identity, &request, &head);
+                let limit = Duration::from_millis(scope.sections.timeouts.request_ms);
                 let deadline = arrived + grpc::patience(call, limit, usual);
                 // A body that is to be held is small; what takes longer is not worth waiting for.
                 let held_by = deadline.min(arrived + limit);
                 let held = Outgoing::hold(request, head, client, max_held, held_by).await;
                 let outgoing = outgoing.insert(held.map_err(|refused| refused.of(&known.key))?);
-                stack::carry(carrier, known, self.identity.service(), sections, client, outgoing, asked, deadline).await
+                if scope.is_guarded || scope.sections.fallback.is_some() {
+                    let guarded = Guarded { carrier, known, scope, identity: &self.identity, deadline };
+                    // In a box: what few services need shall not make every connection's task larger.
+                    return Box::pin(guarded.carry(client, outgoing, asked)).await;
+                }
+                let caller = self.identity.service();
+                stack::carry(carrier, known, caller, scope, client, outgoing, asked, deadline).await
             }
             Door::Tunnel(tunnel) => {
                 let deadline = arrived + grpc::patience(call, usual, usual);
@@ -322,7 +330,12 @@ impl<S: Stream> Connection<'_, S> {
         trace: TraceId,
         keep_alive: bool,
     ) -> bool {
-        let Arrived { response, mut upstream, home, spans } = arrived;
+        // Its guards' places are given back when the body has ended.
+        let Arrived { mut response, mut upstream, home, spans, pass } = arrived;
+        if let Some(bytes_per_s) = pass.as_ref().and_then(|pass| pass.throttle) {
+            response.keep_alive = false; // the instance's connection is slow from here on
+            throttle::slow_down(&mut upstream, bytes_per_s).await;
+        }
         let delivery = response.delivery(asked);
         let client = &mut self.client;
         if matches!(self.door, Door::Application) {

@@ -157,6 +157,7 @@ impl ProxySettings {
                 budget: self.retry_budget,
             },
             breaker: self.breaker,
+            ..Sections::default()
         };
         sections.beside_defaults()
     }

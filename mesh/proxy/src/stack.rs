@@ -15,27 +15,29 @@
 //! | 11 | exchange | idle or new connection, send, wait for the head |
 //! | 12 | learn | latency, breaker and counters hear of every attempt, also of those that were repeated |
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use http::StatusCode;
 use starling_core::access::Caller;
-use starling_core::balance::{Ask, BalanceSettings, FAILURE_PENALTY, Group, InFlight, Outcome, Seat};
+use starling_core::balance::{Ask, FAILURE_PENALTY, Group, InFlight, Outcome, Seat};
 use starling_core::guard::{Fault, Permit};
 use starling_core::id::{InstanceId, ServiceKey};
 use starling_core::observe::SpanKind;
-use starling_core::policy::{self, Rules, Sections};
+use starling_core::policy::{Force, Scope};
 use starling_core::route::{RouteError, route};
 use starling_core::view::{InstanceView, ServiceView, View};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::access;
+use crate::access::Identity;
 use crate::client::{Client, Outgoing};
 use crate::clock::{self, Clock};
 use crate::directory::{Directory, Entry};
 use crate::exchange::{Attempt, Failure, Way, check_protocol};
+use crate::guarded;
 use crate::h1::fields::Written;
 use crate::h1::request::Request;
 use crate::h1::response::{Asked, Response};
@@ -58,6 +60,8 @@ pub(crate) struct Carrier {
     /// The service its applications call for, if the settings name one.
     pub(crate) identity: Option<ServiceKey>,
     pub(crate) mesh: Arc<dyn Mesh>,
+    /// Itself, for what goes on after a request has been answered.
+    pub(crate) own: Weak<Carrier>,
     pub(crate) clock: Clock,
     pub(crate) directory: Directory,
     /// The node's own layer of every policy.
@@ -65,8 +69,6 @@ pub(crate) struct Carrier {
     pub(crate) connections: Connections,
     /// For tunnels from other nodes, on all workers together.
     pub(crate) tunnel_places: Arc<Semaphore>,
-    /// How services are balanced of which nobody has said anything else.
-    pub(crate) balance: Arc<BalanceSettings>,
 }
 
 /// Where a host leads, as long as the view is this one.
@@ -77,23 +79,34 @@ pub(crate) struct Known {
     service: Arc<ServiceView>,
     pub(crate) entry: Arc<Entry>,
     /// What is in force there.
-    rules: Arc<Rules>,
+    force: Arc<Force>,
 }
 
 impl Known {
     /// What is in force for a request. Where a service has no routes, this is a look at an empty list.
-    pub(crate) fn sections(&self, carrier: &Carrier, request: &Request, head: &[u8]) -> &Sections {
-        if self.rules.routes.is_empty() {
-            return &self.rules.service;
+    pub(crate) fn scope(&self, carrier: &Carrier, identity: &Identity, request: &Request, head: &[u8]) -> &Arc<Scope> {
+        if self.force.routes.is_empty() {
+            return &self.force.service;
         }
-        let asked = policy::Asked {
-            method: request.method.as_str(),
-            path: request.path(head),
-            fields: &Written(head),
-            node: carrier.mesh.me().as_str(),
-            service: None,
+        let fields = Written(head);
+        let asked = guarded::asked_of(carrier, identity, request, head, &fields);
+        self.force.scope(|route| route.matches(&asked))
+    }
+
+    /// The same for another service, asked in the place of this one.
+    pub(crate) fn other(carrier: &Carrier, key: ServiceKey) -> Result<Self, Refused> {
+        let view = carrier.mesh.view();
+        let Some(service) = view.service(&key).cloned() else {
+            return Err(Refused::new(Reason::NoSuchService, format!("no service {key} is registered")).of(&key));
         };
-        self.rules.route(&asked).map_or(&self.rules.service, |place| &self.rules.routes[place].1)
+        let entry = carrier.directory.entry(&key, &carrier.settings);
+        let force = entry.policy.force(&key, &view, &carrier.ground, carrier.clock);
+        Ok(Known { host: Vec::new(), view, key, service, entry, force })
+    }
+
+    /// What is in force there for requests no route is for.
+    pub(crate) fn whole(&self) -> &Arc<Scope> {
+        &self.force.service
     }
 }
 
@@ -107,12 +120,8 @@ pub(crate) fn find<'a>(carrier: &Carrier, host: &[u8], known: &'a mut Option<Kno
     let settings = &carrier.settings;
     let name = std::str::from_utf8(host).map_err(|_| Refused::new(Reason::BadRequest, "the host is not ASCII"))?;
     let key = route(name, &settings.suffix, &view).map_err(not_routed)?;
-    let Some(service) = view.service(&key).cloned() else {
-        return Err(Refused::new(Reason::NoSuchService, format!("no service {key} is registered")).of(&key));
-    };
-    let entry = carrier.directory.entry(&key, settings);
-    let rules = entry.policy.rules(&key, &view, &carrier.ground);
-    Ok(known.insert(Known { host: host.to_vec(), view, key, service, entry, rules }))
+    let found = Known { host: host.to_vec(), ..Known::other(carrier, key)? };
+    Ok(known.insert(found))
 }
 
 /// Carries a request from an application on this host to an instance; its response's head is then at the client.
@@ -121,7 +130,7 @@ pub(crate) async fn carry<S: Stream>(
     carrier: &Carrier,
     known: &Known,
     caller: Option<&ServiceKey>,
-    sections: &Sections,
+    scope: &Scope,
     client: &mut Client<S>,
     outgoing: &mut Outgoing,
     asked: &Asked,
@@ -129,10 +138,10 @@ pub(crate) async fn carry<S: Stream>(
 ) -> Result<Arrived, Refused> {
     let Known { view, key, service, entry, .. } = known;
     entry.budget.deposit(carrier.clock.now());
-    let group = entry.group(service, view, &carrier.balance, carrier);
+    let group = entry.group(service, view, &scope.balance, carrier);
     let context = outgoing.request.context;
     let service = service.clone();
-    Call { carrier, caller, service, key, entry, sections, group, context, deadline, tried: Vec::new() }
+    Call { carrier, caller, service, key, entry, scope, group, context, deadline, tried: Vec::new() }
         .attempts(client, outgoing, asked)
         .await
 }
@@ -182,7 +191,7 @@ struct Call<'a> {
     service: Arc<ServiceView>,
     key: &'a ServiceKey,
     entry: &'a Entry,
-    sections: &'a Sections,
+    scope: &'a Scope,
     group: Arc<Group<Pool>>,
     context: Context,
     deadline: Instant,
@@ -247,13 +256,13 @@ impl Call<'_> {
 
     /// Another instance, if this request may be sent once more.
     fn next_chance(&mut self) -> Option<Chosen> {
-        if self.tried.len() > self.sections.retry.max_retries as usize || Instant::now() >= self.deadline {
+        if self.tried.len() > self.scope.sections.retry.max_retries as usize || Instant::now() >= self.deadline {
             return None;
         }
         // The attempt before may have waited long: whoever was registered meanwhile is a candidate too.
         let view = self.carrier.mesh.view();
         self.service = view.service(self.key)?.clone();
-        self.group = self.entry.group(&self.service, &view, &self.carrier.balance, self.carrier);
+        self.group = self.entry.group(&self.service, &view, &self.scope.balance, self.carrier);
         let next = self.choose()?;
         if !self.entry.budget.withdraw(self.carrier.clock.now()) {
             self.entry.metrics.retries_refused.fetch_add(1, Relaxed);
@@ -291,7 +300,7 @@ impl Call<'_> {
             protocol: instance.instance.protocol,
             span: span.id(),
             deadline: self.deadline,
-            timeouts: self.sections.timeouts,
+            timeouts: self.scope.sections.timeouts,
         };
         let result = attempt.exchange(client, outgoing, asked).await;
         let status = result.as_ref().ok().map(|(response, _)| response.verdict());
@@ -339,7 +348,7 @@ impl Call<'_> {
     /// Full jitter, as Envoy: up to base, 3 x base, 7 x base ...
     async fn back_off(&self) {
         let steps = (1u64 << self.tried.len().min(20)) - 1;
-        let most_ms = self.sections.retry.backoff_ms.saturating_mul(steps);
+        let most_ms = self.scope.sections.retry.backoff_ms.saturating_mul(steps);
         let wait = Duration::from_micros(clock::random() % (most_ms * 1_000 + 1));
         tokio::time::sleep_until((Instant::now() + wait).min(self.deadline)).await;
     }
@@ -382,7 +391,7 @@ impl Call<'_> {
 
     fn refuse(self, reason: Reason, why: String) -> Refused {
         let tried = self.tried.into_iter().map(|(_, tried)| tried).collect();
-        Refused { reason, why, service: Some(self.key.clone()), tried }
+        Refused::new(reason, why).of(self.key).after(tried)
     }
 }
 
@@ -422,5 +431,5 @@ fn arrived(
             span.error = response.failure().map(str::to_owned);
         });
     }
-    Arrived { response, upstream, home: Home::Seat(in_flight), spans }
+    Arrived { response, upstream, home: Home::Seat(in_flight), spans, pass: None }
 }

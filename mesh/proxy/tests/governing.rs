@@ -77,3 +77,241 @@ async fn a_bad_policy_stops_nothing_the_last_good_one_stays_and_the_problem_is_s
     assert!(a.metrics().contains("starling_policy_problems{service=\"default/orders\"} 0"));
     assert_eq!(app.requests.load(SeqCst), 1);
 }
+
+/// A service `orders` of one instance that answers at once, and a node whose applications call it.
+async fn shop(policy: &str) -> (Flock, App, Bird) {
+    let (flock, app) = (Flock::default(), App::named("well").await);
+    let a = flock.node("a").await;
+    flock.register(app.at("orders", "1", "a"));
+    flock.policy("orders", policy);
+    (flock, app, a)
+}
+
+#[tokio::test]
+async fn what_is_too_much_is_refused_with_the_rule_and_when_to_come_back() {
+    let (_flock, app, a) = shop("[[limit]]\nname = \"all\"\ncount = 2\nper_ms = 3600000\n").await;
+    for _ in 0..2 {
+        assert_eq!(a.get("orders.mesh", "/").await.status, 200);
+    }
+    let refused = a.get("orders.mesh", "/").await;
+    assert_eq!(refused.status, 429);
+    assert!(refused.header("retry-after").unwrap().parse::<u64>().unwrap() > 600);
+    assert_eq!(refused.header("x-starling-reason"), Some("rate: over the rate (rule all)"));
+    let body: serde_json::Value = serde_json::from_slice(&refused.body).unwrap();
+    assert_eq!((body["error"].as_str(), body["rule"].as_str()), (Some("rate"), Some("all")));
+    assert_eq!((body["service"].as_str(), app.requests()), (Some("default/orders"), 2));
+    let counted = "starling_guard_refusals_total{service=\"default/orders\",guard=\"rate\",reason=\"over the rate\",rule=\"all\"} 1";
+    assert!(a.metrics().contains(counted), "{}", a.metrics());
+}
+
+#[tokio::test]
+async fn a_limit_by_header_counts_each_value_and_spares_who_has_none() {
+    let policy = "[[limit]]\nby = \"header:x-user\"\ncount = 1\nper_ms = 3600000\n";
+    let (_flock, _app, a) = shop(policy).await;
+    let mut status = Vec::new();
+    for field in ["x-user: ann\r\n", "x-user: bob\r\n", "x-user: ann\r\n", "", ""] {
+        status.push(a.send("GET", "orders.mesh", "/", field, b"").await.status);
+    }
+    assert_eq!(status, [200, 200, 429, 200, 200]);
+}
+
+#[tokio::test]
+async fn a_changed_document_keeps_what_unchanged_guards_have_counted() {
+    let limit = "[[limit]]\ncount = 1\nper_ms = 3600000\n";
+    let (flock, _app, a) = shop(limit).await;
+    assert_eq!(a.get("orders.mesh", "/").await.status, 200);
+    flock.policy("orders", &format!("[timeouts]\nrequest_ms = 9000\n{limit}"));
+    assert_eq!(a.get("orders.mesh", "/").await.status, 429, "the limit was not filled again");
+    flock.policy("orders", &limit.replace("= 1\n", "= 2\n"));
+    assert_eq!(a.get("orders.mesh", "/").await.status, 200, "another limit");
+}
+
+#[tokio::test]
+async fn a_routes_limit_holds_beside_the_services() {
+    let policy = "[[limit]]\nname = \"all\"\ncount = 3\nper_ms = 3600000\n\
+        [[route]]\nname = \"pay\"\npath = \"/pay\"\n[[route.limit]]\nname = \"pay\"\ncount = 1\nper_ms = 3600000\n";
+    let (_flock, _app, a) = shop(policy).await;
+    let mut told = Vec::new();
+    for path in ["/pay", "/pay", "/", "/", "/pay"] {
+        let answer = a.get("orders.mesh", path).await;
+        told.push(answer.header("x-starling-reason").unwrap_or("well").to_owned());
+    }
+    // The second has been counted by the service's limit before the route's refused it.
+    let (pay, all) = ("rate: over the rate (rule pay)", "rate: over the rate (rule all)");
+    assert_eq!(told, ["well", pay, "well", all, all]);
+}
+
+#[tokio::test]
+async fn a_full_bulkhead_refuses_and_a_place_is_free_when_a_body_has_ended() {
+    let (flock, (slow, go)) = (Flock::default(), App::held_back("late").await);
+    let a = flock.node("a").await;
+    flock.register(slow.at("orders", "1", "a"));
+    flock.policy("orders", "[bulkhead]\nmax_concurrent = 1\n");
+    let mut first = Client::connect(a.addr()).await;
+    first.send("GET", "orders.mesh", "/", "", b"").await;
+    eventually("the first arrives", || async { (slow.requests() == 1).then_some(()) }).await;
+    let refused = a.get("orders.mesh", "/").await;
+    assert_eq!((refused.status, refused.header("x-starling-reason")), (503, Some("bulkhead: full (rule bulkhead)")));
+    go.add_permits(2);
+    assert_eq!(first.answer().await.text(), "late");
+    eventually("a place", || async { Some(a.get("orders.mesh", "/").await).filter(|answer| answer.status == 200) })
+        .await;
+}
+
+#[tokio::test]
+async fn who_waits_for_a_place_in_the_bulkhead_gets_it() {
+    let (flock, (slow, go)) = (Flock::default(), App::held_back("late").await);
+    let a = flock.node("a").await;
+    flock.register(slow.at("orders", "1", "a"));
+    flock.policy("orders", "[bulkhead]\nmax_concurrent = 1\nqueue.max_queue = 1\nqueue.max_wait_ms = 60000\n");
+    let mut clients = [Client::connect(a.addr()).await, Client::connect(a.addr()).await];
+    for client in &mut clients {
+        client.send("GET", "orders.mesh", "/", "", b"").await;
+    }
+    eventually("one arrives", || async { (slow.requests() == 1).then_some(()) }).await;
+    go.add_permits(2);
+    for client in &mut clients {
+        assert_eq!(client.answer().await.status, 200);
+    }
+    assert_eq!(slow.requests(), 2);
+}
+
+#[tokio::test]
+async fn a_circuit_opens_by_what_the_policy_calls_a_failure_and_spares_everybody() {
+    let (flock, app) = (Flock::default(), App::answering(|_| async { text(429, "slow down") }).await);
+    let a = flock.node("a").await;
+    flock.register(app.at("orders", "1", "a"));
+    flock.policy("orders", "[failure]\nstatuses = [\"429\"]\n[circuit]\nconsecutive_failures = 3\nopen_ms = 600000\nmax_open_ms = 600000\n");
+    for _ in 0..3 {
+        assert_eq!(a.get("orders.mesh", "/").await.text(), "slow down");
+    }
+    let refused = a.get("orders.mesh", "/").await;
+    assert_eq!((refused.status, refused.header("x-starling-reason")), (503, Some("breaker: open (rule circuit)")));
+    assert!(refused.header("retry-after").is_some());
+    assert_eq!(app.requests(), 3);
+}
+
+#[tokio::test]
+async fn one_key_degrades_a_service_until_its_time_is_over() {
+    let (flock, app, a) = shop("[degrade]\nmode = \"force_open\"\n").await;
+    let refused = a.get("orders.mesh", "/").await;
+    assert_eq!(
+        (refused.status, refused.header("x-starling-reason")),
+        (503, Some("breaker: forced open (rule degrade)"))
+    );
+    flock.policy("orders", "[degrade]\nmode = \"force_open\"\ncriticality = [\"sheddable\"]\n");
+    assert_eq!(a.send("GET", "orders.mesh", "/", "x-criticality: sheddable\r\n", b"").await.status, 503);
+    assert_eq!(a.get("orders.mesh", "/").await.status, 200);
+    flock.policy("orders", "[degrade]\nmode = \"force_open\"\nuntil = 1\n");
+    assert_eq!(a.get("orders.mesh", "/").await.status, 200, "its time was over long ago");
+    assert_eq!(app.requests(), 2);
+}
+
+#[tokio::test]
+async fn a_fallback_stands_in_for_a_refusal_and_for_a_failure() {
+    let fallback = "[fallback]\nstatus = 200\nheaders.content-type = \"text/plain\"\nbody = \"none today\"\n";
+    let (flock, _app, a) = shop(&format!("[degrade]\nmode = \"force_open\"\n{fallback}")).await;
+    let answer = a.get("orders.mesh", "/").await;
+    assert_eq!((answer.status, answer.text().as_str()), (200, "none today"));
+    assert_eq!(answer.header("content-type"), Some("text/plain"));
+    assert_eq!(answer.header("x-starling-fallback"), Some("answer"));
+    assert!(answer.header("x-starling-reason").unwrap().starts_with("breaker: forced open"), "it still says why");
+    flock.register(Place { service: "down", id: "1", owner: "a", address: nowhere().await });
+    flock.policy("down", fallback);
+    assert_eq!(a.get("down.mesh", "/").await.text(), "none today");
+    assert!(a.metrics().contains("starling_fallbacks_total{service=\"default/down\"} 1"));
+}
+
+#[tokio::test]
+async fn another_service_answers_in_the_place_of_one_that_fails() {
+    let (flock, other) = (Flock::default(), App::named("other").await);
+    let a = flock.node("a").await;
+    flock.register(Place { service: "orders", id: "1", owner: "a", address: nowhere().await });
+    flock.register(other.at("pay/orders-next", "1", "a"));
+    flock.policy("orders", "[fallback]\nservice = \"pay/orders-next\"\nstatus = 503\nbody = \"neither\"\n");
+    let answer = a.send("POST", "orders.mesh", "/", "", b"buy").await;
+    assert_eq!((answer.text().as_str(), answer.header("x-starling-fallback")), ("other", Some("pay/orders-next")));
+    flock.deregister("pay/orders-next", "1");
+    let answer = a.send("POST", "orders.mesh", "/", "", b"buy").await;
+    assert_eq!((answer.status, answer.text().as_str()), (503, "neither"));
+}
+
+#[tokio::test]
+async fn faults_are_made_for_those_they_are_meant_for_and_say_so() {
+    let policy = "[[route]]\nheader.x-chaos = \"status\"\n[[route.fault]]\nname = \"teapot\"\nabort_status = 418\n\
+        [[route]]\nheader.x-chaos = \"grpc\"\n[[route.fault]]\nabort_grpc = 14\n\
+        [[route]]\nheader.x-chaos = \"reset\"\n[[route.fault]]\nreset = true\n\
+        [[route]]\nheader.x-chaos = \"late\"\ntimeouts.request_ms = 5\n[[route.fault]]\ndelay_ms = 60000\n";
+    let (_flock, app, a) = shop(policy).await;
+    let chaos = async |kind: &str| a.send("GET", "orders.mesh", "/", &format!("x-chaos: {kind}\r\n"), b"").await;
+    let status = chaos("status").await;
+    assert_eq!(
+        (status.status, status.header("x-starling-reason")),
+        (418, Some("fault: fault teapot was made on purpose"))
+    );
+    let grpc = chaos("grpc").await;
+    assert_eq!((grpc.status, grpc.header("grpc-status")), (200, Some("14")));
+    assert_eq!(chaos("late").await.status, 504);
+    let mut client = Client::connect(a.addr()).await;
+    client.send("GET", "orders.mesh", "/", "x-chaos: reset\r\n", b"").await;
+    assert!(!client.fill().await, "the connection ends without a word");
+    assert_eq!(app.requests(), 0);
+    assert_eq!(chaos("none").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_throttled_body_holds_up_nobody_else_and_comes_whole_where_it_may() {
+    let (flock, app) = (Flock::default(), App::answering(|_| async { text(200, "x".repeat(3_000)) }).await);
+    let a = flock.node("a").await;
+    flock.register(app.at("orders", "1", "a"));
+    let route = |path: &str, rate: u32| {
+        format!("[[route]]\npath = \"{path}\"\n[[route.fault]]\nthrottle_bytes_per_s = {rate}\n")
+    };
+    flock.policy("orders", &(route("/crawls", 1) + &route("/walks", 1_000_000)));
+    let mut crawls = Client::connect(a.addr()).await;
+    crawls.send("GET", "orders.mesh", "/crawls", "", b"").await;
+    eventually("it arrives", || async { (app.requests() == 1).then_some(()) }).await;
+    for path in ["/walks", "/runs"] {
+        assert_eq!(a.get("orders.mesh", path).await.body.len(), 3_000);
+    }
+    let soon = std::time::Duration::from_millis(1);
+    assert!(tokio::time::timeout(soon, crawls.answer()).await.is_err(), "3,000 bytes take it 50 minutes");
+}
+
+#[tokio::test]
+async fn a_copy_goes_to_another_service_marked_and_nobody_waits_for_it() {
+    let (flock, (shadow, go)) = (Flock::default(), App::held_back("late").await);
+    let app = App::named("real").await;
+    let marks = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let seen = marks.clone();
+    let marked = App::answering(move |request| {
+        seen.lock().unwrap().push(request.headers().get("x-starling-mirror").cloned());
+        async { text(200, "copy") }
+    });
+    let marked = marked.await;
+    let a = flock.node("a").await;
+    flock.register(app.at("orders", "1", "a"));
+    flock.register(shadow.at("slow-shadow", "1", "a"));
+    flock.register(marked.at("shadow", "1", "a"));
+    flock.policy(
+        "orders",
+        "[[mirror]]\nname = \"slow\"\nservice = \"slow-shadow\"\nmax_in_flight = 1\ntimeout_ms = 600000\n\
+         [[mirror]]\nname = \"next\"\nservice = \"shadow\"\n",
+    );
+    for _ in 0..3 {
+        assert_eq!(a.send("POST", "orders.mesh", "/", "", b"buy").await.text(), "real");
+    }
+    eventually("copies", || async { (marked.requests() == 3 && shadow.requests() == 1).then_some(()) }).await;
+    assert!(marks.lock().unwrap().iter().all(|mark| mark.as_ref().is_some_and(|mark| mark == "next")));
+    go.add_permits(1);
+}
+
+#[tokio::test]
+async fn callers_on_the_black_list_are_refused() {
+    let (flock, _app, a) = shop("[callers]\ndeny = [\"orders\"]\n").await;
+    let refused = a.get("orders.mesh", "/").await;
+    assert_eq!(refused.status, 403, "who runs one service only calls as that service");
+    assert_eq!(refused.header("x-starling-reason"), Some("list: the caller is denied (rule callers)"));
+    flock.policy("orders", "[callers]\ndeny = [\"pay*\"]\n");
+    assert_eq!(a.get("orders.mesh", "/").await.status, 200);
+}

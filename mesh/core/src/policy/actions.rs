@@ -166,7 +166,7 @@ impl Fault {
 pub struct Mirror {
     /// What counters call it. Default `mirror`.
     pub name: String,
-    /// The service, as `orders-next` or `orders.pay` (service.namespace). There is no default.
+    /// The service, as `orders-next` or `pay/orders`. There is no default.
     pub service: String,
     /// The share of requests that is copied, in percent. 0 to 100; default 100.
     pub percent: Share,
@@ -207,7 +207,7 @@ impl Mirror {
 pub struct Fallback {
     /// Instead of what. Default both: `refused` (a guard of this sidecar said no) and `failed` (no instance answered).
     pub on: Vec<When>,
-    /// Another service that is asked the same, as `orders-next` or `orders.pay`; if it is refused or fails too, the rest
+    /// Another service that is asked the same, as `orders-next` or `pay/orders`; if it is refused or fails too, the rest
     /// of this section says what is answered. A request whose body has gone already is not asked again.
     pub service: Option<String>,
     /// The status of the answer. 200 to 599; default 200.
@@ -273,16 +273,16 @@ impl Fallback {
     }
 }
 
-/// The service a policy names: `orders`, or `orders.pay` in namespace `pay`.
+/// The service a policy names: `orders`, or `pay/orders` in namespace `pay`.
 pub fn service_named(name: &str) -> Option<ServiceKey> {
-    let (service, namespace) = name.rsplit_once('.').unwrap_or((name, "default"));
+    let (namespace, service) = name.split_once('/').unwrap_or(("default", name));
     Some(ServiceKey { namespace: namespace.parse().ok()?, service: service.parse().ok()? })
 }
 
 fn named(field: &str, name: &str) -> Result<(), Invalid> {
     match service_named(name) {
         Some(_) => Ok(()),
-        None => Err(Invalid::new(field, format_args!("{name:?}"), "a service, as \"orders\" or \"orders.pay\"")),
+        None => Err(Invalid::new(field, format_args!("{name:?}"), "a service, as \"orders\" or \"pay/orders\"")),
     }
 }
 

@@ -243,7 +243,7 @@ impl<'de> Deserialize<'de> for HeaderRule {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Callers {
-    /// Services, as `orders` or `orders.pay` (service.namespace).
+    /// Services, as `orders`, or `pay/orders` in namespace `pay`.
     #[serde(deserialize_with = "one_or_more", skip_serializing_if = "Vec::is_empty")]
     pub service: Vec<String>,
     /// Nodes.

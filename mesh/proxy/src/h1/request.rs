@@ -18,7 +18,7 @@ use crate::settings::ProxySettings;
 use crate::trace::{self, Context};
 
 /// What a head says.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Request {
     pub(crate) method: Method,
     pub(crate) framing: Framing,

@@ -1,0 +1,198 @@
+//! A request to a service whose policy has something to say: through its guards, copied if it shall be, carried, learned
+//! from; and what is answered when that fails. (A request to any other service never comes here.)
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use starling_core::guard::circuit::Came;
+use starling_core::policy::{self, Fields, Held, Mirror, Scope, service_named};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, timeout};
+
+use crate::access::Identity;
+use crate::client::{Client, Outgoing};
+use crate::clock;
+use crate::guards::{self, Question, came_of};
+use crate::h1::fields::{self, Written};
+use crate::h1::request::Request;
+use crate::h1::response::Asked;
+use crate::mesh::Stream;
+use crate::reason::{FALLBACK, Refused};
+use crate::relay::{self, Arrived, Relay};
+use crate::stack::{self, Carrier, Known};
+
+/// Marks a copy: its receiver can tell it from the real one.
+const MIRRORED: &[u8] = b"x-starling-mirror";
+
+/// What is known of the request's way.
+pub(crate) struct Guarded<'a> {
+    pub(crate) carrier: &'a Carrier,
+    pub(crate) known: &'a Known,
+    pub(crate) scope: &'a Arc<Scope>,
+    pub(crate) identity: &'a Identity,
+    pub(crate) deadline: Instant,
+}
+
+/// What a policy's rules see of a request whose head was written for sending on.
+pub(crate) fn asked_of<'a>(
+    carrier: &'a Carrier,
+    identity: &'a Identity,
+    request: &'a Request,
+    head: &'a [u8],
+    fields: &'a Written<'a>,
+) -> policy::Asked<'a> {
+    let service = identity.text().and_then(|text| std::str::from_utf8(text).ok());
+    policy::Asked {
+        method: request.method.as_str(),
+        path: request.path(head),
+        fields,
+        node: carrier.mesh.me().as_str(),
+        // Services of the default namespace go by their name alone.
+        service: service.map(|service| service.strip_prefix("default/").unwrap_or(service)),
+    }
+}
+
+impl Guarded<'_> {
+    /// Carries it, or answers what the policy says instead.
+    pub(crate) async fn carry<S: Stream>(
+        &self,
+        client: &mut Client<S>,
+        outgoing: &mut Outgoing,
+        asked: &Asked,
+    ) -> Result<Arrived, Refused> {
+        let refused = match self.admitted(client, outgoing, asked).await {
+            Ok(arrived) => return Ok(arrived),
+            Err(refused) => refused,
+        };
+        let Some(fallback) = refused.falls_back(&self.scope.sections) else { return Err(refused) };
+        self.known.entry.metrics.fallbacks.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let again = outgoing.is_whole() && (refused.reason.is_unsent() || outgoing.is_repeatable());
+        if let Some(key) = fallback.service.as_deref().and_then(service_named).filter(|_| again) {
+            match self.ask_other(&key, client, outgoing, asked).await {
+                Ok(arrived) => return Ok(arrived),
+                Err(other) => tracing::debug!(service = %key, why = other.why, "the fallback did not answer either"),
+            }
+        }
+        Err(refused.or_fallback(self.scope))
+    }
+
+    async fn ask_other<S: Stream>(
+        &self,
+        key: &starling_core::id::ServiceKey,
+        client: &mut Client<S>,
+        outgoing: &mut Outgoing,
+        asked: &Asked,
+    ) -> Result<Arrived, Refused> {
+        let known = Known::other(self.carrier, key.clone())?;
+        let scope = known.whole();
+        // What the first has used up of its time is not the other's fault.
+        let deadline = Instant::now() + Duration::from_millis(scope.sections.timeouts.request_ms);
+        let other = Guarded { carrier: self.carrier, known: &known, scope, identity: self.identity, deadline };
+        let arrived = other.admitted(client, outgoing, asked).await?;
+        fields::write(&mut client.out, FALLBACK, key.to_string().as_bytes());
+        Ok(arrived)
+    }
+
+    /// Through the guards, to an instance.
+    async fn admitted<S: Stream>(
+        &self,
+        client: &mut Client<S>,
+        outgoing: &mut Outgoing,
+        asked: &Asked,
+    ) -> Result<Arrived, Refused> {
+        let Guarded { carrier, known, scope, identity, deadline } = *self;
+        let mut pass = {
+            let fields = Written(outgoing.head());
+            let about = asked_of(carrier, identity, &outgoing.request, outgoing.head(), &fields);
+            let refusals = &known.entry.refusals;
+            let question = Question { clock: carrier.clock, scope, asked: &about, refusals, deadline };
+            guards::admit(&question).await.map_err(|refused| refused.of(&known.key))?
+        };
+        self.mirror(outgoing);
+        match stack::carry(carrier, known, identity.service(), scope, client, outgoing, asked, deadline).await {
+            Ok(mut arrived) => {
+                let head = Written(&client.out);
+                let number = |name| head.field(name).and_then(fields::number);
+                let grpc = number("grpc-status").and_then(|code| u8::try_from(code).ok());
+                let told = number("retry-after").map(Duration::from_secs);
+                pass.learn(Came::Answer { status: arrived.response.status.as_u16(), grpc }, told);
+                arrived.pass = Some(Box::new(pass));
+                Ok(arrived)
+            }
+            Err(refused) => {
+                pass.learn(came_of(&refused), None);
+                Err(refused)
+            }
+        }
+    }
+
+    /// Sends copies on their way; nobody waits for them.
+    fn mirror(&self, outgoing: &Outgoing) {
+        for mirror in &self.scope.mirrors {
+            if !mirror.rule.percent.takes(clock::random()) || outgoing.request.upgrades || !outgoing.is_held() {
+                continue;
+            }
+            let (Some(key), Some(carrier)) = (service_named(&mirror.rule.service), self.carrier.own.upgrade()) else {
+                continue;
+            };
+            let Some(held) = mirror.hold(mirror.rule.max_in_flight) else { continue };
+            let Some(copy) = outgoing.copy(MIRRORED, mirror.rule.name.as_bytes()) else { continue };
+            let limit = Duration::from_millis(mirror.rule.timeout_ms);
+            tokio::spawn(async move {
+                // What becomes of a copy concerns nobody.
+                let _ = timeout(limit, send_copy(&carrier, key, copy, limit, held)).await;
+            });
+        }
+    }
+}
+
+/// Sends a copy and reads its answer to the end, so that its connection can be used again.
+async fn send_copy(
+    carrier: &Carrier,
+    key: starling_core::id::ServiceKey,
+    mut copy: Outgoing,
+    limit: Duration,
+    _held: Held<Mirror>,
+) {
+    let Ok(known) = Known::other(carrier, key) else { return };
+    let mut client = Client::new(Nowhere);
+    let asked =
+        Asked { head_only: copy.request.method == http::Method::HEAD, upgrades: false, http_10: copy.request.http_10 };
+    let deadline = Instant::now() + limit;
+    let carried = stack::carry(carrier, &known, None, known.whole(), &mut client, &mut copy, &asked, deadline).await;
+    let Ok(Arrived { response, mut upstream, home, .. }) = carried else { return };
+    let mut relay = Relay::new(&response, response.delivery(&asked), &copy);
+    let received = relay.receive(&mut client, &mut upstream, &mut copy).await.is_ok();
+    if received
+        && relay.finish(&mut client, &mut upstream, &mut copy).await.is_ok()
+        && relay::is_reusable(&response, &copy, &upstream)
+    {
+        home.put(upstream);
+    }
+}
+
+/// Where answers to copies go.
+struct Nowhere;
+
+impl AsyncRead for Nowhere {
+    fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Poll::Pending // a client that asks nothing more and stays
+    }
+}
+
+impl AsyncWrite for Nowhere {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}

@@ -1,0 +1,325 @@
+//! What a request passes before it goes anywhere, in order. This list is the order; [`admit`] reads like it.
+//!
+//! | # | Guard | Why here |
+//! |---|---|---|
+//! | 1 | degrade: the switch | whoever turned it wants nothing below to be asked |
+//! | 2 | callers: lists by name | who has no business here costs nobody a place or a token. (Who *may* call is decided at the instance's side, by certificate: `access`.) |
+//! | 3 | faults: delay, abort, reset | trouble made on purpose stands for the callee's: nothing below may spare it, and it takes no place or token |
+//! | 4 | shed: by criticality | under overload the cheapest no comes first, and the least important requests get it |
+//! | 5 | limits: the service's, then the route's | they count what is asked; what waits for a place below has been counted |
+//! | 6 | bulkhead: so many at once | after the limits, so that who is refused there never held a place |
+//! | 7 | concurrency: as many as the callee can do | within the bulkhead's places; its clock starts after the wait there |
+//! | 8 | circuit: the service's or route's breaker | last: its trial permits are few, and none is taken by who would have been refused above; its clock measures the callee, not our queues |
+//! | 9 | mirror | copies of what really goes out, and of nothing else |
+//! | 10 | attempts (`stack`): retries, balance with the instances' breakers, exchange | one admission for all attempts: a retry is no new request |
+//! | 11 | learn: circuit at the response's head, places when its body has ended | |
+//!
+//! A request to a service without a policy passes all this by one look at `Scope::is_guarded`. The limits are this
+//! node's: each sidecar counts what its own applications ask.
+
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use http::StatusCode;
+use starling_core::guard::bulkhead::{Admission, Pass as Place, Waiting};
+use starling_core::guard::circuit::{Came, CircuitPermit};
+use starling_core::guard::concurrency::{ConcurrencyAdmission, ConcurrencyPermit};
+use starling_core::guard::limit::LimitBy;
+use starling_core::guard::shed::Level;
+use starling_core::guard::{Guard, Outcome, Refusal};
+use starling_core::policy::{Asked, Fault, Scope, value_of};
+use starling_core::time::{Instant as Moment, WallTime};
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::clock::{self, Clock};
+use crate::reason::{Reason, Refused};
+
+/// The most different (guard, reason, rule) that are counted apart; the rest is counted as one.
+const MAX_REASONS: usize = 64;
+
+/// What a guard refused, and how often: looked up without a lock, written once for each reason.
+#[derive(Debug)]
+pub(crate) struct Refusals {
+    known: [OnceLock<Why>; MAX_REASONS],
+    counts: [AtomicU64; MAX_REASONS],
+    others: AtomicU64,
+}
+
+/// Who said no, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Why {
+    pub(crate) guard: &'static str,
+    pub(crate) reason: &'static str,
+    /// The rule's name, for guards that have several.
+    pub(crate) rule: String,
+}
+
+impl Default for Refusals {
+    fn default() -> Self {
+        Self {
+            known: std::array::from_fn(|_| OnceLock::new()),
+            counts: std::array::from_fn(|_| AtomicU64::new(0)),
+            others: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Refusals {
+    fn count(&self, guard: &'static str, reason: &'static str, rule: &str) {
+        let same = |why: &Why| why.guard == guard && why.reason == reason && why.rule == rule;
+        for (known, count) in self.known.iter().zip(&self.counts) {
+            // Whoever loses the race for a free place looks whether the winner meant the same.
+            if same(known.get_or_init(|| Why { guard, reason, rule: rule.to_owned() })) {
+                count.fetch_add(1, Relaxed);
+                return;
+            }
+        }
+        self.others.fetch_add(1, Relaxed);
+    }
+
+    /// What was refused so far.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (Why, u64)> {
+        let known = self
+            .known
+            .iter()
+            .zip(&self.counts)
+            .filter_map(|(why, count)| Some((why.get()?.clone(), count.load(Relaxed))));
+        let others = self.others.load(Relaxed);
+        let rest = Why { guard: "other", reason: "more reasons than are told apart", rule: String::new() };
+        known.chain((others > 0).then_some((rest, others)))
+    }
+}
+
+/// What a request that was let through holds until it has ended.
+#[derive(Debug)]
+pub(crate) struct Pass {
+    scope: Arc<Scope>,
+    clock: Clock,
+    began: Moment,
+    circuit: Option<CircuitPermit>,
+    concurrency: Option<ConcurrencyPermit>,
+    place: Option<Place>,
+    outcome: Outcome,
+    /// How fast the response's body may pass, by a fault.
+    pub(crate) throttle: Option<u64>,
+}
+
+impl Pass {
+    /// The response's head has come, or nothing came.
+    pub(crate) fn learn(&mut self, came: Came, told: Option<Duration>) {
+        self.outcome = self.scope.failures.judge(came);
+        let now = self.clock.now();
+        if let Some(circuit) = self.circuit.take()
+            && circuit.end(self.outcome, told, now, clock::random())
+        {
+            tracing::warn!(route = self.scope.route.as_deref(), "a circuit has opened or closed");
+        }
+    }
+}
+
+impl Drop for Pass {
+    fn drop(&mut self) {
+        let now = self.clock.now();
+        if let Some(shed) = &self.scope.shed
+            && self.outcome == Outcome::Success
+        {
+            shed.took(now, now.since(self.began));
+        }
+        if let Some(concurrency) = self.concurrency.take() {
+            concurrency.end(self.outcome, now, clock::random());
+        }
+        if let Some(place) = self.place.take() {
+            place.end(now);
+        }
+    }
+}
+
+/// What is asked about a request.
+pub(crate) struct Question<'a> {
+    pub(crate) clock: Clock,
+    pub(crate) scope: &'a Arc<Scope>,
+    pub(crate) asked: &'a Asked<'a>,
+    pub(crate) refusals: &'a Refusals,
+    /// Nothing may wait for longer.
+    pub(crate) deadline: Instant,
+}
+
+/// Lets a request through, perhaps after a while, or refuses it.
+///
+/// # Errors
+/// Which guard refused, by which rule and why.
+pub(crate) async fn admit(question: &Question<'_>) -> Result<Pass, Refused> {
+    let scope = question.scope;
+    let mut pass = Pass {
+        scope: scope.clone(),
+        clock: question.clock,
+        began: question.clock.now(),
+        circuit: None,
+        concurrency: None,
+        place: None,
+        outcome: Outcome::Ignored,
+        throttle: None,
+    };
+    question.degrade()?;
+    question.callers()?;
+    question.faults(&mut pass).await?;
+    question.shed()?;
+    question.limits().await?;
+    pass.place = question.bulkhead().await?;
+    pass.concurrency = question.concurrency().await?;
+    pass.circuit = question.circuit()?;
+    pass.began = question.clock.now();
+    Ok(pass)
+}
+
+impl Question<'_> {
+    fn degrade(&self) -> Result<(), Refused> {
+        let class = self.scope.class(self.asked);
+        match self.scope.forced_open(class, wall()) {
+            None => Ok(()),
+            Some(retry_after) => {
+                let refusal = Refusal { guard: Guard::Breaker, reason: "forced open", retry_after };
+                Err(self.refuse(refusal, "degrade"))
+            }
+        }
+    }
+
+    fn callers(&self) -> Result<(), Refused> {
+        let Some(callers) = &self.scope.callers else { return Ok(()) };
+        callers.admit(self.asked.service).map_err(|refusal| self.refuse(refusal, "callers"))
+    }
+
+    async fn faults(&self, pass: &mut Pass) -> Result<(), Refused> {
+        for fault in &self.scope.faults {
+            if !fault.rule.percent.takes(clock::random()) {
+                continue;
+            }
+            let Some(_held) = fault.hold(fault.rule.max_active) else { continue };
+            if fault.rule.delay_ms > 0 {
+                let until = Instant::now() + Duration::from_millis(fault.rule.delay_ms);
+                tokio::time::sleep_until(until.min(self.deadline)).await;
+                if until > self.deadline {
+                    return Err(Refused::new(
+                        Reason::TimedOut,
+                        format!("fault {} held it up beyond its time", fault.rule.name),
+                    ));
+                }
+            }
+            if fault.rule.throttle_bytes_per_s > 0 {
+                pass.throttle = Some(fault.rule.throttle_bytes_per_s);
+            }
+            if let Some(end) = ended_by(&fault.rule) {
+                return Err(end);
+            }
+        }
+        Ok(())
+    }
+
+    fn shed(&self) -> Result<(), Refused> {
+        let Some(shed) = &self.scope.shed else { return Ok(()) };
+        let class = self.scope.class(self.asked);
+        let user = self.scope.sections.classes.user_header.as_ref().and_then(|name| self.asked.fields.field(name));
+        let level = match user {
+            Some(user) => Level::of(class, user, wall()),
+            None => Level::drawn(class, clock::random()),
+        };
+        shed.admit(self.clock.now(), level).map_err(|refusal| self.refuse(refusal, class.name()))
+    }
+
+    async fn limits(&self) -> Result<(), Refused> {
+        for limit in &self.scope.limits {
+            let by = &limit.settings().by;
+            let value = value_of(by, self.asked);
+            if value.is_empty() && *by != LimitBy::All {
+                continue; // it has no such header, parameter or cookie: nothing to count it by
+            }
+            let wait = limit
+                .admit(self.clock.now(), value, 1)
+                .map_err(|refusal| self.refuse(refusal, &limit.settings().name))?;
+            if !wait.is_zero() {
+                sleep(wait).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn bulkhead(&self) -> Result<Option<Place>, Refused> {
+        let Some(bulkhead) = &self.scope.bulkhead else { return Ok(None) };
+        match bulkhead.admit(self.clock.now()).map_err(|refusal| self.refuse(refusal, "bulkhead"))? {
+            Admission::Pass(place) => Ok(Some(place)),
+            Admission::Wait(waiting) => self.wait(waiting, bulkhead.max_wait(), "bulkhead").await.map(Some),
+        }
+    }
+
+    async fn concurrency(&self) -> Result<Option<ConcurrencyPermit>, Refused> {
+        let Some(concurrency) = &self.scope.concurrency else { return Ok(None) };
+        match concurrency.admit(self.clock.now()).map_err(|refusal| self.refuse(refusal, "concurrency"))? {
+            ConcurrencyAdmission::Permit(permit) => Ok(Some(permit)),
+            ConcurrencyAdmission::Wait(waiting) => {
+                let place = self.wait(waiting, concurrency.max_wait(), "concurrency").await?;
+                Ok(Some(concurrency.begin(place, self.clock.now())))
+            }
+        }
+    }
+
+    fn circuit(&self) -> Result<Option<CircuitPermit>, Refused> {
+        let Some(circuit) = &self.scope.circuit else { return Ok(None) };
+        let admitted = circuit.admit(self.clock.now(), clock::random());
+        admitted.map(Some).map_err(|refusal| self.refuse(refusal, "circuit"))
+    }
+
+    async fn wait(&self, mut waiting: Waiting, most: Duration, rule: &str) -> Result<Place, Refused> {
+        let most = most.min(self.deadline.saturating_duration_since(Instant::now()));
+        let waited = match timeout(most, &mut waiting).await {
+            Ok(ended) => ended,
+            Err(_) => Err(waiting.give_up()),
+        };
+        waited.map_err(|refusal| self.refuse(refusal, rule))
+    }
+
+    fn refuse(&self, refusal: Refusal, rule: &str) -> Refused {
+        let guard = refusal.guard.name();
+        let rule = match &self.scope.route {
+            // One of the service as a whole is called the same from every route.
+            Some(route) if self.is_own(refusal.guard) => format!("{route}/{rule}"),
+            _ => rule.to_owned(),
+        };
+        self.refusals.count(guard, refusal.reason, &rule);
+        let why = format!("{} (rule {rule})", refusal.reason);
+        Refused::new(Reason::Guard(refusal.guard), why).told(&rule, refusal.retry_after_s())
+    }
+
+    /// Whether a guard belongs to the route; limits are named by themselves.
+    fn is_own(&self, guard: Guard) -> bool {
+        self.scope.route.is_some() && guard != Guard::Rate
+    }
+}
+
+/// How a fault ends a request, if it does.
+fn ended_by(fault: &Fault) -> Option<Refused> {
+    let why = format!("fault {} was made on purpose", fault.name);
+    if fault.reset {
+        return Some(Refused::new(Reason::Gone, why));
+    }
+    let (status, grpc) = match (fault.abort_status, fault.abort_grpc) {
+        (Some(status), _) => (StatusCode::from_u16(status).ok()?, None),
+        (None, Some(code)) => (StatusCode::OK, Some(code)),
+        (None, None) => return None,
+    };
+    Some(Refused::new(Reason::Fault, why).told(&fault.name, None).answered(status, grpc))
+}
+
+/// What a failure to get an answer was.
+pub(crate) fn came_of(refused: &Refused) -> Came {
+    match refused.reason {
+        Reason::TimedOut => Came::Timeout,
+        Reason::Gone | Reason::BadRequest | Reason::SlowRequest => Came::Cancelled,
+        _ => Came::Reset,
+    }
+}
+
+fn wall() -> WallTime {
+    WallTime(clock::wall_us() / 1_000)
+}
