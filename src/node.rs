@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use starling_api::Api;
-use starling_core::id::{CellName, InstanceKey};
+use starling_core::id::{CellName, InstanceKey, ServiceKey};
 use starling_core::observe::MetricSource;
 use starling_core::registry::Registration;
 use starling_core::view::{MemberState, MemberView};
@@ -101,6 +101,7 @@ impl StartError {
             Self::Net(starling_net::StartError::Bind(BindError::Socket { error, .. })) => taken(error),
             Self::Api(starling_api::BindError::Listen { source, .. }) => taken(source),
             Self::Proxy(starling_proxy::StartError::Listen { error, .. }) => taken(error),
+            Self::Proxy(starling_proxy::StartError::Bound { error, .. }) => taken(error),
             _ => false,
         }
     }
@@ -161,6 +162,11 @@ impl Node {
         self.addresses
     }
 
+    /// Its ports that lead to one service each, in the order of the settings.
+    pub fn upstreams(&self) -> &[(ServiceKey, SocketAddr)] {
+        self.proxy.bound()
+    }
+
     /// Returns when the node has ended by itself, which it never should: the log says what happened.
     pub async fn ended(&self) {
         self.running.ended().await;
@@ -211,6 +217,9 @@ impl Node {
             self.addresses.proxy,
             settings.proxy.suffix
         );
+        for (service, listen) in self.upstreams() {
+            tracing::info!("  port   {listen} leads to {service}");
+        }
         tracing::info!("  API    http://{}; try: starling --peer {} status", self.addresses.api, self.addresses.api);
     }
 }

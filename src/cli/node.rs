@@ -167,7 +167,7 @@ fn show_settings(value: &serde_json::Value, loaded: &Loaded, out: &mut Out) -> R
         let origin = loaded.origins.get(&key);
         let from = match origin {
             Some(origin) => Cell::from(origin),
-            None if key.starts_with("service[") => "file".into(),
+            None if key.starts_with("service[") || key.starts_with("upstream[") => "file".into(),
             None if key == "dev" => Cell::default(),
             None => Cell::styled(Style::Dim, "default"),
         };
@@ -224,7 +224,13 @@ const SECOND_DEV: &str = "\nA second --dev node on this host takes a name and po
 fn write_ready_file(path: &Path, node: &Node) -> std::io::Result<()> {
     let me = node.handle().me();
     let addresses = node.addresses();
-    let text = serde_json::json!({ "node": me, "pid": std::process::id(), "addresses": addresses });
+    let upstreams = node.upstreams().iter();
+    let upstreams: Vec<_> = upstreams
+        .map(|(service, listen)| serde_json::json!({ "service": service.to_string(), "listen": listen }))
+        .collect();
+    let text = serde_json::json!({
+        "node": me, "pid": std::process::id(), "addresses": addresses, "upstreams": upstreams,
+    });
     let aside = path.with_extension(format!("{}.tmp", std::process::id()));
     std::fs::write(&aside, format!("{text}\n"))?;
     std::fs::rename(&aside, path)

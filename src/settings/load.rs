@@ -18,6 +18,7 @@ use super::file::{File, lines_of, unknown_in_section};
 use super::known::{keys_of, suggest};
 use super::section::{Section, merge, nested, sections, split_variable};
 use super::service::{CheckSettings, ServiceSettings};
+use super::upstream::UpstreamSettings;
 
 /// What the settings are made of, besides the defaults.
 #[derive(Debug, Clone, Default)]
@@ -85,6 +86,8 @@ pub struct SettingsError(pub Vec<String>);
 
 /// The name of the list of declared services.
 const SERVICE: &str = "service";
+/// The name of the list of ports that lead to services.
+const UPSTREAM: &str = "upstream";
 
 /// Builds the settings from their sources.
 ///
@@ -108,6 +111,7 @@ struct Layers {
     values: BTreeMap<&'static str, Table>,
     services: Vec<ServiceSettings>,
     service_lines: Vec<usize>,
+    upstreams: Vec<UpstreamSettings>,
     origins: BTreeMap<String, Origin>,
     warnings: Vec<String>,
     problems: Vec<String>,
@@ -127,11 +131,17 @@ impl Layers {
         for (name, value) in root {
             let line = file.line(&name.span());
             if name.get_ref() == SERVICE {
-                self.add_services(&file, value, line);
+                let check = Some(("check", keys_of::<CheckSettings>()));
+                let (services, lines) = self.list(&file, SERVICE, "name", check, value, line).into_iter().unzip();
+                (self.services, self.service_lines) = (services, lines);
+            } else if name.get_ref() == UPSTREAM {
+                let upstreams = self.list(&file, UPSTREAM, "service", None, value, line);
+                self.upstreams = upstreams.into_iter().map(|(upstream, _)| upstream).collect();
             } else if let Some(at) = self.sections.iter().position(|section| section.name == name.get_ref().as_ref()) {
                 self.add_file_section(&file, at, value);
             } else {
-                let names = self.sections.iter().map(|section| section.name).chain([SERVICE]).collect::<Vec<_>>();
+                let names =
+                    self.sections.iter().map(|section| section.name).chain([SERVICE, UPSTREAM]).collect::<Vec<_>>();
                 let what = if value.get_ref().is_table() { "section" } else { "key" };
                 self.problems.push(format!(
                     "{}: unknown {what} `{}` at line {line}; {}",
@@ -173,41 +183,52 @@ impl Layers {
         self.values.insert(section.name, plain);
     }
 
-    fn add_services(&mut self, file: &File<'_>, value: Spanned<DeValue<'_>>, line: usize) {
+    /// Reads a list of tables, each called by the value of one of its keys: what is good in it, with its lines. A table
+    /// may have one within, whose keys are known too.
+    fn list<T: DeserializeOwned>(
+        &mut self,
+        file: &File<'_>,
+        list: &str,
+        called: &str,
+        within: Option<(&str, &[&str])>,
+        value: Spanned<DeValue<'_>>,
+        line: usize,
+    ) -> Vec<(T, usize)> {
+        let is_a_list = format!("is a list: write each {list} as [[{list}]]");
         let span = value.span();
-        let DeValue::Array(services) = value.into_inner() else {
-            self.problems.push(file.problem(&span, SERVICE, "is a list: write each service as [[service]]"));
-            return;
+        let DeValue::Array(items) = value.into_inner() else {
+            self.problems.push(file.problem(&span, list, &is_a_list));
+            return Vec::new();
         };
-        let check_keys = keys_of::<CheckSettings>();
-        for service in services {
-            let span = service.span();
-            let Some(table) = service.get_ref().as_table() else {
-                self.problems.push(file.problem(&span, SERVICE, "is a list: write each service as [[service]]"));
+        let mut good = Vec::new();
+        for item in items {
+            let span = item.span();
+            let Some(table) = item.get_ref().as_table() else {
+                self.problems.push(file.problem(&span, list, &is_a_list));
                 continue;
             };
-            let mut unknown = file.unknown_keys(SERVICE, keys_of::<ServiceSettings>(), table);
-            if let Some(check) = table.get("check").and_then(|check| check.get_ref().as_table()) {
-                unknown.extend(file.unknown_keys("service.check", check_keys, check));
+            let mut unknown = file.unknown_keys(list, keys_of::<T>(), table);
+            if let Some((name, keys)) = within
+                && let Some(inner) = table.get(name).and_then(|inner| inner.get_ref().as_table())
+            {
+                unknown.extend(file.unknown_keys(&format!("{list}.{name}"), keys, inner));
             }
             if !unknown.is_empty() {
                 self.problems.extend(unknown);
                 continue;
             }
             let name =
-                table.get("name").and_then(|name| name.get_ref().as_str()).unwrap_or("without a name").to_owned();
+                table.get(called).and_then(|name| name.get_ref().as_str()).unwrap_or("without a name").to_owned();
             let first_line = table.keys().map(|key| file.line(&key.span())).min().unwrap_or(line);
-            match ServiceSettings::deserialize(ValueDeserializer::from(service)) {
-                Ok(service) => {
-                    self.services.push(service);
-                    self.service_lines.push(first_line);
-                }
+            match T::deserialize(ValueDeserializer::from(item)) {
+                Ok(item) => good.push((item, first_line)),
                 Err(error) => {
                     let span = error.span().unwrap_or(span);
-                    self.problems.push(file.problem(&span, &format!("service {name}"), error.message()));
+                    self.problems.push(file.problem(&span, &format!("{list} {name}"), error.message()));
                 }
             }
         }
+        good
     }
 
     fn add_environment(&mut self, environment: &[(String, String)]) {
@@ -296,6 +317,10 @@ impl Layers {
         }
         settings.services = std::mem::take(&mut self.services);
         self.check_services(&settings);
+        settings.upstreams = std::mem::take(&mut self.upstreams);
+        settings.proxy.upstreams = settings.upstreams.iter().map(UpstreamSettings::bound_port).collect();
+        let taken = [("proxy.listen", settings.proxy.listen), ("api.listen", settings.api.listen)];
+        self.problems.extend(UpstreamSettings::check_all(&settings.upstreams, &taken));
         self.problems.extend(settings.proxy.check().err().map(|error| format!("proxy.{error}")));
         self.problems.extend(settings.gossip.check().err().map(|error| format!("gossip.{error}")));
         self.problems.extend(settings.api.check().err().map(|error| format!("api.{error}")));
@@ -397,6 +422,26 @@ mod tests {
     }
 
     #[test]
+    fn a_port_to_a_service_that_cannot_be_is_refused_by_name() {
+        let upstream = |rest: &str| file(&format!("[[upstream]]\nservice = \"db\"\n{rest}\n"));
+        assert_eq!(load(&upstream("listen = 5433")).unwrap().settings.proxy.upstreams.len(), 1);
+        for (rest, why) in [
+            ("listen = 5433\nport = 1", "unknown key `port` at line 4 in [upstream]; known here:"),
+            ("listn = 5433", "did you mean `listen`?"),
+            ("listen = 70000", "line 3: upstream db: 70000 is no port"),
+            ("listen = 15001", "upstream db: 127.0.0.1:15001 is taken by proxy.listen"),
+            (
+                "listen = 1\n[[upstream]]\nservice = \"b\"\nlisten = 1",
+                "upstream b: 127.0.0.1:1 is taken by upstream db",
+            ),
+        ] {
+            let error = refused(&upstream(rest));
+            assert!(error.contains(why), "{rest:?}: {error}");
+        }
+        assert!(refused(&file("upstream = 1\n")).contains("write each upstream as [[upstream]]"));
+    }
+
+    #[test]
     fn everything_wrong_is_reported_together() {
         let error = refused(&file("[node]\nnam = 1\n[log]\nformat = \"xml\"\n[[service]]\nname = \"a b\"\nport = 1\n"));
         assert_eq!(error.lines().count(), 3, "{error}");
@@ -475,8 +520,11 @@ mod tests {
         assert_eq!(short.services[0].name, full.services[0].name);
         assert_eq!(short.registrations().unwrap().len(), 2);
         // Spelled out or not, it is the same node.
-        let json =
-            |settings: &Settings| serde_json::to_value(Settings { services: Vec::new(), ..settings.clone() }).unwrap();
+        let json = |settings: &Settings| {
+            let alone = Settings { services: Vec::new(), upstreams: Vec::new(), ..settings.clone() };
+            serde_json::to_value(alone).unwrap()
+        };
+        assert_eq!(short.upstreams.len(), full.upstreams.len());
         assert_eq!(json(&short), json(&full));
     }
 
@@ -489,6 +537,8 @@ mod tests {
                 assert!(full.origins.contains_key(&name), "{name} is not in the example");
             }
         }
+        let upstream = serde_json::to_value(&full.settings.upstreams[0]).unwrap();
+        assert!(upstream.as_object().unwrap().values().all(|value| !value.is_null()), "{upstream}");
         let service = serde_json::to_value(&full.settings.services[0]).unwrap();
         let unset: Vec<_> = service.as_object().unwrap().iter().filter(|(_, value)| value.is_null()).collect();
         assert!(unset.is_empty(), "not in the example: {unset:?}");

@@ -10,6 +10,7 @@ mod load;
 mod section;
 mod seed;
 mod service;
+mod upstream;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -27,6 +28,7 @@ pub use duration::HumanDuration;
 pub use load::{Flag, Loaded, Origin, SettingsError, Sources, load};
 pub use seed::Seed;
 pub use service::{CheckSettings, CheckWord, ServiceSettings};
+pub use upstream::UpstreamSettings;
 
 /// Where nodes talk QUIC unless told otherwise.
 pub const DEFAULT_QUIC_PORT: u16 = 15_100;
@@ -57,6 +59,9 @@ pub struct Settings {
     /// `[[service]]`, in the order of the file.
     #[serde(rename = "service")]
     pub services: Vec<ServiceSettings>,
+    /// `[[upstream]]`, in the order of the file.
+    #[serde(rename = "upstream")]
+    pub upstreams: Vec<UpstreamSettings>,
 }
 
 /// `[node]`: who this node is and how its peers reach it.
@@ -218,6 +223,7 @@ impl Settings {
             links: Limits::default(),
             log: LogSettings::default(),
             services: Vec::new(),
+            upstreams: Vec::new(),
         }
     }
 

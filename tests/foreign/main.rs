@@ -10,5 +10,6 @@
 mod curl;
 mod grpc;
 mod programs;
+mod redis;
 #[path = "../support/mod.rs"]
 mod support;

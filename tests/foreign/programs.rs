@@ -1,6 +1,7 @@
 //! A small vocabulary: find a program or say what is missing, run it, and end it with the test.
 
 use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -54,21 +55,39 @@ pub(crate) fn run(command: &mut Command) -> String {
 pub(crate) struct Running(Child);
 
 impl Running {
-    /// Starts it and waits until it prints a line that `says` has been waited for: what that found in it.
+    /// Starts it and waits until it prints a line in which `says` finds something: what that is.
     pub(crate) fn start<T>(command: &mut Command, says: impl Fn(&str) -> Option<T>) -> (Running, T) {
+        Self::try_start(command, says).unwrap_or_else(|| panic!("{command:?} ended before it was ready"))
+    }
+
+    /// The same; nothing if it ends before that.
+    fn try_start<T>(command: &mut Command, says: impl Fn(&str) -> Option<T>) -> Option<(Running, T)> {
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
         let mut told = BufReader::new(child.stdout.take().unwrap());
         let running = Running(child);
         let mut line = String::new();
         loop {
             line.clear();
-            assert!(told.read_line(&mut line).unwrap() > 0, "{command:?} ended before it was ready");
+            if told.read_line(&mut line).unwrap() == 0 {
+                return None;
+            }
             if let Some(found) = says(&line) {
                 // The rest is for nobody; a reader that is gone must not end it.
                 thread::spawn(move || std::io::copy(&mut told, &mut std::io::sink()));
-                return (running, found);
+                return Some((running, found));
             }
         }
+    }
+
+    /// Starts a program that must be told its port, on one that is free: a few times, since another may take it first.
+    pub(crate) fn on_a_port(command: impl Fn(u16) -> Command, says: impl Fn(&str) -> bool) -> (Running, u16) {
+        for _ in 0..10 {
+            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            if let Some((running, ())) = Self::try_start(&mut command(port), |line| says(line).then_some(())) {
+                return (running, port);
+            }
+        }
+        panic!("{:?} does not start", command(0))
     }
 }
 

@@ -60,6 +60,8 @@ pub(crate) struct NodeProcess {
     api: SocketAddr,
     proxy: SocketAddr,
     quic: SocketAddr,
+    /// Services, and the ports that lead to them.
+    upstreams: Vec<(String, SocketAddr)>,
 }
 
 impl Mesh {
@@ -171,8 +173,9 @@ impl NodeProcess {
         }
         let child = command.spawn().unwrap();
         let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
+        let (api, proxy, quic) = (nowhere, nowhere, nowhere);
         let mut node =
-            NodeProcess { name: name.into(), dir: dir.into(), child, api: nowhere, proxy: nowhere, quic: nowhere };
+            NodeProcess { name: name.into(), dir: dir.into(), child, api, proxy, quic, upstreams: Vec::new() };
         eventually(&format!("{name} is ready, or has given up"), || ready_file.exists() || !node.is_running());
         if !ready_file.exists() {
             return Err(node.log());
@@ -180,6 +183,9 @@ impl NodeProcess {
         let ready: Value = serde_json::from_str(&fs::read_to_string(&ready_file).unwrap()).unwrap();
         let address = |what: &str| ready["addresses"][what].as_str().unwrap().parse().unwrap();
         (node.api, node.proxy, node.quic) = (address("api"), address("proxy"), address("quic"));
+        let upstreams = ready["upstreams"].as_array().unwrap().iter();
+        let text = |of: &Value, key: &str| of[key].as_str().unwrap().to_owned();
+        node.upstreams = upstreams.map(|of| (text(of, "service"), text(of, "listen").parse().unwrap())).collect();
         Ok(node)
     }
 
@@ -191,6 +197,12 @@ impl NodeProcess {
     /// Where the applications of its host reach it.
     pub(crate) fn proxy(&self) -> SocketAddr {
         self.proxy
+    }
+
+    /// Its port that leads to a service.
+    pub(crate) fn port_to(&self, service: &str) -> SocketAddr {
+        let key = format!("default/{service}");
+        self.upstreams.iter().find(|(found, _)| *found == key).expect("the settings bind a port to it").1
     }
 
     /// Where its peers reach it.

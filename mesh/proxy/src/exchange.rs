@@ -61,8 +61,9 @@ impl<'a> Way<'a> {
 pub(crate) fn check_protocol(instance: &InstanceView) -> Result<(), Failure> {
     match instance.instance.protocol {
         Protocol::Http | Protocol::Http2 | Protocol::Grpc => Ok(()),
-        other => {
-            let why = format!("instance {} speaks {other}, which this version does not carry", instance.key);
+        Protocol::Tcp => {
+            let why =
+                format!("instance {} speaks tcp, not HTTP: give it a port of this host ([[upstream]])", instance.key);
             Err(Failure::new(Reason::Unsupported, why))
         }
     }
@@ -170,29 +171,37 @@ impl Attempt<'_> {
 
     async fn connect(&self) -> Result<Upstream, Failure> {
         let limit = Duration::from_millis(self.timeouts.connect_ms);
-        let failed = |why: String| Failure::new(Reason::Connect, why);
-        let pipe = match self.way {
+        match self.way {
             Way::Address(address) if matches!(self.protocol, Protocol::Http2 | Protocol::Grpc) => {
-                let call = Call::open(self.carrier, address, limit).await.map_err(failed)?;
-                return Ok(Upstream::new(Pipe::Call(Box::new(call)), &self.carrier.connections.calls));
+                let call = Call::open(self.carrier, address, limit).await;
+                let call = call.map_err(|why| Failure::new(Reason::Connect, why))?;
+                Ok(Upstream::new(Pipe::Call(Box::new(call)), &self.carrier.connections.calls))
             }
-            Way::Address(address) => {
-                let connecting = TcpStream::connect((&*address.host, address.port));
-                let stream = timeout(limit, connecting)
-                    .await
-                    .map_err(|_| failed(format!("no connection to {address} within {} ms", limit.as_millis())))?
-                    .map_err(|error| failed(format!("no connection to {address}: {error}")))?;
-                // Fails only on a socket that is broken already, which the next write will say better.
-                let _ = stream.set_nodelay(true);
-                Pipe::Tcp(stream)
-            }
-            Way::Tunnel(node, key) => {
-                let opening = self.carrier.mesh.open_tunnel(node, key, limit);
-                Pipe::Tunnel(opening.await.map_err(|error| failed(error.to_string()))?)
-            }
-        };
-        Ok(Upstream::new(pipe, &self.carrier.connections.upstream))
+            way => connect(self.carrier, way, limit).await,
+        }
     }
+}
+
+/// Opens a connection to an instance, for whatever is spoken there in bytes.
+pub(crate) async fn connect(carrier: &Carrier, way: Way<'_>, limit: Duration) -> Result<Upstream, Failure> {
+    let failed = |why: String| Failure::new(Reason::Connect, why);
+    let pipe = match way {
+        Way::Address(address) => {
+            let connecting = TcpStream::connect((&*address.host, address.port));
+            let stream = timeout(limit, connecting)
+                .await
+                .map_err(|_| failed(format!("no connection to {address} within {} ms", limit.as_millis())))?
+                .map_err(|error| failed(format!("no connection to {address}: {error}")))?;
+            // Fails only on a socket that is broken already, which the next write will say better.
+            let _ = stream.set_nodelay(true);
+            Pipe::Tcp(stream)
+        }
+        Way::Tunnel(node, key) => {
+            let opening = carrier.mesh.open_tunnel(node, key, limit);
+            Pipe::Tunnel(opening.await.map_err(|error| failed(error.to_string()))?)
+        }
+    };
+    Ok(Upstream::new(pipe, &carrier.connections.upstream))
 }
 
 /// How sending and waiting ended.

@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use crate::Job;
 use crate::access::{self, Claim};
 use crate::client::{Client, Outgoing};
-use crate::exchange::{Attempt, Way, check_protocol};
+use crate::exchange::{Attempt, Failure, Way, check_protocol};
 use crate::h1::request::Request;
 use crate::h1::response::Asked;
 use crate::mesh::{Arrival, Knock, Stream};
@@ -124,6 +124,15 @@ impl Tunnel {
     }
 }
 
+/// Refuses a connection of bytes its caller may not open, for the service it says it calls for.
+pub(crate) fn may_connect(carrier: &Carrier, tunnel: &mut Tunnel, claimed: &[u8]) -> Result<(), Failure> {
+    tunnel.claim.refresh(claimed, &tunnel.from, &carrier.mesh.view());
+    let service = &tunnel.to.service;
+    let caller = Caller { node: &tunnel.from, service: tunnel.claim.service() };
+    let entry = carrier.directory.entry(service, &carrier.settings);
+    access::check(carrier, &entry, service, caller, Called::Bytes)
+}
+
 /// Refuses a request its caller may not send.
 pub(crate) fn may_call(carrier: &Carrier, tunnel: &Tunnel, request: &Request, head: &[u8]) -> Result<(), Refused> {
     let service = &tunnel.to.service;
@@ -192,17 +201,22 @@ pub(crate) async fn deliver<S: Stream>(
     }
 }
 
-/// The instance, if it is this node's to deliver to; asked for every request, since a tunnel may outlive it.
+/// The instance, if it is this node's to deliver HTTP to; asked for every request, since a tunnel may outlive it.
 pub(crate) fn owned_instance(carrier: &Carrier, key: &InstanceKey) -> Result<InstanceView, Refused> {
+    let instance = find_owned(carrier, key)?;
+    match check_protocol(&instance) {
+        Ok(()) => Ok(instance),
+        Err(failure) => Err(Refused::new(failure.reason, failure.why).of(&key.service)),
+    }
+}
+
+/// The instance, if it is this node's.
+pub(crate) fn find_owned(carrier: &Carrier, key: &InstanceKey) -> Result<InstanceView, Refused> {
     let me = carrier.mesh.me();
     let view = carrier.mesh.view();
     let owned = view.instance(key).filter(|instance| instance.owner() == me);
-    let Some(instance) = owned else {
+    owned.cloned().ok_or_else(|| {
         let why = format!("node {me} does not own an instance {key}");
-        return Err(Refused::new(Reason::NotHere, why).of(&key.service));
-    };
-    match check_protocol(instance) {
-        Ok(()) => Ok(instance.clone()),
-        Err(failure) => Err(Refused::new(failure.reason, failure.why).of(&key.service)),
-    }
+        Refused::new(Reason::NotHere, why).of(&key.service)
+    })
 }

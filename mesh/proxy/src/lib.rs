@@ -16,6 +16,7 @@
 //! |---|---|
 //! | `stack` | what happens to a request, in order: read this first |
 //! | `outbound`, `inbound`, `serve` | the listener for applications, tunnels from other nodes, one connection |
+//! | `bound`, `tcp` | ports that lead to one service each; bytes to a service |
 //! | `detect` | what a client speaks, told from its first bytes |
 //! | `client`, `exchange`, `relay`, `pool` | a request on its way; one attempt; a response on its way; connections to instances |
 //! | `h1`, `reason` | HTTP/1.1 as a proxy needs it; the sidecar's own answers |
@@ -28,6 +29,7 @@
 //! | [`mesh`] | the node, as far as it is needed here |
 
 mod access;
+mod bound;
 mod client;
 mod clock;
 mod detect;
@@ -50,6 +52,7 @@ mod rewound;
 mod serve;
 mod settings;
 mod stack;
+mod tcp;
 mod throttle;
 mod trace;
 mod workers;
@@ -60,8 +63,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use bound::BoundPort;
 pub use http2::Http2Settings;
 pub use settings::ProxySettings;
+use starling_core::id::ServiceKey;
 use starling_core::observe::MetricSource;
 use starling_net::{Handle, IncomingTunnel};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
@@ -72,7 +77,7 @@ use crate::mesh::{Arrival, Knock, Mesh};
 use crate::metrics::Connections;
 use crate::policies::Ground;
 use crate::pool::{Counted, Gauge};
-use crate::serve::{Lifetime, Phase};
+use crate::serve::{Entrance, Lifetime, Phase};
 use crate::stack::Carrier;
 use crate::workers::Crew;
 
@@ -93,6 +98,14 @@ pub enum StartError {
         /// The system's reason.
         error: std::io::Error,
     },
+    /// The port of a service could not be opened.
+    #[error("cannot listen on {port}: {error}; change `listen` of that [[upstream]], or end who listens there")]
+    Bound {
+        /// The port.
+        port: BoundPort,
+        /// The system's reason.
+        error: std::io::Error,
+    },
     /// A thread could not be started.
     #[error("cannot start a worker: {0}")]
     Worker(io::Error),
@@ -101,6 +114,7 @@ pub enum StartError {
 /// A running data plane. Dropping it drops every connection; [`Proxy::drain`] lets them finish.
 pub struct Proxy {
     local_addr: SocketAddr,
+    bound: Vec<(ServiceKey, SocketAddr)>,
     carrier: Arc<Carrier>,
     phase: watch::Sender<Phase>,
     /// Closed when no task is left.
@@ -135,6 +149,14 @@ impl Proxy {
         let listener = outbound::listen(address).map_err(failed)?;
         let local_addr = listener.local_addr().map_err(failed)?;
         let tunnel_places = Arc::new(Semaphore::new(settings.max_tunnels));
+        let mut listeners = vec![(listener, Entrance::Any)];
+        let mut bound = Vec::new();
+        for port in &settings.upstreams {
+            let failed = |error| StartError::Bound { port: port.clone(), error };
+            let listener = outbound::listen(port.listen).map_err(failed)?;
+            bound.push((port.service.clone(), listener.local_addr().map_err(failed)?));
+            listeners.push((listener, Entrance::Bound(Arc::new(port.clone()))));
+        }
         let clock = Clock::start();
         let ground = Ground::new(&settings, clock).map_err(StartError::Settings)?;
         let carrier = Arc::new_cyclic(|own| Carrier {
@@ -159,15 +181,22 @@ impl Proxy {
             move |jobs, load| work(carrier, places, jobs, load, lifetime, phase)
         });
         let crew = Arc::new(crew.map_err(StartError::Worker)?);
-        crew.tell(0, Job::Listen(listener, crew.clone())).await;
+        for (listener, entrance) in listeners {
+            crew.tell(0, Job::Listen(listener, entrance, crew.clone())).await;
+        }
         tokio::spawn(inbound::run(carrier.clone(), tunnels, crew, lifetime.clone()));
         tokio::spawn(sweep(carrier.clone(), lifetime));
-        Ok(Proxy { local_addr, carrier, phase, alive })
+        Ok(Proxy { local_addr, bound, carrier, phase, alive })
     }
 
     /// Where applications reach it.
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
+    }
+
+    /// The ports that lead to one service each, in the order of the settings.
+    pub fn bound(&self) -> &[(ServiceKey, SocketAddr)] {
+        &self.bound
     }
 
     /// Its metrics.
@@ -188,9 +217,9 @@ impl Proxy {
 /// What is given to a worker.
 pub(crate) enum Job {
     /// Accept connections here, for all workers.
-    Listen(std::net::TcpListener, Arc<Crew<Job>>),
+    Listen(std::net::TcpListener, Entrance, Arc<Crew<Job>>),
     /// Serve an application's connection.
-    Application(std::net::TcpStream, OwnedSemaphorePermit, Counted),
+    Application(std::net::TcpStream, Entrance, OwnedSemaphorePermit, Counted),
     /// Serve a tunnel.
     Tunnel(Arrival, OwnedSemaphorePermit, Counted),
 }
@@ -212,11 +241,11 @@ async fn work(
         while let Some(job) = jobs.recv().await {
             let (carrier, lifetime) = (carrier.clone(), lifetime.clone());
             match job {
-                Job::Listen(listener, crew) => {
-                    tokio::spawn(outbound::run(carrier, listener, crew, places.clone(), lifetime));
+                Job::Listen(listener, entrance, crew) => {
+                    tokio::spawn(outbound::run(carrier, listener, entrance, crew, places.clone(), lifetime));
                 }
-                Job::Application(stream, place, share) => {
-                    outbound::serve_dealt(carrier, stream, (place, share), lifetime);
+                Job::Application(stream, entrance, place, share) => {
+                    outbound::serve_dealt(carrier, stream, entrance, (place, share), lifetime);
                 }
                 Job::Tunnel(arrival, place, share) => inbound::serve_dealt(carrier, arrival, (place, share), lifetime),
             }

@@ -40,11 +40,50 @@ impl Side {
     }
 }
 
+/// Connections of bytes, in one direction of one service.
+#[derive(Debug, Default)]
+pub(crate) struct Traffic {
+    pub(crate) open: Arc<Gauge>,
+    /// Bytes to the instance.
+    pub(crate) sent: AtomicU64,
+    /// Bytes from the instance.
+    pub(crate) received: AtomicU64,
+    ended: [AtomicU64; ENDS.len()],
+}
+
+/// How a connection of bytes ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// As its ends wanted.
+    Whole,
+    /// One end broke off.
+    Broken,
+    /// It carried nothing for too long.
+    Idle,
+    /// No instance could be reached; nothing was carried.
+    Failed,
+}
+
+const ENDS: [&str; 4] = ["whole", "broken", "idle", "failed"];
+
+impl Traffic {
+    /// A connection has ended.
+    pub(crate) fn ended(&self, end: End) {
+        self.ended[end as usize].fetch_add(1, Relaxed);
+    }
+
+    fn is_empty(&self) -> bool {
+        self.open.value() == 0 && self.ended.iter().all(|count| count.load(Relaxed) == 0)
+    }
+}
+
 /// One service.
 #[derive(Debug, Default)]
 pub(crate) struct ServiceMetrics {
     pub(crate) outbound: Side,
     pub(crate) inbound: Side,
+    pub(crate) outbound_tcp: Traffic,
+    pub(crate) inbound_tcp: Traffic,
     pub(crate) retries: AtomicU64,
     pub(crate) retries_refused: AtomicU64,
     pub(crate) breaker_opens: AtomicU64,
@@ -106,6 +145,7 @@ impl MetricSource for Carrier {
                 out.sample(name, &[("service", service)], counter(metrics).load(Relaxed) as f64);
             }
         }
+        traffic(out, &services);
         let now: Vec<_> = entries.iter().map(|(key, entry)| (key.to_string(), entry.broken_and_in_flight())).collect();
         out.family("starling_breakers_open", "gauge", "Instances taken out by their breaker, those being probed too.");
         for (service, (broken, _)) in &now {
@@ -143,6 +183,35 @@ fn for_each_side(services: &[(String, &ServiceMetrics)], mut f: impl FnMut(&str,
             if !side.is_empty() {
                 f(service, direction, side);
             }
+        }
+    }
+}
+
+/// Connections of bytes.
+fn traffic(out: &mut Exposition, services: &[(String, &ServiceMetrics)]) {
+    let all: Vec<(&str, &str, &Traffic)> = services
+        .iter()
+        .flat_map(|(service, m)| [(service, "outbound", &m.outbound_tcp), (service, "inbound", &m.inbound_tcp)])
+        .filter(|(_, _, traffic)| !traffic.is_empty())
+        .map(|(service, direction, traffic)| (service.as_str(), direction, traffic))
+        .collect();
+    out.family("starling_tcp_connections_open", "gauge", "Connections of bytes that are open.");
+    for (service, direction, traffic) in &all {
+        let labels = [("service", *service), ("direction", *direction)];
+        out.sample("starling_tcp_connections_open", &labels, traffic.open.value() as f64);
+    }
+    out.family("starling_tcp_connections_total", "counter", "Connections of bytes that have ended, and how.");
+    for (service, direction, traffic) in &all {
+        for (end, count) in ENDS.iter().zip(&traffic.ended) {
+            let labels = [("service", *service), ("direction", *direction), ("end", *end)];
+            out.sample("starling_tcp_connections_total", &labels, count.load(Relaxed) as f64);
+        }
+    }
+    out.family("starling_tcp_bytes_total", "counter", "Bytes of such connections, to and from instances.");
+    for (service, direction, traffic) in &all {
+        for (way, bytes) in [("sent", &traffic.sent), ("received", &traffic.received)] {
+            let labels = [("service", *service), ("direction", *direction), ("way", way)];
+            out.sample("starling_tcp_bytes_total", &labels, bytes.load(Relaxed) as f64);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The listener applications of this host send their requests to.
+//! The listeners applications of this host connect to.
 
 use std::future::poll_fn;
 use std::io;
@@ -14,7 +14,7 @@ use tokio::task::unconstrained;
 
 use crate::Job;
 use crate::pool::{Counted, Gauge};
-use crate::serve::{Door, Lifetime, serve};
+use crate::serve::{Door, Entrance, Lifetime, serve};
 use crate::stack::Carrier;
 use crate::workers::Crew;
 
@@ -35,6 +35,7 @@ pub(crate) fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
 pub(crate) async fn run(
     carrier: Arc<Carrier>,
     listener: std::net::TcpListener,
+    entrance: Entrance,
     crew: Arc<Crew<Job>>,
     places: Arc<Semaphore>,
     mut lifetime: Lifetime,
@@ -48,25 +49,31 @@ pub(crate) async fn run(
             // Asked first: while connections keep coming, the end would never be heard of.
             biased;
             () = lifetime.draining() => break,
-            () = accept(&carrier, &listener, &crew, &places) => {}
+            () = accept(&carrier, &listener, &entrance, &crew, &places) => {}
         }
     }
     for _ in 0..BACKLOG {
         let Ok(place) = places.clone().try_acquire_owned() else { return };
         let waiting = unconstrained(poll_fn(|cx| Poll::Ready(listener.poll_accept(cx))));
         let Poll::Ready(Ok((stream, _))) = waiting.await else { return };
-        deal(&crew, stream, place).await;
+        deal(&crew, stream, &entrance, place).await;
     }
 }
 
-async fn accept(carrier: &Carrier, listener: &TcpListener, crew: &Crew<Job>, places: &Arc<Semaphore>) {
+async fn accept(
+    carrier: &Carrier,
+    listener: &TcpListener,
+    entrance: &Entrance,
+    crew: &Crew<Job>,
+    places: &Arc<Semaphore>,
+) {
     if places.available_permits() == 0 {
         carrier.connections.accepts_delayed.fetch_add(1, Relaxed);
     }
     // The semaphore is never closed.
     let Ok(place) = places.clone().acquire_owned().await else { return };
     match listener.accept().await {
-        Ok((stream, _)) => deal(crew, stream, place).await,
+        Ok((stream, _)) => deal(crew, stream, entrance, place).await,
         Err(error) => {
             tracing::warn!(%error, "cannot accept a connection");
             tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -74,18 +81,19 @@ async fn accept(carrier: &Carrier, listener: &TcpListener, crew: &Crew<Job>, pla
     }
 }
 
-async fn deal(crew: &Crew<Job>, stream: TcpStream, place: OwnedSemaphorePermit) {
+async fn deal(crew: &Crew<Job>, stream: TcpStream, entrance: &Entrance, place: OwnedSemaphorePermit) {
     // Fails only on a socket that is broken already.
     let Ok(stream) = stream.into_std() else { return };
     // Without workers there is no proxy any more.
     let Some(dealt) = crew.place().await else { return };
-    dealt.queue.send(Job::Application(stream, place, dealt.share));
+    dealt.queue.send(Job::Application(stream, entrance.clone(), place, dealt.share));
 }
 
 /// Serves what [`run`] has dealt to this worker.
 pub(crate) fn serve_dealt(
     carrier: Arc<Carrier>,
     stream: std::net::TcpStream,
+    entrance: Entrance,
     held: (OwnedSemaphorePermit, Counted),
     lifetime: Lifetime,
 ) {
@@ -95,6 +103,6 @@ pub(crate) fn serve_dealt(
     tokio::spawn(async move {
         let _held = held;
         let _counted = Gauge::count(&carrier.connections.outbound);
-        serve(stream, &carrier, Door::Application, lifetime).await;
+        serve(stream, &carrier, Door::Application(entrance), lifetime).await;
     });
 }

@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use crate::h1::Buffer;
 use crate::http2::Call;
 use crate::mesh::Stream;
-use crate::workers;
+use crate::{tcp, workers};
 
 /// The most idle connections when nobody has said otherwise: a tunnel carries one request at a time.
 const DEFAULT_MAX_IDLE: usize = 64;
@@ -26,6 +26,15 @@ pub(crate) enum Pipe {
     Tunnel(Box<dyn Stream>),
     /// One request by a connection of HTTP/2 that others share.
     Call(Box<Call>),
+}
+
+impl Pipe {
+    /// Lets the other end learn, when this is dropped, that it was cut off and has not ended.
+    pub(crate) fn cut_off(&mut self) {
+        if let Self::Tcp(stream) = self {
+            tcp::copy::cut_off(stream);
+        }
+    }
 }
 
 /// A connection to an instance.

@@ -339,12 +339,17 @@ impl Refused {
     }
 
     fn header(&self) -> String {
+        let printable = |c: char| if c == ' ' || c.is_ascii_graphic() { c } else { '?' };
+        self.summary().chars().take(MAX_HEADER_REASON).map(printable).collect()
+    }
+
+    /// All of it in a line.
+    pub(crate) fn summary(&self) -> String {
         let mut text = format!("{}: {}", self.reason.code(), self.why);
         for tried in &self.tried {
             let _ = write!(text, "; tried {} at {}: {}", tried.instance, tried.node, tried.error);
         }
-        let printable = |c: char| if c == ' ' || c.is_ascii_graphic() { c } else { '?' };
-        text.chars().take(MAX_HEADER_REASON).map(printable).collect()
+        text
     }
 }
 

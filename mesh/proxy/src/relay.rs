@@ -5,9 +5,7 @@ use std::io::{self, IoSlice, Write};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-
-use starling_core::balance::InFlight;
-use tokio::io::AsyncWriteExt;
+use std::time::Duration;
 
 use crate::client::{Client, Outgoing, Unsent, some};
 use crate::guards::Pass;
@@ -16,8 +14,12 @@ use crate::h1::framing::Span;
 use crate::h1::response::{Delivery, Response};
 use crate::h1::{BodyReader, Framing};
 use crate::mesh::Stream;
+use crate::metrics::Traffic;
 use crate::pool::{Pool, Upstream};
+use crate::tcp;
+use crate::tcp::copy::{Copying, Ended};
 use crate::trace::OpenSpan;
+use starling_core::balance::InFlight;
 
 /// A response whose head has come and whose body is to follow.
 pub(crate) struct Arrived {
@@ -230,13 +232,23 @@ impl Relay {
 }
 
 /// After a switch of protocols: bytes both ways until both ends have ended.
-pub(crate) async fn splice<S: Stream>(client: &mut Client<S>, upstream: &mut Upstream) -> io::Result<()> {
-    client.flush().await?;
-    client.io.write_all(upstream.buffer.data()).await?;
-    upstream.buffer.clear();
-    upstream.pipe.write_all(client.buffer.data()).await?;
-    client.buffer.clear();
-    tokio::io::copy_bidirectional(&mut client.io, &mut upstream.pipe).await.map(drop)
+pub(crate) async fn splice<S: Stream>(
+    client: &mut Client<S>,
+    upstream: &mut Upstream,
+    patience: Option<Duration>,
+) -> Ended {
+    if let Err(error) = client.flush().await {
+        return Ended::Client(error);
+    }
+    let (sent, received) = (std::mem::take(&mut client.buffer), std::mem::take(&mut upstream.buffer));
+    let traffic = Traffic::default();
+    let sides = ((&mut client.io, sent), (&mut upstream.pipe, received));
+    let ended = Copying::new(sides.0, sides.1, &mut client.alarm, patience, &traffic).until_ended().await;
+    if !matches!(ended, Ended::Whole) {
+        tcp::copy::cut_off(&mut client.io);
+        upstream.pipe.cut_off();
+    }
+    ended
 }
 
 /// Whether the instance's connection can carry another request after this one.

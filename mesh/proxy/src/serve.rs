@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use crate::access::Identity;
+use crate::bound::{self, BoundPort};
 use crate::client::{Client, Outgoing};
 use crate::detect::{self, Spoken};
 use crate::grpc;
@@ -27,9 +28,8 @@ use crate::mesh::Stream;
 use crate::reason::{Reason, Refused, TRACE, Told};
 use crate::relay::{self, Arrived, Broken, Relay};
 use crate::rewound::Rewound;
-use crate::stack::{self, Carrier, Known};
-use crate::throttle;
-use crate::trace;
+use crate::stack::{self, Carrier, Known, Wanted};
+use crate::{tcp, throttle, trace};
 
 /// How long a client that is refused may go on sending what it has begun, and how much: closing while it sends would
 /// take the answer away from it again.
@@ -87,10 +87,19 @@ pub(crate) async fn reached(phase: &mut watch::Receiver<Phase>, awaited: Phase) 
     let _ = phase.wait_for(|now| *now >= awaited).await;
 }
 
+/// By which way an application came in.
+#[derive(Debug, Clone)]
+pub(crate) enum Entrance {
+    /// The sidecar's own port: each request says where it wants to go.
+    Any,
+    /// A port that leads to one service.
+    Bound(Arc<BoundPort>),
+}
+
 /// Where requests come from.
 pub(crate) enum Door {
     /// An application of this host.
-    Application,
+    Application(Entrance),
     /// Another node, for one instance of this one.
     Tunnel(Tunnel),
 }
@@ -98,25 +107,33 @@ pub(crate) enum Door {
 /// Serves whoever comes by `io`, whatever it speaks.
 pub(crate) async fn serve<S: Stream>(io: S, carrier: &Arc<Carrier>, door: Door, mut lifetime: Lifetime) {
     let mut client = Client::new(io);
+    if let Door::Application(Entrance::Bound(port)) = &door
+        && bound::leads_to_bytes(carrier, port)
+    {
+        return bound::carry(&mut client, carrier, port).await;
+    }
     let patience = Duration::from_millis(carrier.settings.header_timeout_ms);
     let spoken =
-        detect::first(&mut client, patience, pin!(lifetime.closing_idle(matches!(door, Door::Application)))).await;
-    match spoken {
-        Some(Spoken::Http2) if matches!(door, Door::Application) => {
-            http2::serve(Rewound::from(client), carrier.clone(), lifetime).await;
+        detect::first(&mut client, patience, pin!(lifetime.closing_idle(matches!(door, Door::Application(_))))).await;
+    match (spoken, door) {
+        (Some(Spoken::Http2), Door::Application(entrance)) => {
+            http2::serve(Rewound::from(client), entrance, carrier.clone(), lifetime).await;
+        }
+        (Some(Spoken::Other), Door::Tunnel(tunnel)) if client.buffer.data().first() == Some(&tcp::VERSION) => {
+            tcp::deliver(client, carrier, tunnel).await;
         }
         // What is not understood is refused by the HTTP reader, with an answer people can read.
-        Some(Spoken::Http1 | Spoken::Http2 | Spoken::Tls | Spoken::Other) => {
+        (Some(Spoken::Http1 | Spoken::Http2 | Spoken::Tls | Spoken::Other), door) => {
             serve_http1(client, carrier, door, lifetime).await;
         }
-        None => _ = client.io.shutdown().await,
+        (None, _) => _ = client.io.shutdown().await,
     }
 }
 
 /// Answers the requests of a client that speaks HTTP/1.1.
 pub(crate) async fn serve_http1<S: Stream>(client: Client<S>, carrier: &Carrier, door: Door, mut lifetime: Lifetime) {
     let phase = lifetime.phase.clone();
-    let closes_late = matches!(door, Door::Application);
+    let closes_late = matches!(door, Door::Application(_));
     let mut draining = pin!(lifetime.closing_idle(closes_late));
     let identity = Identity::default();
     let mut connection =
@@ -216,7 +233,7 @@ impl<S: Stream> Connection<'_, S> {
     fn read(&mut self) -> Result<Option<Request>, Refused> {
         let (settings, data) = (&self.carrier.settings, self.client.buffer.data());
         match &mut self.door {
-            Door::Application => {
+            Door::Application(_) => {
                 self.identity.refresh(self.carrier);
                 let (caller, caller_service) = (self.carrier.mesh.me(), self.identity.text());
                 let rules = Rules { settings, caller, caller_service, counts_hop: true };
@@ -281,8 +298,12 @@ impl<S: Stream> Connection<'_, S> {
         let max_held = carrier.settings.max_replay_bytes;
         let head = std::mem::take(&mut self.head);
         match &self.door {
-            Door::Application => {
-                let known = stack::find(carrier, &self.host, &mut self.known)?;
+            Door::Application(entrance) => {
+                let wanted = match entrance {
+                    Entrance::Any => Wanted::Host(&self.host),
+                    Entrance::Bound(port) => Wanted::Service(&port.service),
+                };
+                let known = stack::find(carrier, wanted, &mut self.known)?;
                 let scope = known.scope(carrier, &self.identity, &request, &head);
                 let limit = Duration::from_millis(scope.sections.timeouts.request_ms);
                 let deadline = arrived + grpc::patience(call, limit, usual);
@@ -313,11 +334,11 @@ impl<S: Stream> Connection<'_, S> {
     async fn turn_away(&mut self, refused: &Refused, facts: &Facts, go_on: bool, head_only: bool) -> bool {
         self.record(refused.status(), facts.arrived);
         let mut trace = None;
-        if matches!(self.door, Door::Application) {
+        if matches!(self.door, Door::Application(_)) {
             trace = Some(facts.context.trace);
             stack::note_refusal(self.carrier, self.known.as_ref(), refused, facts);
         }
-        let grpc = facts.grpc && matches!(self.door, Door::Application);
+        let grpc = facts.grpc && matches!(self.door, Door::Application(_));
         self.refuse(refused, &Told { trace, close: !go_on, head_only, grpc }).await && go_on
     }
 
@@ -338,15 +359,16 @@ impl<S: Stream> Connection<'_, S> {
         }
         let delivery = response.delivery(asked);
         let client = &mut self.client;
-        if matches!(self.door, Door::Application) {
+        if matches!(self.door, Door::Application(_)) {
             trace::write_id(TRACE, trace, &mut client.out);
         }
         if response.status == http::StatusCode::SWITCHING_PROTOCOLS {
             client.out.extend_from_slice(b"\r\n");
-            let spliced = relay::splice(client, &mut upstream).await;
-            spans.into_iter().flatten().for_each(|span| match &spliced {
-                Ok(()) => span.end(),
-                Err(error) => span.fail(&format!("the connection broke off: {error}")),
+            let patience = self.carrier.settings.tcp_idle_timeout();
+            let error = relay::splice(client, &mut upstream, patience).await.error();
+            spans.into_iter().flatten().for_each(|span| match &error {
+                None => span.end(),
+                Some(error) => span.fail(error),
             });
             return false;
         }
@@ -388,7 +410,7 @@ impl<S: Stream> Connection<'_, S> {
     fn record(&self, status: http::StatusCode, arrived: Instant) {
         let took = arrived.elapsed();
         match &self.door {
-            Door::Application => match &self.known {
+            Door::Application(_) => match &self.known {
                 Some(known) => known.entry.metrics.outbound.record(status, took),
                 None => self.carrier.directory.unknown().outbound.record(status, took),
             },
@@ -398,7 +420,7 @@ impl<S: Stream> Connection<'_, S> {
 
     /// Answers what could not be read as a request, and closes.
     async fn refuse_head(&mut self, refused: Refused) {
-        if matches!(self.door, Door::Application) {
+        if matches!(self.door, Door::Application(_)) {
             let metrics = self.carrier.directory.unknown();
             metrics.own_answers.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             metrics.outbound.record(refused.status(), Duration::ZERO);

@@ -8,6 +8,7 @@ use starling_core::guard::{BreakerSettings, BudgetSettings};
 use starling_core::id::{Namespace, ServiceKey};
 use starling_core::policy::{RetryPolicy, Sections, Timeouts};
 
+use crate::bound::BoundPort;
 use crate::http2::Http2Settings;
 
 /// The data plane's settings. Durations are milliseconds.
@@ -45,6 +46,9 @@ pub struct ProxySettings {
     /// How long an idle connection to an instance is kept. 100 to 3,600,000; default 4,500: below the 5 s after which
     /// Node.js closes one, because a request sent while it closes is lost.
     pub idle_timeout_ms: u64,
+    /// How long a connection of bytes (a TCP service, an upgraded one) may carry nothing in either direction.
+    /// 0 (for ever) to 604,800,000; default 3,600,000 (Envoy).
+    pub tcp_idle_timeout_ms: u64,
     /// The most retries of one request. 0 to 10; default 2.
     pub max_retries: u32,
     /// The wait before the first retry is random up to this, before the second up to three times this, and so on
@@ -67,6 +71,9 @@ pub struct ProxySettings {
     pub retry_budget: BudgetSettings,
     /// When an instance is taken out because its answers fail.
     pub breaker: BreakerSettings,
+    /// Ports that lead to one service each; of the settings file these are the lists `[[upstream]]`.
+    #[serde(skip)]
+    pub upstreams: Vec<BoundPort>,
 }
 
 impl Default for ProxySettings {
@@ -84,6 +91,7 @@ impl Default for ProxySettings {
             max_tunnels: 10_000,
             max_idle_per_instance: 64,
             idle_timeout_ms: 4_500,
+            tcp_idle_timeout_ms: 3_600_000,
             max_retries: 2,
             retry_backoff_ms: 25,
             max_replay_bytes: 65_536,
@@ -93,6 +101,7 @@ impl Default for ProxySettings {
             http2: Http2Settings::default(),
             retry_budget: BudgetSettings::default(),
             breaker: BreakerSettings::default(),
+            upstreams: Vec::new(),
         }
     }
 }
@@ -121,6 +130,7 @@ impl ProxySettings {
             ("max_tunnels", self.max_tunnels as u64, 1, 1 << 20),
             ("max_idle_per_instance", self.max_idle_per_instance as u64, 0, 100_000),
             ("idle_timeout_ms", self.idle_timeout_ms, 100, hour_ms),
+            ("tcp_idle_timeout_ms", self.tcp_idle_timeout_ms, 0, 7 * 24 * hour_ms),
             ("max_retries", u64::from(self.max_retries), 0, 10),
             ("retry_backoff_ms", self.retry_backoff_ms, 0, 10_000),
             ("max_replay_bytes", self.max_replay_bytes as u64, 0, 16 << 20),
@@ -168,6 +178,11 @@ impl ProxySettings {
 
     pub(crate) fn request_timeout(&self) -> Duration {
         Duration::from_millis(self.request_timeout_ms)
+    }
+
+    /// `None`: for ever.
+    pub(crate) fn tcp_idle_timeout(&self) -> Option<Duration> {
+        (self.tcp_idle_timeout_ms > 0).then(|| Duration::from_millis(self.tcp_idle_timeout_ms))
     }
 
     pub(crate) fn idle_timeout(&self) -> Duration {

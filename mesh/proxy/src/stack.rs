@@ -74,15 +74,20 @@ pub(crate) struct Carrier {
 /// Where a host leads, as long as the view is this one.
 pub(crate) struct Known {
     host: Vec<u8>,
-    view: Arc<View>,
+    pub(crate) view: Arc<View>,
     pub(crate) key: ServiceKey,
-    service: Arc<ServiceView>,
+    pub(crate) service: Arc<ServiceView>,
     pub(crate) entry: Arc<Entry>,
     /// What is in force there.
     force: Arc<Force>,
 }
 
 impl Known {
+    /// How long what is no request, and so on no route, may take.
+    pub(crate) fn connect_timeout(&self) -> Duration {
+        Duration::from_millis(self.force.service.sections.timeouts.connect_ms)
+    }
+
     /// What is in force for a request. Where a service has no routes, this is a look at an empty list.
     pub(crate) fn scope(&self, carrier: &Carrier, identity: &Identity, request: &Request, head: &[u8]) -> &Arc<Scope> {
         if self.force.routes.is_empty() {
@@ -110,16 +115,39 @@ impl Known {
     }
 }
 
-/// The service a host means. A connection's next request nearly always goes where its last went.
-pub(crate) fn find<'a>(carrier: &Carrier, host: &[u8], known: &'a mut Option<Known>) -> Result<&'a Known, Refused> {
+/// What says where a request goes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Wanted<'a> {
+    /// The host it names.
+    Host(&'a [u8]),
+    /// The port it came by, whatever host it names.
+    Service(&'a ServiceKey),
+}
+
+/// The service that is meant. A connection's next request nearly always goes where its last went.
+pub(crate) fn find<'a>(
+    carrier: &Carrier,
+    wanted: Wanted<'_>,
+    known: &'a mut Option<Known>,
+) -> Result<&'a Known, Refused> {
     let view = carrier.mesh.view();
-    if known.as_ref().is_some_and(|known| known.view.revision == view.revision && known.host == host) {
+    let is_wanted = |known: &Known| match wanted {
+        Wanted::Host(host) => known.host == host,
+        Wanted::Service(key) => known.key == *key,
+    };
+    if known.as_ref().is_some_and(|known| known.view.revision == view.revision && is_wanted(known)) {
         return known.as_ref().ok_or_else(|| Refused::new(Reason::BadRequest, "no host"));
     }
     *known = None;
     let settings = &carrier.settings;
-    let name = std::str::from_utf8(host).map_err(|_| Refused::new(Reason::BadRequest, "the host is not ASCII"))?;
-    let key = route(name, &settings.suffix, &view).map_err(not_routed)?;
+    let (host, key) = match wanted {
+        Wanted::Service(key) => (&b""[..], key.clone()),
+        Wanted::Host(host) => {
+            let name = std::str::from_utf8(host);
+            let name = name.map_err(|_| Refused::new(Reason::BadRequest, "the host is not ASCII"))?;
+            (host, route(name, &settings.suffix, &view).map_err(not_routed)?)
+        }
+    };
     let found = Known { host: host.to_vec(), ..Known::other(carrier, key)? };
     Ok(known.insert(found))
 }

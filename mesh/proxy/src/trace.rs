@@ -74,6 +74,32 @@ impl Context {
     }
 }
 
+impl Context {
+    /// A trace that begins here.
+    pub(crate) fn fresh(one_in: u32) -> Self {
+        Self::receive(None, one_in).0
+    }
+
+    /// How it is told where there is no header: the trace, the span that causes what follows, the flags.
+    pub(crate) fn to_bytes(self, parent: SpanId) -> [u8; Self::BYTES] {
+        let mut bytes = [0; Self::BYTES];
+        bytes[..16].copy_from_slice(&self.trace.0.to_be_bytes());
+        bytes[16..24].copy_from_slice(&parent.0.to_be_bytes());
+        bytes[24] = self.flags;
+        bytes
+    }
+
+    /// Reads what [`Self::to_bytes`] wrote.
+    pub(crate) fn from_bytes(bytes: [u8; Self::BYTES]) -> Self {
+        let number = |range: std::ops::Range<usize>| bytes[range].iter().fold(0, |n: u128, b| n << 8 | u128::from(*b));
+        let parent = SpanId(number(16..24) as u64);
+        Self { trace: TraceId(number(0..16)), parent: Some(parent), flags: bytes[24] & KNOWN_FLAGS }
+    }
+
+    /// How many bytes that is.
+    pub(crate) const BYTES: usize = 25;
+}
+
 /// Writes a trace's id as a field.
 pub(crate) fn write_id(name: &[u8], trace: TraceId, out: &mut Vec<u8>) {
     let mut text = [0; 32];

@@ -9,17 +9,26 @@ use http_body_util::BodyExt;
 use hyper::Response;
 use starling_core::id::MeshName;
 use starling_net::{Authority, Identity};
+use starling_proxy::ProxySettings;
 use support::*;
 
 /// Nodes `a` and `b` of one flock, linked.
 async fn pair(flock: &Flock, max_tunnels_at_b: usize) -> (Bird, Bird) {
+    pair_with(flock, |_| {}, |settings| settings.max_tunnels = max_tunnels_at_b).await
+}
+
+async fn pair_with(
+    flock: &Flock,
+    change_a: impl FnOnce(&mut ProxySettings),
+    change_b: impl FnOnce(&mut ProxySettings),
+) -> (Bird, Bird) {
     let authority = Authority::throw_away(&MeshName::default()).expect("an authority");
     let identity = |node: &str| {
         let certificate = authority.issue(&node.parse().expect("a name"), Duration::from_secs(86_400));
         Identity::from_pem(&certificate.expect("a certificate")).expect("an identity")
     };
-    let a = flock.linked(&identity("a"), |_| {}).await;
-    let b = flock.linked(&identity("b"), |settings| settings.max_tunnels = max_tunnels_at_b).await;
+    let a = flock.linked(&identity("a"), change_a).await;
+    let b = flock.linked(&identity("b"), change_b).await;
     a.links().learn(b.links().me(), b.links().local_address());
     b.links().learn(a.links().me(), a.links().local_address());
     eventually("both are linked", || async {
@@ -88,4 +97,52 @@ async fn an_answer_on_its_way_when_the_node_drains_comes_whole_through_a_tunnel(
     }
     assert_eq!(received, 1_000_000);
     assert!(draining.await.expect("it goes well"));
+}
+
+#[tokio::test]
+async fn bytes_and_their_ends_and_resets_travel_through_a_tunnel() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+    // Repeats what it hears; ends as it is told, and tells how it was ended.
+    let (told, mut ends) = tokio::sync::mpsc::unbounded_channel();
+    let app = App::talking(move |mut stream| {
+        let told = told.clone();
+        async move {
+            let _ = stream.write_all(b"x").await;
+            let end = loop {
+                match stream.read_u8().await {
+                    Ok(b'r') => return stream.set_zero_linger().expect("it goes well"),
+                    Ok(byte) => stream.write_u8(byte).await.expect("it goes well"),
+                    Err(error) => break error.kind(),
+                }
+            };
+            let _ = stream.write_all(b"bye").await;
+            let _ = told.send(end);
+        }
+    })
+    .await;
+    let flock = Flock::default();
+    let (a, _b) = pair_with(&flock, |settings| settings.upstreams = vec![port_to("db")], |_| {}).await;
+    flock.register_as(app.at("db", "1", "b"), tcp);
+    let connect = || async {
+        let mut stream = TcpStream::connect(a.port_to("db")).await.expect("it goes well");
+        assert_eq!(stream.read_u8().await.expect("it greets"), b'x');
+        stream
+    };
+    let mut stream = connect().await;
+    stream.write_all(b"hello").await.expect("it goes well");
+    stream.shutdown().await.expect("it goes well");
+    let mut rest = String::new();
+    stream.read_to_string(&mut rest).await.expect("it ends well");
+    assert_eq!((rest.as_str(), ends.recv().await), ("hellobye", Some(std::io::ErrorKind::UnexpectedEof)));
+
+    let stream = connect().await;
+    stream.set_zero_linger().expect("it goes well");
+    drop(stream);
+    assert_eq!(ends.recv().await, Some(std::io::ErrorKind::ConnectionReset));
+
+    let mut stream = connect().await;
+    stream.write_all(b"r").await.expect("it goes well");
+    let end = stream.read_u8().await.expect_err("it ends");
+    assert_eq!(end.kind(), std::io::ErrorKind::ConnectionReset);
 }

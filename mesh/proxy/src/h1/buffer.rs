@@ -69,6 +69,19 @@ impl Buffer {
         }
     }
 
+    /// Takes in bytes that were read elsewhere; nothing may be there.
+    pub(crate) fn keep(&mut self, bytes: &[u8]) {
+        debug_assert!(self.is_empty(), "what is there would be lost");
+        if bytes.len() > self.bytes.len() {
+            self.release();
+            let size = bytes.len().max(SIZE);
+            let spare = SPARE.with_borrow_mut(|spare| if size == SIZE { spare.pop() } else { None });
+            self.bytes = spare.unwrap_or_else(|| vec![0; size].into());
+        }
+        self.bytes[..bytes.len()].copy_from_slice(bytes);
+        (self.start, self.end) = (0, bytes.len());
+    }
+
     /// Reads at least one byte more, or 0 at the end. Grows up to `most`; full beyond that is an error.
     pub(crate) fn poll_fill<R: AsyncRead + Unpin>(
         &mut self,

@@ -15,12 +15,12 @@ use super::{MAX_OWN_RESETS, MAX_PENDING_RESETS};
 use crate::client::Client;
 use crate::mesh::Stream;
 use crate::reason::{self, Reason};
-use crate::serve::{self, Door, Lifetime};
+use crate::serve::{self, Door, Entrance, Lifetime};
 use crate::settings::ProxySettings;
 use crate::stack::Carrier;
 
 /// Answers the requests that come by `io` until it, or the proxy, ends.
-pub(crate) async fn serve<S: Stream>(io: S, carrier: Arc<Carrier>, mut lifetime: Lifetime) {
+pub(crate) async fn serve<S: Stream>(io: S, entrance: Entrance, carrier: Arc<Carrier>, mut lifetime: Lifetime) {
     let settings = &carrier.settings;
     let within = Duration::from_millis(settings.header_timeout_ms);
     let mut connection = match timeout(within, builder(settings).handshake::<_, Bytes>(io)).await {
@@ -33,9 +33,8 @@ pub(crate) async fn serve<S: Stream>(io: S, carrier: Arc<Carrier>, mut lifetime:
     let run = |arrival: Arrival| {
         if let Some(lane) = desk.deal(arrival, carrier.settings.max_headers) {
             let (carrier, lifetime) = (carrier.clone(), others.clone());
-            tokio::spawn(
-                async move { serve::serve_http1(Client::new(lane), &carrier, Door::Application, lifetime).await },
-            );
+            let door = Door::Application(entrance.clone());
+            tokio::spawn(async move { serve::serve_http1(Client::new(lane), &carrier, door, lifetime).await });
         }
     };
     let mut draining = pin!(lifetime.draining());

@@ -26,7 +26,7 @@ use starling_core::config::Version;
 use starling_core::id::{ConfigKey, Incarnation, InstanceKey, NodeId, ServiceKey};
 use starling_core::observe::{Exposition, Span, SpanBuffer, TraceId};
 use starling_core::record::{Claim, Claimed};
-use starling_core::registry::{Address, Instance, Reach};
+use starling_core::registry::{Address, Instance, Protocol, Reach};
 use starling_core::time::{HybridTime, Stamp};
 use starling_core::view::{
     ConfigView, InstanceView, MemberState, MemberView, NodeFacts, Revision, ServiceView, Usability, View,
@@ -34,7 +34,7 @@ use starling_core::view::{
 use starling_net::quic::Limits;
 use starling_net::{Identity, LinkError, Links, TunnelRefusal};
 use starling_proxy::mesh::{Arrival, Knock, Mesh, Opening, Stream};
-use starling_proxy::{Proxy, ProxySettings};
+use starling_proxy::{BoundPort, Proxy, ProxySettings};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -230,6 +230,16 @@ impl Knock for Waiting {
     fn refuse(self, _: TunnelRefusal) {}
 }
 
+/// A port of a node that leads to this service.
+pub(crate) fn port_to(service: &str) -> BoundPort {
+    BoundPort { listen: "127.0.0.1:0".parse().unwrap(), service: service_key(service), protocol: None }
+}
+
+/// Makes an instance one of bytes.
+pub(crate) fn tcp(view: &mut InstanceView) {
+    change(view, |instance| instance.protocol = Protocol::Tcp);
+}
+
 /// Makes an instance reachable without a node.
 pub(crate) fn direct(view: &mut InstanceView) {
     change(view, |instance| instance.reach = Reach::Direct);
@@ -278,6 +288,12 @@ impl Bird {
         self.proxy.local_addr()
     }
 
+    /// Where its port to this service is.
+    pub(crate) fn port_to(&self, service: &str) -> SocketAddr {
+        let key = service_key(service);
+        self.proxy.bound().iter().find(|(found, _)| *found == key).expect("a bound port").1
+    }
+
     /// `GET path` with this Host, over a connection of its own.
     pub(crate) async fn get(&self, host: &str, path: &str) -> Answer {
         self.send("GET", host, path, "", b"").await
@@ -292,6 +308,17 @@ impl Bird {
     pub(crate) async fn spans_of(&self, answer: &Answer, n: usize) -> Vec<Span> {
         let trace: TraceId = answer.header("x-starling-trace").unwrap().parse().unwrap();
         eventually("spans", || async { Some(self.node.spans.trace(trace)).filter(|spans| spans.len() >= n) }).await
+    }
+
+    /// The spans it has kept of its last trace.
+    pub(crate) fn last_trace(&self) -> Vec<Span> {
+        let root = self.node.spans.recent_roots(1).pop();
+        root.map(|root| self.node.spans.trace(root.trace)).unwrap_or_default()
+    }
+
+    /// The spans it has kept of a trace.
+    pub(crate) fn trace(&self, trace: TraceId) -> Vec<Span> {
+        self.node.spans.trace(trace)
     }
 
     /// Its links, when they are real.
@@ -481,6 +508,27 @@ impl App {
             }
         });
         (app.await, go)
+    }
+
+    /// Talks bytes: every connection is left to `talk`.
+    pub(crate) async fn talking<F, R>(talk: F) -> Self
+    where
+        F: Fn(TcpStream) -> R + Send + Sync + 'static,
+        R: Future<Output = ()> + Send + 'static,
+    {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let connections = Arc::new(AtomicUsize::new(0));
+        let met = connections.clone();
+        let tasks = tokio::spawn(async move {
+            let mut talks = tokio::task::JoinSet::new();
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                met.fetch_add(1, SeqCst);
+                talks.spawn(talk(stream));
+            }
+        });
+        Self { addr, requests: Arc::default(), connections, tasks }
     }
 
     /// Reads each request's head and body as far as they come at once, then closes the connection without a word.
