@@ -5,7 +5,7 @@ use starling_api::ApiSettings;
 use starling_core::guard::{BreakerSettings, BudgetSettings};
 use starling_net::MemberSettings;
 use starling_net::quic::Limits;
-use starling_proxy::{Http2Settings, ProxySettings};
+use starling_proxy::{Http2Settings, ProxySettings, ProxyTlsSettings};
 use toml::de::{DeValue, ValueDeserializer};
 use toml::{Spanned, Table, Value};
 
@@ -66,6 +66,7 @@ pub(super) fn sections() -> Vec<Section> {
         section::<ProxySettings>("proxy")
             .within::<BudgetSettings>("retry_budget")
             .within::<BreakerSettings>("breaker")
+            .within::<ProxyTlsSettings>("tls")
             .within::<Http2Settings>("http2"),
         section::<starling_core::Settings>("gossip").without("zone"), // it is node.zone
         section::<MemberSettings>("members").without("seeds"),        // they are node.seeds

@@ -20,6 +20,7 @@
 //! | `detect` | what a client speaks, told from its first bytes |
 //! | `client`, `exchange`, `relay`, `pool` | a request on its way; one attempt; a response on its way; connections to instances |
 //! | `h1`, `reason` | HTTP/1.1 as a proxy needs it; the sidecar's own answers |
+//! | `tls` | applications that encrypt |
 //! | `grpc` | who speaks it, how long they wait, what an outcome is called there |
 //! | `http2`, `rewound` | HTTP/2 and gRPC at both ends, as the HTTP/1.1 all other rooms speak; bytes that were looked at |
 //! | `access` | who calls, and whether they may |
@@ -54,6 +55,7 @@ mod settings;
 mod stack;
 mod tcp;
 mod throttle;
+mod tls;
 mod trace;
 mod workers;
 
@@ -69,6 +71,7 @@ pub use settings::ProxySettings;
 use starling_core::id::ServiceKey;
 use starling_core::observe::MetricSource;
 use starling_net::{Handle, IncomingTunnel};
+pub use tls::ProxyTlsSettings;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 use crate::clock::Clock;
@@ -157,10 +160,12 @@ impl Proxy {
             bound.push((port.service.clone(), listener.local_addr().map_err(failed)?));
             listeners.push((listener, Entrance::Bound(Arc::new(port.clone()))));
         }
+        let tls = tls::acceptor(&settings.tls).map_err(StartError::Settings)?;
         let clock = Clock::start();
         let ground = Ground::new(&settings, clock).map_err(StartError::Settings)?;
         let carrier = Arc::new_cyclic(|own| Carrier {
             own: own.clone(),
+            tls,
             identity: settings.identity(),
             mesh,
             clock,

@@ -29,6 +29,7 @@ use crate::reason::{Reason, Refused, TRACE, Told};
 use crate::relay::{self, Arrived, Broken, Relay};
 use crate::rewound::Rewound;
 use crate::stack::{self, Carrier, Known, Wanted};
+use crate::tls::Encrypted;
 use crate::{tcp, throttle, trace};
 
 /// How long a client that is refused may go on sending what it has begun, and how much: closing while it sends would
@@ -122,11 +123,26 @@ pub(crate) async fn serve<S: Stream>(io: S, carrier: &Arc<Carrier>, door: Door, 
         (Some(Spoken::Other), Door::Tunnel(tunnel)) if client.buffer.data().first() == Some(&tcp::VERSION) => {
             tcp::deliver(client, carrier, tunnel).await;
         }
+        (Some(Spoken::Tls), Door::Application(entrance)) if carrier.tls.is_some() => {
+            // Apart: what only some connections need is no part of all others' memory.
+            Box::pin(serve_encrypted(Rewound::from(client), entrance, carrier, lifetime)).await;
+        }
         // What is not understood is refused by the HTTP reader, with an answer people can read.
         (Some(Spoken::Http1 | Spoken::Http2 | Spoken::Tls | Spoken::Other), door) => {
             serve_http1(client, carrier, door, lifetime).await;
         }
         (None, _) => _ = client.io.shutdown().await,
+    }
+}
+
+/// Serves a client that speaks TLS.
+async fn serve_encrypted<S: Stream>(io: S, entrance: Entrance, carrier: &Arc<Carrier>, lifetime: Lifetime) {
+    let Some(acceptor) = &carrier.tls else { return };
+    let patience = Duration::from_millis(carrier.settings.header_timeout_ms);
+    match Encrypted::accept(acceptor, io, patience).await {
+        Ok(io) if io.speaks_http2() => http2::serve(io, entrance, carrier.clone(), lifetime).await,
+        Ok(io) => serve_http1(Client::new(io), carrier, Door::Application(entrance), lifetime).await,
+        Err(error) => tracing::debug!(%error, "an application's TLS connection did not begin"),
     }
 }
 

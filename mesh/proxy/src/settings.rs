@@ -10,6 +10,7 @@ use starling_core::policy::{RetryPolicy, Sections, Timeouts};
 
 use crate::bound::BoundPort;
 use crate::http2::Http2Settings;
+use crate::tls::ProxyTlsSettings;
 
 /// The data plane's settings. Durations are milliseconds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,6 +66,8 @@ pub struct ProxySettings {
     pub workers: usize,
     /// How many sidecars a request may pass before it is taken for a loop. 1 to 1,000; default 16.
     pub max_hops: u32,
+    /// TLS for applications, on the same port.
+    pub tls: ProxyTlsSettings,
     /// HTTP/2 connections, from applications and to instances.
     pub http2: Http2Settings,
     /// When retries are allowed.
@@ -98,6 +101,7 @@ impl Default for ProxySettings {
             trace_one_in: 100,
             workers: 0,
             max_hops: 16,
+            tls: ProxyTlsSettings::default(),
             http2: Http2Settings::default(),
             retry_budget: BudgetSettings::default(),
             breaker: BreakerSettings::default(),

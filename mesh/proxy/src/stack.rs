@@ -30,6 +30,7 @@ use starling_core::route::{RouteError, route};
 use starling_core::view::{InstanceView, ServiceView, View};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
+use tokio_rustls::TlsAcceptor;
 
 use crate::access;
 use crate::access::Identity;
@@ -57,6 +58,8 @@ const MAX_SPAN_PATH: usize = 200;
 /// The data plane's state, shared by all connections.
 pub(crate) struct Carrier {
     pub(crate) settings: ProxySettings,
+    /// How applications may encrypt, if they may.
+    pub(crate) tls: Option<TlsAcceptor>,
     /// The service its applications call for, if the settings name one.
     pub(crate) identity: Option<ServiceKey>,
     pub(crate) mesh: Arc<dyn Mesh>,

@@ -34,7 +34,7 @@ use starling_core::view::{
 use starling_net::quic::Limits;
 use starling_net::{Identity, LinkError, Links, TunnelRefusal};
 use starling_proxy::mesh::{Arrival, Knock, Mesh, Opening, Stream};
-use starling_proxy::{BoundPort, Proxy, ProxySettings};
+use starling_proxy::{BoundPort, Proxy, ProxySettings, StartError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -98,12 +98,20 @@ impl Flock {
     }
 
     pub(crate) async fn node_with(&self, name: &str, change: impl FnOnce(&mut ProxySettings)) -> Bird {
+        self.try_node_with(name, change).await.unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    pub(crate) async fn try_node_with(
+        &self,
+        name: &str,
+        change: impl FnOnce(&mut ProxySettings),
+    ) -> Result<Bird, StartError> {
         let settings = settings(change);
         let node = self.stand(name, None);
         let (door, tunnels) = mpsc::channel(64);
         self.0.doors.lock().unwrap().insert(node.me.clone(), door);
-        let proxy = Proxy::start_in(settings, node.clone(), tunnels).await.unwrap();
-        Bird { proxy, node }
+        let proxy = Proxy::start_in(settings, node.clone(), tunnels).await?;
+        Ok(Bird { proxy, node })
     }
 
     /// A node whose links are real: QUIC with mutual TLS.
