@@ -17,11 +17,10 @@ use starling_core::guard::concurrency::ConcurrencyAdmission;
 use starling_core::guard::limit::{Behaviour, LimitBy};
 use starling_core::guard::shed::Level;
 use starling_core::guard::{
-    BreakerSettings, Bulkhead, BulkheadSettings, Circuit, CircuitSettings, Concurrency, ConcurrencySettings, Criticality,
-    Limit, LimitSettings, List, ListSettings, Outcome, Quota, QuotaSettings, Shed, ShedSettings, SystemGuard,
-    SystemSettings,
+    BreakerSettings, Bulkhead, BulkheadSettings, Circuit, CircuitSettings, Concurrency, ConcurrencySettings,
+    Criticality, Limit, LimitSettings, List, ListSettings, Outcome, Quota, QuotaSettings, Shed, ShedSettings,
+    SystemGuard, SystemSettings,
 };
-use starling_core::quotas::QuotaId;
 use starling_core::time::Instant;
 
 #[path = "machine.rs"]
@@ -62,8 +61,8 @@ impl Guards {
             max_mean_ms: 60_000,
             spare: None,
         };
-        let quota = Quota::new(QuotaId(1), &QuotaSettings { count: 1_000_000, ..QuotaSettings::default() });
-        quota.set_share(1_000_000_000);
+        let quota = Quota::new(None, &QuotaSettings { count: 1_000_000, ..QuotaSettings::default() });
+        quota.set_share(Some(1_000_000_000));
         Self {
             list: List::new(&list),
             system: Arc::new(SystemGuard::new(&system)),

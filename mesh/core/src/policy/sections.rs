@@ -8,7 +8,8 @@ use crate::balance::BalanceSettings;
 use crate::guard::bulkhead::BulkheadSettings;
 use crate::guard::circuit::{CircuitSettings, FailureSettings, SwitchSettings};
 use crate::guard::{
-    BreakerSettings, BudgetSettings, ConcurrencySettings, Invalid, LimitSettings, ListSettings, ShedSettings,
+    BreakerSettings, BudgetSettings, ConcurrencySettings, Invalid, LimitSettings, ListSettings, QuotaSettings,
+    ShedSettings,
 };
 
 /// All sections of a policy, filled in. What is optional is off until a layer has a section of that name.
@@ -43,6 +44,8 @@ pub struct Sections {
     pub fallback: Option<Fallback>,
     /// Calls in a time. Those of all layers hold.
     pub limit: Vec<LimitSettings>,
+    /// Calls in a time, at all nodes of the mesh together. Those of all layers hold.
+    pub quota: Vec<QuotaSettings>,
     /// Trouble made on purpose. That of all layers is made.
     pub fault: Vec<Fault>,
     /// Where copies of requests go.
@@ -86,7 +89,7 @@ impl Default for RetryPolicy {
 
 impl Sections {
     /// The sections' names, in the order of this struct.
-    pub const NAMES: [&str; 16] = [
+    pub const NAMES: [&str; 17] = [
         "timeouts",
         "retry",
         "balance",
@@ -101,6 +104,7 @@ impl Sections {
         "circuit",
         "fallback",
         "limit",
+        "quota",
         "fault",
         "mirror",
     ];
@@ -162,6 +166,7 @@ impl Sections {
         part("circuit", self.circuit.as_ref(), CircuitSettings::check)?;
         part("fallback", self.fallback.as_ref(), Fallback::check)?;
         list("limit", &self.limit, LimitSettings::check)?;
+        list("quota", &self.quota, QuotaSettings::check)?;
         list("fault", &self.fault, Fault::check)?;
         list("mirror", &self.mirror, Mirror::check)
     }
