@@ -63,7 +63,9 @@ impl<T> Group<T> {
             expected[level(*distance)] += u64::from(instance.weight());
         }
         drop(is_meant);
-        let first_turn = xxhash_rust::xxh3::xxh3_64(roster.me.as_str().as_bytes()) >> 32;
+        // Elsewhere on every node and after every change: the first instances would else get every beginning.
+        let revision = roster.service.revision.0;
+        let first_turn = xxhash_rust::xxh3::xxh3_64_with_seed(roster.me.as_str().as_bytes(), revision) >> 32;
         let tiers = members.map(|members| Tier::new(members.into_iter(), first_turn));
         let pace = Pace {
             slow_start_s: settings.slow_start_ms as f32 / 1_000.0,

@@ -11,6 +11,8 @@ use crate::time::Instant;
 const TAU_S: f32 = 10.0;
 /// How fast the mean latency of good answers is forgotten (Dubbo averages over 30 s).
 const MEAN_TAU_S: f32 = 30.0;
+/// One answer is at least this much of the mean: at high rates the mean is of the last 20, not of those of 30 s.
+const MEAN_STEP: f32 = 0.05;
 /// What a failed answer counts as (Linkerd feeds its balancer the same for a 429).
 pub const FAILURE_PENALTY: Duration = Duration::from_secs(5);
 /// The longest penalty an answer may ask for by `Retry-After` (Linkerd's cap).
@@ -103,7 +105,7 @@ impl Load {
             }
             if self.wants_mean.load(Relaxed) {
                 update(&self.mean, now, MEAN_TAU_S, |known| match known {
-                    Some((mean, keep)) => (mean * keep + sample * (1.0 - keep)).max(1.0),
+                    Some((mean, keep)) => (mean + (sample - mean) * (1.0 - keep).max(MEAN_STEP)).max(1.0),
                     None => sample,
                 });
             }
@@ -130,12 +132,15 @@ impl Load {
         }
     }
 
-    /// The mean latency of good answers in microseconds, if it is kept and there was one. It is not forgotten by time
-    /// alone: an instance that is not asked is as quick as it was.
-    pub fn mean_us(&self) -> Option<f32> {
+    /// The mean latency of good answers in microseconds, if it is kept and there was one. Forgotten while nothing is
+    /// heard, or one that was slow once would never be asked again.
+    pub(super) fn mean_us(&self, now: Instant) -> Option<f32> {
         match self.mean.load(Relaxed) {
             0 => None,
-            word => Some(unpack(word).0),
+            word => {
+                let (mean, at) = unpack(word);
+                Some(mean * keep(at, now, MEAN_TAU_S))
+            }
         }
     }
 

@@ -20,8 +20,8 @@
 //!   compared per weight, so that stays true under load.
 //! - *Equal means equal within noise.* At low load the strict comparison sends everything to whichever of two equal
 //!   instances was a little faster last (measured with another proxy: 436 to 65). Latencies within half of each other,
-//!   or within half a millisecond, count as equal; beyond that the slower one is still taken now and then, the less
-//!   the slower it is, which is also how its recovery is noticed.
+//!   or within half a millisecond, count as equal. A slower one is asked again when its latency is forgotten so far,
+//!   which is how its recovery is noticed.
 //! - *Failing fast must not attract.* A failed answer, or one that asks to slow down, is observed as
 //!   [`FAILURE_PENALTY`], not as its short latency; and whatever the algorithm, an instance whose answers are unwelcome
 //!   gets a part of its weight only. So one that fails fast, and so has few requests in flight, is not taken for idle.

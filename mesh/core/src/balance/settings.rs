@@ -130,7 +130,7 @@ pub enum Otherwise {
     Nowhere,
 }
 
-/// Prequal's parameters (Wydrowski et al., NSDI 2024); the defaults are the paper's, but for the age.
+/// Prequal's parameters (Wydrowski et al., NSDI 2024); the defaults are the paper's, but for `hot_percent`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PrequalSettings {
@@ -139,7 +139,8 @@ pub struct PrequalSettings {
     /// How old a report may be, in milliseconds. 1 to 60,000; default 1,000.
     pub max_age_ms: u64,
     /// An instance is hot when it has more requests in flight than this percentage of the reports say. 0 (go by requests
-    /// in flight alone) to 100 (by latency alone); default 84.
+    /// in flight alone) to 100 (by latency alone); default 60. The paper recommends 60 to 90; near its limits a service fares
+    /// best with the lowest of these, at no cost below.
     pub hot_percent: u32,
     /// How many instances are asked for a report per 100 requests, beside the reports that come with answers. 100 to
     /// 1,000 (with fewer it is visibly worse); default 300.
@@ -167,7 +168,7 @@ impl Default for BalanceSettings {
 
 impl Default for PrequalSettings {
     fn default() -> Self {
-        Self { pool: 16, max_age_ms: 1_000, hot_percent: 84, probes_percent: 300 }
+        Self { pool: 16, max_age_ms: 1_000, hot_percent: 60, probes_percent: 300 }
     }
 }
 

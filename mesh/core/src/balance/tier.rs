@@ -175,7 +175,7 @@ impl<'a, T, F: Fn(&Slot<T>) -> bool> Choice<'a, T, F> {
             }
             let Some(other) = self.draw_other(tier, rng, &drawn[..number]) else { break };
             drawn[number] = other.slot;
-            if self.slot(other).seat.breaker.is_probe_due(self.now) || self.is_much_busier(best, other, rng) {
+            if self.slot(other).seat.breaker.is_probe_due(self.now) || self.is_busier(best, other) {
                 best = other;
             }
         }
@@ -220,24 +220,22 @@ impl<'a, T, F: Fn(&Slot<T>) -> bool> Choice<'a, T, F> {
     fn latency(&self, load: &Load) -> Option<f32> {
         match self.settings.algorithm {
             Algorithm::LeastRequests => None,
-            Algorithm::ShortestResponse => load.mean_us(),
+            Algorithm::ShortestResponse => load.mean_us(self.now),
             _ => load.latency_us(self.now),
         }
     }
 
-    /// Whether to take `second` instead: certain when `first` is far busier, never when it is not.
-    fn is_much_busier(&self, first: &Member, second: &Member, rng: &mut fastrand::Rng) -> bool {
-        let loads = (&self.slot(first).seat.load, &self.slot(second).seat.load);
+    /// Whether `second` has less to do, or is quicker by more than noise. What is slow is not asked until its latency is
+    /// forgotten so far that it may be as quick as the others, which is how its recovery is noticed.
+    fn is_busier(&self, first: &Member, second: &Member) -> bool {
+        let slots = (self.slot(first), self.slot(second));
+        let loads = (&slots.0.seat.load, &slots.1.seat.load);
+        let shares = (first.share * self.factor(slots.0), second.share * self.factor(slots.1));
         let slower = match (self.latency(loads.0), self.latency(loads.1)) {
             (Some(a), Some(b)) => beyond_noise((a + NOISE_US) / (b + NOISE_US)),
             _ => 1.0,
         };
-        let factors = (self.factor(self.slot(first)), self.factor(self.slot(second)));
-        let ratio = slower * queue(loads.0, first.share * factors.0) / queue(loads.1, second.share * factors.1);
-        if self.settings.algorithm == Algorithm::LeastRequests {
-            return ratio > 1.0;
-        }
-        ratio > 1.0 && rng.f32() > 1.0 / (ratio * ratio)
+        slower * queue(loads.0, shares.0) / queue(loads.1, shares.1) > 1.0
     }
 }
 

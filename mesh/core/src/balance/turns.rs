@@ -3,7 +3,7 @@
 //! One counter says whose turn it is and in which round. Every member has a phase that grows by its weight each round; it
 //! takes its turn when the phase overflows, the heaviest in every round. So after any number of rounds each has had its
 //! share within one turn, the turns of one member are evenly spread, and callers on many threads share one counter.
-//! Weights may change between turns, as they do for an instance that starts slowly.
+//! One that starts slowly takes its turns with that probability.
 //!
 //! The turn of a member that may not be used is given to one drawn by weight, not to the next in line: that one would get
 //! twice its share.
@@ -41,8 +41,10 @@ impl Turns {
             let (round, at) = (turn / count, turn % count);
             let member = &tier.members[at as usize];
             let slot = choice.slot(member);
-            let step = f64::from(tier.relative(member) * choice.factor(slot)) * (1u64 << 32) as f64;
-            if !overflows(round, at, step as u64) {
+            let step = f64::from(tier.relative(member)) * (1u64 << 32) as f64;
+            // Not by its phase: that is a product with the round, and would jump with a weight that changes.
+            let factor = choice.factor(slot);
+            if !overflows(round, at, step as u64) || (factor < 1.0 && rng.f32() >= factor) {
                 continue;
             }
             if (choice.usable)(slot) {
