@@ -13,7 +13,7 @@ use tokio::time::{Instant, Sleep};
 
 use crate::h1::buffer::LARGE;
 use crate::h1::framing::BadBody;
-use crate::h1::request::Request;
+use crate::h1::request::{Request, UNBOUNDED_MS};
 use crate::h1::{BodyReader, Buffer, Framing, fields};
 use crate::mesh::Stream;
 use crate::reason::{Reason, Refused};
@@ -182,6 +182,22 @@ impl Outgoing {
         self.is_whole() && is_idempotent(&self.request.method) && !self.request.upgrades
     }
 
+    /// Another one that says the same, if its body is held.
+    pub(crate) fn twin(&self) -> Option<Self> {
+        let Body::Held(body) = &self.body else { return None };
+        let (request, head) = (self.request.clone(), self.head.clone());
+        Some(Self { request, head, body: Body::Held(body.clone()), sent: 0 })
+    }
+
+    /// A twin of it was sent whole, and has been answered.
+    pub(crate) fn was_sent_as(&mut self, twin: &Self) {
+        self.sent = if twin.is_sent() { self.whole_length() } else { 0 };
+    }
+
+    fn whole_length(&self) -> usize {
+        self.head.len() + if let Body::Held(held) = &self.body { held.len() } else { 0 }
+    }
+
     /// Whether its body is held in memory.
     pub(crate) fn is_held(&self) -> bool {
         matches!(self.body, Body::Held(_))
@@ -205,8 +221,7 @@ impl Outgoing {
 
     /// Whether all of it has gone on over the connection it is being sent by.
     pub(crate) fn is_sent(&self) -> bool {
-        let held = if let Body::Held(held) = &self.body { held.len() } else { 0 };
-        self.sent == self.head.len() + held && self.is_taken()
+        self.sent == self.whole_length() && self.is_taken()
     }
 
     /// The client has its answer and waits for no word before its body any more.
@@ -214,9 +229,13 @@ impl Outgoing {
         self.request.expects_continue = false;
     }
 
-    /// Begins to send it (again), as caused by this span.
-    pub(crate) fn begin(&mut self, span: SpanId) {
+    /// Begins to send it (again), as caused by this span, to somebody who has so long.
+    pub(crate) fn begin(&mut self, span: SpanId, left: Duration, attempt: u32) {
+        // A body that is passed on may take longer than any time that is known before.
+        let is_bounded = self.is_held() || self.request.left.is_some();
+        let left = if is_bounded { left } else { Duration::from_millis(UNBOUNDED_MS) };
         self.request.set_parent(&mut self.head, span);
+        self.request.set_attempt(&mut self.head, left, attempt);
         self.sent = 0;
     }
 

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use starling_core::balance::{BalanceSettings, Group, Roster};
-use starling_core::guard::{BreakerState, RetryBudget};
+use starling_core::guard::{BreakerState, BudgetSettings, RetryBudget};
 use starling_core::id::ServiceKey;
+use starling_core::tolerate::Quantile;
 use starling_core::view::{ServiceView, View};
 
 use crate::access::Seen;
@@ -34,6 +35,10 @@ pub(crate) struct Directory {
 pub(crate) struct Entry {
     pub(crate) metrics: ServiceMetrics,
     pub(crate) budget: RetryBudget,
+    /// The same for hedges.
+    pub(crate) hedges: RetryBudget,
+    /// How long its answers usually take, if anybody wants to know.
+    pub(crate) latency: Quantile,
     /// One for each way to balance, the newest last; all of one roster.
     groups: ArcSwap<Vec<Arc<Group<Pool>>>>,
     pub(crate) policy: Standing,
@@ -89,6 +94,8 @@ impl Entry {
         Self {
             metrics: ServiceMetrics::default(),
             budget: RetryBudget::new(settings.retry_budget),
+            hedges: RetryBudget::new(BudgetSettings::default()),
+            latency: Quantile::default(),
             groups: ArcSwap::default(),
             policy: Standing::default(),
             refusals: Refusals::default(),

@@ -26,10 +26,6 @@ use crate::stack::Carrier;
 /// to notice a loss, and longer than nearly all requests take.
 const LOSS_LOOKUP: Duration = Duration::from_millis(250);
 
-/// How many shared connections one attempt may find at their end before the instance is taken to be at its own: a few may be
-/// closing at once when it restarts.
-const MAX_CLOSING_MET: usize = 4;
-
 /// Why an attempt brought no response of the application.
 #[derive(Debug)]
 pub(crate) struct Failure {
@@ -83,6 +79,8 @@ pub(crate) struct Attempt<'a> {
     pub(crate) span: SpanId,
     pub(crate) deadline: Instant,
     pub(crate) timeouts: Timeouts,
+    /// Which attempt it is.
+    pub(crate) number: u32,
 }
 
 impl Attempt<'_> {
@@ -96,7 +94,6 @@ impl Attempt<'_> {
     ) -> Result<(Response, Upstream), Failure> {
         // Ends: every turn but the last uses up one idle connection, and after a broken one no other is trusted.
         let mut trust_idle = true;
-        let mut closing_met = 0;
         loop {
             let idle = if trust_idle { self.pool.take(self.carrier.settings.idle_timeout()) } else { None };
             let mut reused = idle.is_some();
@@ -106,7 +103,11 @@ impl Attempt<'_> {
             };
             // A shared connection may have been closing as we came, too.
             reused |= trust_idle && matches!(upstream.pipe, Pipe::Call(_));
-            outgoing.begin(self.span);
+            let left = self.deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Failure::new(Reason::TimedOut, "no time was left to begin with it"));
+            }
+            outgoing.begin(self.span, left, self.number);
             client.out.clear();
             let ended = self.send_and_wait(client, outgoing, asked, &mut upstream).await;
             match ended {
@@ -117,12 +118,9 @@ impl Attempt<'_> {
                 Ended::Broken { silent: true, .. }
                     if reused && (outgoing.is_repeatable() || (outgoing.is_unsent() && outgoing.is_whole())) => {}
                 Ended::Broken { error: Some(error), .. }
-                    if closing_met < MAX_CLOSING_MET
+                    if reused
                         && outgoing.is_whole()
-                        && http2::unprocessed_in(&error).is_some_and(|u| u.connection_ended) =>
-                {
-                    closing_met += 1;
-                }
+                        && http2::unprocessed_in(&error).is_some_and(|u| u.connection_ended) => {}
                 Ended::Broken { error: Some(error), .. } if let Some(refusal) = refusal_in(&error) => {
                     return Err(Failure::new(Reason::Connect, refusal));
                 }
@@ -320,7 +318,9 @@ impl Waiting<'_> {
         let now = Instant::now();
         if now >= self.deadline {
             // A large upload takes the time it takes; one that stalls ends after the patience with anything that stalls.
-            let moved = outgoing.last_moved().filter(|_| grpc.is_none()).map(|moved| moved + patience);
+            // Not beyond what the caller waits, though, if it says so.
+            let may_take_longer = grpc.is_none() && outgoing.request.left.is_none();
+            let moved = outgoing.last_moved().filter(|_| may_take_longer).map(|moved| moved + patience);
             let Some(later) = moved.filter(|later| *later > now) else {
                 let since = if moved.is_some() { "any of its body passed" } else { "the request's arrival" };
                 let why = format!("no response within {} ms after {since}", patience.as_millis());

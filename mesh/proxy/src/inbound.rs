@@ -178,6 +178,8 @@ pub(crate) async fn deliver<S: Stream>(
         span: span.id(),
         deadline,
         timeouts: carrier.settings.timeouts(),
+        // This side never repeats; it tells the application what it was told.
+        number: outgoing.request.attempt,
     };
     match attempt.exchange(client, outgoing, asked).await {
         Ok((response, upstream)) => {

@@ -18,6 +18,7 @@
 //! | `outbound`, `inbound`, `serve` | the listener for applications, tunnels from other nodes, one connection |
 //! | `bound`, `tcp` | ports that lead to one service each; bytes to a service |
 //! | `detect` | what a client speaks, told from its first bytes |
+//! | `attempts` | when a request is sent once more, or to several at once |
 //! | `client`, `exchange`, `relay`, `pool` | a request on its way; one attempt; a response on its way; connections to instances |
 //! | `h1`, `reason` | HTTP/1.1 as a proxy needs it; the sidecar's own answers |
 //! | `tls` | applications that encrypt |
@@ -26,11 +27,11 @@
 //! | `access` | who calls, and whether they may |
 //! | `guards`, `guarded`, `throttle` | what a request passes before it goes anywhere: the list of guards; copies and fallbacks |
 //! | `directory`, `policies` | what is remembered of each service: candidates, budget, counters; its policy in force |
-//! | `quotas` | the mesh's quotas, between guards and heart |
 //! | `trace`, `metrics`, `clock` | what can be seen; the rim's clock and dice |
 //! | [`mesh`] | the node, as far as it is needed here |
 
 mod access;
+mod attempts;
 mod bound;
 mod client;
 mod clock;
@@ -48,7 +49,6 @@ mod metrics;
 mod outbound;
 mod policies;
 mod pool;
-mod quotas;
 mod reason;
 mod relay;
 mod rewound;
@@ -192,7 +192,6 @@ impl Proxy {
             crew.tell(0, Job::Listen(listener, entrance, crew.clone())).await;
         }
         tokio::spawn(inbound::run(carrier.clone(), tunnels, crew, lifetime.clone()));
-        tokio::spawn(quotas::run(carrier.clone(), lifetime.clone()));
         tokio::spawn(sweep(carrier.clone(), lifetime));
         Ok(Proxy { local_addr, bound, carrier, phase, alive })
     }

@@ -87,6 +87,9 @@ pub(crate) struct ServiceMetrics {
     pub(crate) retries: AtomicU64,
     pub(crate) retries_refused: AtomicU64,
     pub(crate) breaker_opens: AtomicU64,
+    pub(crate) hedges: AtomicU64,
+    /// Failures the caller was not told of.
+    pub(crate) tolerated: AtomicU64,
     /// Requests the rules of access refused at the instance's side.
     pub(crate) access_denied: AtomicU64,
     /// Requests a policy's fallback stood in for.
@@ -131,9 +134,11 @@ impl MetricSource for Carrier {
         out.family("starling_request_duration_seconds", "histogram", "Time until the response began.");
         for_each_side(&services, |service, direction, side| histogram(out, service, direction, side));
 
-        let counters: [(&str, &str, Counter); 6] = [
+        let counters: [(&str, &str, Counter); 8] = [
             ("starling_retries_total", "Requests sent once more.", |m| &m.retries),
             ("starling_retries_refused_total", "Retries the budget did not allow.", |m| &m.retries_refused),
+            ("starling_hedges_total", "Requests sent to a second instance while the first was awaited.", |m| &m.hedges),
+            ("starling_failures_tolerated_total", "Failures answered as if they were none.", |m| &m.tolerated),
             ("starling_breaker_opens_total", "Times an instance's breaker opened.", |m| &m.breaker_opens),
             ("starling_access_denied_total", "Requests refused here by rules of access.", |m| &m.access_denied),
             ("starling_fallbacks_total", "Requests a fallback stood in for.", |m| &m.fallbacks),

@@ -59,6 +59,10 @@ pub(crate) enum Reason {
     Reset,
     /// No answer in time.
     TimedOut,
+    /// It failed, and the policy says that this does not matter to the caller.
+    Tolerated,
+    /// Too many instances failed of those that were all to be told.
+    Broadcast,
     /// A fault of the policy's, made on purpose.
     Fault,
     /// A guard of the policy said no.
@@ -67,7 +71,7 @@ pub(crate) enum Reason {
 
 impl Reason {
     /// Those of which there is one each.
-    const ALL: [Reason; 15] = [
+    const ALL: [Reason; 17] = [
         Self::BadRequest,
         Self::HeadTooLarge,
         Self::SlowRequest,
@@ -83,6 +87,8 @@ impl Reason {
         Self::Reset,
         Self::TimedOut,
         Self::Fault,
+        Self::Tolerated,
+        Self::Broadcast,
     ];
 
     pub(crate) fn code(self) -> &'static str {
@@ -101,6 +107,8 @@ impl Reason {
             Self::NotHere => "not_here",
             Self::Reset => "connection_lost",
             Self::TimedOut => "timed_out",
+            Self::Tolerated => "failure_tolerated",
+            Self::Broadcast => "broadcast_failed",
             Self::Fault => "fault",
             Self::Guard(guard) => guard.name(),
         }
@@ -116,7 +124,8 @@ impl Reason {
             Self::Unsupported => StatusCode::NOT_IMPLEMENTED,
             Self::Forbidden => StatusCode::FORBIDDEN,
             Self::NoSuchService | Self::NoneUsable | Self::Connect | Self::NotHere => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Reset => StatusCode::BAD_GATEWAY,
+            Self::Reset | Self::Broadcast => StatusCode::BAD_GATEWAY,
+            Self::Tolerated => StatusCode::NO_CONTENT,
             Self::TimedOut => StatusCode::GATEWAY_TIMEOUT,
             Self::Guard(Guard::List) => StatusCode::FORBIDDEN,
             Self::Guard(Guard::Rate | Guard::Quota) => StatusCode::TOO_MANY_REQUESTS,
@@ -127,7 +136,7 @@ impl Reason {
 
     /// Whether it is certain that no application saw the request.
     pub(crate) fn is_unsent(self) -> bool {
-        !matches!(self, Self::Reset | Self::TimedOut | Self::Gone)
+        !matches!(self, Self::Reset | Self::TimedOut | Self::Gone | Self::Tolerated | Self::Broadcast)
     }
 
     /// Reads another sidecar's header; an unknown code counts as [`Reason::Reset`], which promises nothing.
@@ -288,7 +297,8 @@ impl Refused {
     fn write_grpc(&self, code: Option<u8>, told: &Told, out: &mut Vec<u8>) {
         out.extend_from_slice(b"HTTP/1.1 200 OK\r\n");
         fields::write(out, b"content-type", b"application/grpc");
-        let code = code.unwrap_or_else(|| grpc::status_for(self.status()));
+        let own = if self.reason == Reason::Tolerated { 0 } else { grpc::status_for(self.status()) };
+        let code = code.unwrap_or(own);
         fields::write_number(out, b"grpc-status", u64::from(code));
         out.extend_from_slice(b"grpc-message: ");
         grpc::write_message(&self.header(), out);

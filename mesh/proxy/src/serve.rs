@@ -322,7 +322,8 @@ impl<S: Stream> Connection<'_, S> {
                 let known = stack::find(carrier, wanted, &mut self.known)?;
                 let scope = known.scope(carrier, &self.identity, &request, &head);
                 let limit = Duration::from_millis(scope.sections.timeouts.request_ms);
-                let deadline = arrived + grpc::patience(call, limit, usual);
+                let deadline = within(arrived, grpc::patience(call, limit, usual), &request)
+                    .map_err(|refused| refused.of(&known.key))?;
                 // A body that is to be held is small; what takes longer is not worth waiting for.
                 let held_by = deadline.min(arrived + limit);
                 let held = Outgoing::hold(request, head, client, max_held, held_by).await;
@@ -336,7 +337,7 @@ impl<S: Stream> Connection<'_, S> {
                 stack::carry(carrier, known, caller, scope, client, outgoing, asked, deadline).await
             }
             Door::Tunnel(tunnel) => {
-                let deadline = arrived + grpc::patience(call, usual, usual);
+                let deadline = within(arrived, grpc::patience(call, usual, usual), &request)?;
                 let held_by = deadline.min(arrived + usual);
                 let instance = inbound::owned_instance(carrier, &tunnel.to)?;
                 inbound::may_call(carrier, tunnel, &request, &head)?;
@@ -476,6 +477,16 @@ impl<S: Stream> Connection<'_, S> {
             Poll::Ready(())
         })
         .await;
+    }
+}
+
+/// When a request that may take so long must have been answered: its caller may wait less, and never makes it more.
+fn within(arrived: Instant, patience: Duration, request: &Request) -> Result<Instant, Refused> {
+    match request.left {
+        Some(Duration::ZERO) => {
+            Err(Refused::new(Reason::TimedOut, "the caller's deadline had passed before the request came here"))
+        }
+        left => Ok(arrived + patience.min(left.unwrap_or(patience))),
     }
 }
 

@@ -6,7 +6,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use starling_core::guard::{BreakerSettings, BudgetSettings};
 use starling_core::id::{Namespace, ServiceKey};
-use starling_core::policy::{RetryPolicy, Sections, Timeouts};
+use starling_core::policy::{Sections, Timeouts};
+use starling_core::tolerate::RetrySettings;
 
 use crate::bound::BoundPort;
 use crate::http2::Http2Settings;
@@ -165,10 +166,11 @@ impl ProxySettings {
     pub(crate) fn as_policy(&self) -> toml::Table {
         let sections = Sections {
             timeouts: self.timeouts(),
-            retry: RetryPolicy {
+            retry: RetrySettings {
                 max_retries: self.max_retries,
                 backoff_ms: self.retry_backoff_ms,
                 budget: self.retry_budget,
+                ..RetrySettings::default()
             },
             breaker: self.breaker,
             ..Sections::default()

@@ -27,6 +27,7 @@ use starling_core::id::{InstanceId, ServiceKey};
 use starling_core::observe::SpanKind;
 use starling_core::policy::{Force, Scope};
 use starling_core::route::{RouteError, route};
+use starling_core::tolerate::Mode;
 use starling_core::view::{InstanceView, ServiceView, View};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -34,6 +35,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::access;
 use crate::access::Identity;
+use crate::attempts;
 use crate::client::{Client, Outgoing};
 use crate::clock::{self, Clock};
 use crate::directory::{Directory, Entry};
@@ -172,9 +174,15 @@ pub(crate) async fn carry<S: Stream>(
     let group = entry.group(service, view, &scope.balance, carrier);
     let context = outgoing.request.context;
     let service = service.clone();
-    Call { carrier, caller, service, key, entry, scope, group, context, deadline, tried: Vec::new() }
-        .attempts(client, outgoing, asked)
-        .await
+    let (tried, attempt) = (Vec::new(), outgoing.request.attempt);
+    let call = Call { carrier, caller, service, key, entry, scope, group, context, deadline, tried, attempt };
+    let carried = if call.wants_several() && outgoing.is_held() {
+        // In a box: what few services want shall not make every connection's task larger.
+        Box::pin(call.several(client, outgoing, asked)).await
+    } else {
+        call.attempts(client, outgoing, asked).await
+    };
+    if scope.sections.tolerate.mode == Mode::Failsafe { attempts::tolerate(entry, carried) } else { carried }
 }
 
 /// Leaves a trace of a request the sidecar has answered itself, for the caller is about to be told where to look.
@@ -203,34 +211,36 @@ fn not_routed(error: RouteError) -> Refused {
 }
 
 /// What one attempt brought: a response's head with its connection, or why not.
-type Attempted = Result<(Response, Upstream, InFlight<Pool>), Failure>;
+pub(crate) type Attempted = Result<(Response, Upstream, InFlight<Pool>), Failure>;
 
 /// Where the next attempt goes. Holds nothing of the group it was drawn from, which may be another one by the attempt
 /// after.
-struct Chosen {
-    instance: InstanceView,
-    in_flight: InFlight<Pool>,
-    permit: Permit,
+pub(crate) struct Chosen {
+    pub(crate) instance: InstanceView,
+    pub(crate) in_flight: InFlight<Pool>,
+    pub(crate) permit: Permit,
 }
 
 /// One request to one service, through all its attempts.
-struct Call<'a> {
-    carrier: &'a Carrier,
+pub(crate) struct Call<'a> {
+    pub(crate) carrier: &'a Carrier,
     /// The service that calls, if it is known.
-    caller: Option<&'a ServiceKey>,
+    pub(crate) caller: Option<&'a ServiceKey>,
     /// The service and its candidates, as they were at the last choice.
-    service: Arc<ServiceView>,
-    key: &'a ServiceKey,
-    entry: &'a Entry,
-    scope: &'a Scope,
-    group: Arc<Group<Pool>>,
-    context: Context,
-    deadline: Instant,
-    tried: Vec<(InstanceId, Tried)>,
+    pub(crate) service: Arc<ServiceView>,
+    pub(crate) key: &'a ServiceKey,
+    pub(crate) entry: &'a Entry,
+    pub(crate) scope: &'a Scope,
+    pub(crate) group: Arc<Group<Pool>>,
+    pub(crate) context: Context,
+    pub(crate) deadline: Instant,
+    pub(crate) tried: Vec<(InstanceId, Tried)>,
+    /// Which attempt of the caller's own this request is.
+    pub(crate) attempt: u32,
 }
 
 impl Call<'_> {
-    async fn attempts<S: Stream>(
+    pub(crate) async fn attempts<S: Stream>(
         mut self,
         client: &mut Client<S>,
         outgoing: &mut Outgoing,
@@ -249,19 +259,20 @@ impl Call<'_> {
             }
             let result = self.attempt(&instance, in_flight, permit, client, outgoing, asked, &mut span).await;
             let again = match &result {
-                Ok((response, ..)) => is_worth_repeating(response.verdict()) && outgoing.is_repeatable(),
+                Ok((response, ..)) => !self.is_good(response) && self.may_repeat(outgoing),
                 Err(failure) if failure.reason == Reason::Gone => {
                     return Err(self.refuse(Reason::Gone, String::new()));
                 }
                 // It is the same everywhere, or will be in a moment.
                 Err(failure) if failure.reason == Reason::Forbidden => false,
                 // Never sent, or no harm in doing it twice; either way it must still be here.
-                Err(failure) => outgoing.is_whole() && (failure.reason.is_unsent() || outgoing.is_repeatable()),
+                Err(failure) => outgoing.is_whole() && (failure.reason.is_unsent() || self.may_repeat(outgoing)),
             };
             if again || result.is_err() {
                 self.tried.push(note(&instance, &result));
             }
-            let next = if again { self.next_chance() } else { None };
+            let asked_wait = result.as_ref().ok().and_then(|(response, ..)| response.asks_wait);
+            let next = if again && self.may_wait(asked_wait) { self.next_chance() } else { None };
             let Some(next) = next else {
                 return match result {
                     Ok((response, upstream, in_flight)) => {
@@ -274,20 +285,25 @@ impl Call<'_> {
             span.fail(&self.tried.last().map_or(String::new(), |(_, tried)| tried.error.clone()));
             drop(result);
             chosen = next;
-            self.back_off().await;
+            self.back_off(asked_wait.unwrap_or_default()).await;
         }
     }
 
     fn choose(&self) -> Option<Chosen> {
         let tried: Vec<InstanceId> = self.tried.iter().map(|(instance, _)| instance.clone()).collect();
+        self.choose_except(&tried)
+    }
+
+    pub(crate) fn choose_except(&self, tried: &[InstanceId]) -> Option<Chosen> {
         let now = self.carrier.clock.now();
-        let (slot, permit) = clock::with_dice(|dice| self.group.choose(now, dice, &Ask { tried: &tried, key: None }))?;
+        let (slot, permit) = clock::with_dice(|dice| self.group.choose(now, dice, &Ask { tried, key: None }))?;
         Some(Chosen { instance: slot.instance.clone(), in_flight: InFlight::begin(&slot.seat), permit })
     }
 
     /// Another instance, if this request may be sent once more.
-    fn next_chance(&mut self) -> Option<Chosen> {
-        if self.tried.len() > self.scope.sections.retry.max_retries as usize || Instant::now() >= self.deadline {
+    pub(crate) fn next_chance(&mut self) -> Option<Chosen> {
+        let most = self.scope.sections.retry.max_retries as usize;
+        if self.tried.len() > most || Instant::now() >= self.deadline || !self.owns_retries() {
             return None;
         }
         // The attempt before may have waited long: whoever was registered meanwhile is a candidate too.
@@ -305,7 +321,7 @@ impl Call<'_> {
 
     /// Sends it to one instance and lets balance and breaker learn from what comes.
     #[allow(clippy::too_many_arguments)] // one attempt's all
-    async fn attempt<S: Stream>(
+    pub(crate) async fn attempt<S: Stream>(
         &self,
         instance: &InstanceView,
         in_flight: InFlight<Pool>,
@@ -330,15 +346,17 @@ impl Call<'_> {
             way,
             protocol: instance.instance.protocol,
             span: span.id(),
-            deadline: self.deadline,
+            deadline: self.deadline_of_a_try(outgoing),
             timeouts: self.scope.sections.timeouts,
+            number: self.number(),
         };
         let result = attempt.exchange(client, outgoing, asked).await;
         let status = result.as_ref().ok().map(|(response, _)| response.verdict());
+        let asked_wait = result.as_ref().ok().and_then(|(response, _)| response.asks_wait);
         // A client that breaks off its own request, or may not send it, says nothing about the instance.
         if !matches!(&result, Err(failure) if matches!(failure.reason, Reason::BadRequest | Reason::Gone | Reason::Forbidden))
         {
-            self.learn(instance, seat, permit, began, status);
+            self.learn(instance, seat, permit, began, status, asked_wait);
         }
         if let Ok((response, _)) = &result {
             span.describe(|span| {
@@ -358,13 +376,18 @@ impl Call<'_> {
         permit: Permit,
         began: starling_core::time::Instant,
         status: Option<StatusCode>,
+        asked_wait: Option<Duration>,
     ) {
         let now = self.carrier.clock.now();
         let failed = status.is_none_or(|status| status.is_server_error());
         // Being told to slow down is no defect of the instance, but no reason to send it more either.
         let unwelcome = failed || status == Some(StatusCode::TOO_MANY_REQUESTS);
-        let outcome = if unwelcome { Outcome::Unwelcome(FAILURE_PENALTY) } else { Outcome::Good };
+        let penalty = FAILURE_PENALTY.max(asked_wait.unwrap_or_default());
+        let outcome = if unwelcome { Outcome::Unwelcome(penalty) } else { Outcome::Good };
         seat.load.observe(now, now.since(began), outcome);
+        if self.scope.sections.hedge.after_percentile > 0 && !unwelcome {
+            self.entry.latency.observe(self.scope.sections.hedge.after_percentile, now.since(began));
+        }
         if !failed {
             if permit.succeed(now) {
                 seat.begin_again(now);
@@ -376,15 +399,16 @@ impl Call<'_> {
         }
     }
 
-    /// Full jitter, as Envoy: up to base, 3 x base, 7 x base ...
-    async fn back_off(&self) {
+    /// Full jitter, as Envoy: up to base, 3 x base, 7 x base ..., and never less than the instance asked for.
+    async fn back_off(&self, asked_wait: Duration) {
+        let retry = &self.scope.sections.retry;
         let steps = (1u64 << self.tried.len().min(20)) - 1;
-        let most_ms = self.scope.sections.retry.backoff_ms.saturating_mul(steps);
+        let most_ms = retry.backoff_ms.saturating_mul(steps).min(retry.max_backoff_ms.max(retry.backoff_ms));
         let wait = Duration::from_micros(clock::random() % (most_ms * 1_000 + 1));
-        tokio::time::sleep_until((Instant::now() + wait).min(self.deadline)).await;
+        tokio::time::sleep_until((Instant::now() + wait.max(asked_wait)).min(self.deadline)).await;
     }
 
-    fn begin_span(&self, outgoing: &Outgoing, instance: &InstanceView) -> OpenSpan {
+    pub(crate) fn begin_span(&self, outgoing: &Outgoing, instance: &InstanceView) -> OpenSpan {
         let mesh = &self.carrier.mesh;
         let mut span = OpenSpan::begin(&self.context, SpanKind::Client, mesh.me(), mesh.spans());
         span.describe(|span| {
@@ -399,7 +423,7 @@ impl Call<'_> {
     }
 
     /// The span of the whole call, put above its first attempt when there is to be a second.
-    fn begin_root(&self, first: &mut OpenSpan, outgoing: &Outgoing) -> OpenSpan {
+    pub(crate) fn begin_root(&self, first: &mut OpenSpan, outgoing: &Outgoing) -> OpenSpan {
         let mesh = &self.carrier.mesh;
         let mut root = OpenSpan::begin(&self.context, SpanKind::Client, mesh.me(), mesh.spans());
         root.describe(|span| describe(span, self.key, outgoing));
@@ -408,7 +432,7 @@ impl Call<'_> {
         root
     }
 
-    fn give_up(self, failure: Failure, spans: [Option<OpenSpan>; 2]) -> Refused {
+    pub(crate) fn give_up(self, failure: Failure, spans: [Option<OpenSpan>; 2]) -> Refused {
         spans.into_iter().flatten().for_each(|span| span.fail(&failure.why));
         let why = match failure.reason {
             Reason::Connect | Reason::NotHere => {
@@ -420,13 +444,13 @@ impl Call<'_> {
         self.refuse(reason, why)
     }
 
-    fn refuse(self, reason: Reason, why: String) -> Refused {
+    pub(crate) fn refuse(self, reason: Reason, why: String) -> Refused {
         let tried = self.tried.into_iter().map(|(_, tried)| tried).collect();
         Refused::new(reason, why).of(self.key).after(tried)
     }
 }
 
-fn note(instance: &InstanceView, attempted: &Attempted) -> (InstanceId, Tried) {
+pub(crate) fn note(instance: &InstanceView, attempted: &Attempted) -> (InstanceId, Tried) {
     let error = match attempted {
         Ok((response, ..)) => format!("it answered {}", response.failure().unwrap_or(response.status.as_str())),
         Err(failure) => failure.why.clone(),
@@ -445,12 +469,7 @@ pub(crate) fn describe(span: &mut starling_core::observe::Span, service: &Servic
     span.attributes.insert("url.path".into(), path.chars().take(MAX_SPAN_PATH).collect());
 }
 
-/// Answers that say "not me, not now": another instance may do better. A 500 is the application's own.
-fn is_worth_repeating(status: StatusCode) -> bool {
-    matches!(status, StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT)
-}
-
-fn arrived(
+pub(crate) fn arrived(
     response: Response,
     upstream: Upstream,
     in_flight: InFlight<Pool>,

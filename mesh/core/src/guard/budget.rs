@@ -54,9 +54,13 @@ impl RetryBudget {
     /// Takes one retry out of the budget, if there is one. Callers racing for the last one may overdraw by their
     /// number; it is a brake, not an account.
     pub fn withdraw(&self, now: Instant) -> bool {
+        self.withdraw_within(now, self.settings)
+    }
+
+    /// The same within other settings, for what is set per route.
+    pub fn withdraw_within(&self, now: Instant, settings: BudgetSettings) -> bool {
         let (requests, retries) = self.window.sum(now);
-        let allowed =
-            requests * u64::from(self.settings.percent) / 100 + u64::from(self.settings.floor_per_s) * WINDOW_S;
+        let allowed = requests * u64::from(settings.percent) / 100 + u64::from(settings.floor_per_s) * WINDOW_S;
         if retries >= allowed {
             return false;
         }

@@ -36,7 +36,7 @@ pub use document::{Document, Problem, RouteDocument};
 pub use force::{Active, Force, Held, Moment, Scope, value_of};
 pub use layers::{Effective, Layers, Origin};
 pub use matching::{Asked, Callers, Fields, HeaderRule, RouteMatch, Template};
-pub use sections::{RetryPolicy, Sections, Timeouts};
+pub use sections::{Sections, Timeouts};
 
 use crate::id::{ConfigGroup, ConfigKey, ConfigName, Namespace, ServiceKey};
 

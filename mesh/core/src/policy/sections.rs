@@ -7,10 +7,8 @@ use super::actions::{Classes, Fallback, Fault, Mirror};
 use crate::balance::BalanceSettings;
 use crate::guard::bulkhead::BulkheadSettings;
 use crate::guard::circuit::{CircuitSettings, FailureSettings, SwitchSettings};
-use crate::guard::{
-    BreakerSettings, BudgetSettings, ConcurrencySettings, Invalid, LimitSettings, ListSettings, QuotaSettings,
-    ShedSettings,
-};
+use crate::guard::{BreakerSettings, ConcurrencySettings, Invalid, LimitSettings, ListSettings, ShedSettings};
+use crate::tolerate::{HedgeSettings, RetrySettings, TolerateSettings};
 
 /// All sections of a policy, filled in. What is optional is off until a layer has a section of that name.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -19,7 +17,11 @@ pub struct Sections {
     /// How long things may take.
     pub timeouts: Timeouts,
     /// When a request is sent once more.
-    pub retry: RetryPolicy,
+    pub retry: RetrySettings,
+    /// When a second attempt starts while the first still runs.
+    pub hedge: HedgeSettings,
+    /// What becomes of a request whose attempts fail.
+    pub tolerate: TolerateSettings,
     /// How an instance is chosen.
     pub balance: BalanceSettings,
     /// When an instance is taken out because its answers fail. Of the service as a whole: a route cannot set it.
@@ -44,8 +46,6 @@ pub struct Sections {
     pub fallback: Option<Fallback>,
     /// Calls in a time. Those of all layers hold.
     pub limit: Vec<LimitSettings>,
-    /// Calls in a time, at all nodes of the mesh together. Those of all layers hold.
-    pub quota: Vec<QuotaSettings>,
     /// Trouble made on purpose. That of all layers is made.
     pub fault: Vec<Fault>,
     /// Where copies of requests go.
@@ -68,30 +68,13 @@ impl Default for Timeouts {
     }
 }
 
-/// `[retry]`: when a request is sent once more. Milliseconds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct RetryPolicy {
-    /// The most retries of one request. 0 to 10; default 2.
-    pub max_retries: u32,
-    /// The wait before the first retry is random up to this, before the second up to three times this, and so on.
-    /// 0 to 10,000; default 25.
-    pub backoff_ms: u64,
-    /// How much of the traffic may be retries. Of the service as a whole: a route cannot set it.
-    pub budget: BudgetSettings,
-}
-
-impl Default for RetryPolicy {
-    fn default() -> Self {
-        Self { max_retries: 2, backoff_ms: 25, budget: BudgetSettings::default() }
-    }
-}
-
 impl Sections {
     /// The sections' names, in the order of this struct.
-    pub const NAMES: [&str; 17] = [
+    pub const NAMES: [&str; 18] = [
         "timeouts",
         "retry",
+        "hedge",
+        "tolerate",
         "balance",
         "breaker",
         "failure",
@@ -104,7 +87,6 @@ impl Sections {
         "circuit",
         "fallback",
         "limit",
-        "quota",
         "fault",
         "mirror",
     ];
@@ -146,16 +128,21 @@ impl Sections {
         let ranges = [
             ("timeouts.request_ms", self.timeouts.request_ms, 1, 3_600_000),
             ("timeouts.connect_ms", self.timeouts.connect_ms, 1, 60_000),
-            ("retry.max_retries", u64::from(self.retry.max_retries), 0, 10),
-            ("retry.backoff_ms", self.retry.backoff_ms, 0, 10_000),
         ];
         if let Some((field, value, min, max)) =
             ranges.into_iter().find(|(_, value, min, max)| !(min..=max).contains(&value))
         {
             return Err(Invalid::new(field, value, format_args!("{min} to {max}")));
         }
-        part("retry.budget", Some(&self.retry.budget), BudgetSettings::check)?;
-        self.balance.check().map_err(|sentence| from_sentence(&sentence).under("balance"))?;
+        let sentences = [
+            ("retry", self.retry.check()),
+            ("hedge", self.hedge.check()),
+            ("tolerate", self.tolerate.check()),
+            ("balance", self.balance.check()),
+        ];
+        for (name, checked) in sentences {
+            checked.map_err(|sentence| from_sentence(&sentence).under(name))?;
+        }
         part("breaker", Some(&self.breaker), BreakerSettings::check)?;
         part("failure", Some(&self.failure), FailureSettings::check)?;
         part("classes", Some(&self.classes), Classes::check)?;
@@ -166,7 +153,6 @@ impl Sections {
         part("circuit", self.circuit.as_ref(), CircuitSettings::check)?;
         part("fallback", self.fallback.as_ref(), Fallback::check)?;
         list("limit", &self.limit, LimitSettings::check)?;
-        list("quota", &self.quota, QuotaSettings::check)?;
         list("fault", &self.fault, Fault::check)?;
         list("mirror", &self.mirror, Mirror::check)
     }

@@ -1,5 +1,7 @@
 //! Tolerating failed attempts: how one request becomes several, when, and what the caller gets when they fail.
 
+mod quantile;
 mod settings;
 
+pub use quantile::Quantile;
 pub use settings::{HedgeSettings, Mode, RetrySettings, TolerateSettings};

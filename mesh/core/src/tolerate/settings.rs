@@ -18,14 +18,6 @@ pub struct TolerateSettings {
     pub broadcast_fail_percent: u32,
     /// With `broadcast`: the most instances that are told; a service with more refuses it. 1 to 256; default 64.
     pub broadcast_max: u32,
-    /// With `failback`: how many accepted requests may wait to be sent once more; further ones fail as they would
-    /// without. 1 to 10,000; default 100 (Dubbo).
-    pub failback_waiting: u32,
-    /// With `failback`: how long an accepted request waits between attempts, in milliseconds. 100 to 3,600,000; default
-    /// 5,000 (Dubbo).
-    pub failback_every_ms: u64,
-    /// With `failback`: how often it is sent once more before it is given up. 1 to 1,000; default 3 (Dubbo).
-    pub failback_attempts: u32,
 }
 
 /// The ways to tolerate a failure, by their names in Dubbo.
@@ -39,11 +31,10 @@ pub enum Mode {
     Failfast,
     /// A failure is counted and logged, and the caller gets an empty good answer (204).
     Failsafe,
-    /// A failure is accepted (202) and the request sent once more later, by this node as long as it runs.
-    Failback,
-    /// Several at once, and the first good answer is the caller's; the others are cancelled.
+    /// Several at once, and the first good answer is the caller's; the others are cancelled. A request that may not be
+    /// repeated, or whose body is not held, is sent to one.
     Forking,
-    /// All instances; it succeeds unless too many fail.
+    /// All instances at once; the caller gets the last good answer, unless too many fail.
     Broadcast,
 }
 
@@ -52,11 +43,10 @@ pub enum Mode {
 #[serde(default, deny_unknown_fields)]
 pub struct RetrySettings {
     /// The most retries of one request, the first attempt not counted. 0 to 10; default 2.
-    pub max: u32,
-    /// Answers that are worth another attempt, by status. At most 32, each 400 to 599; default 502, 503, 504.
+    pub max_retries: u32,
+    /// Answers that are worth another attempt, by status. At most 32, each 400 to 599; default 502, 503, 504. An answer of
+    /// gRPC that is nothing but its status counts as the one that means the same, UNAVAILABLE as 503.
     pub statuses: Vec<u16>,
-    /// Answers of gRPC that are worth another attempt, by code. At most 16, each 1 to 16; default 14 (UNAVAILABLE).
-    pub grpc_codes: Vec<u8>,
     /// Whether methods that are not idempotent (POST, PATCH and all unknown ones) are repeated too, although the instance
     /// may have done what was asked; default false. What certainly reached no instance is always repeated.
     pub unsafe_methods: bool,
@@ -87,8 +77,8 @@ pub struct HedgeSettings {
     pub after_percentile: u32,
     /// How many more attempts at most. 1 to 4; default 1.
     pub max: u32,
-    /// How many hedges there may be as a share of the service's requests of the last 10 s, in percent. 1 to 100;
-    /// default 5.
+    /// How many hedges there may be as a share of the service's requests of the last 10 s, in percent (and
+    /// one a second in any case). 1 to 100; default 5.
     pub budget_percent: u32,
     /// Whether methods that are not idempotent are hedged too; default false.
     pub unsafe_methods: bool,
@@ -96,24 +86,15 @@ pub struct HedgeSettings {
 
 impl Default for TolerateSettings {
     fn default() -> Self {
-        Self {
-            mode: Mode::default(),
-            forks: 2,
-            broadcast_fail_percent: 100,
-            broadcast_max: 64,
-            failback_waiting: 100,
-            failback_every_ms: 5_000,
-            failback_attempts: 3,
-        }
+        Self { mode: Mode::default(), forks: 2, broadcast_fail_percent: 100, broadcast_max: 64 }
     }
 }
 
 impl Default for RetrySettings {
     fn default() -> Self {
         Self {
-            max: 2,
+            max_retries: 2,
             statuses: vec![502, 503, 504],
-            grpc_codes: vec![14],
             unsafe_methods: false,
             per_try_timeout_ms: 0,
             backoff_ms: 25,
@@ -143,9 +124,6 @@ impl TolerateSettings {
             ("forks", u64::from(self.forks), 2, 8),
             ("broadcast_fail_percent", u64::from(self.broadcast_fail_percent), 1, 100),
             ("broadcast_max", u64::from(self.broadcast_max), 1, 256),
-            ("failback_waiting", u64::from(self.failback_waiting), 1, 10_000),
-            ("failback_every_ms", self.failback_every_ms, 100, HOUR_MS),
-            ("failback_attempts", u64::from(self.failback_attempts), 1, 1_000),
         ])
     }
 }
@@ -157,9 +135,8 @@ impl RetrySettings {
     /// A sentence for the operator: the field, its value, its range.
     pub fn check(&self) -> Result<(), String> {
         within(&[
-            ("max", u64::from(self.max), 0, 10),
+            ("max_retries", u64::from(self.max_retries), 0, 10),
             ("statuses (how many)", self.statuses.len() as u64, 0, 32),
-            ("grpc_codes (how many)", self.grpc_codes.len() as u64, 0, 16),
             ("per_try_timeout_ms", self.per_try_timeout_ms, 0, HOUR_MS),
             ("backoff_ms", self.backoff_ms, 0, 10_000),
             ("max_backoff_ms", self.max_backoff_ms, 0, 60_000),
@@ -167,8 +144,7 @@ impl RetrySettings {
             ("budget.percent", u64::from(self.budget.percent), 0, 1_000),
             ("budget.floor_per_s", u64::from(self.budget.floor_per_s), 0, 10_000),
         ])?;
-        self.statuses.iter().try_for_each(|status| within(&[("statuses", u64::from(*status), 400, 599)]))?;
-        self.grpc_codes.iter().try_for_each(|code| within(&[("grpc_codes", u64::from(*code), 1, 16)]))
+        self.statuses.iter().try_for_each(|status| within(&[("statuses", u64::from(*status), 400, 599)]))
     }
 }
 

@@ -8,6 +8,10 @@ use starling_core::policy::Fields;
 /// Room for so many fields is taken from the stack; more, where they are allowed, cost an allocation.
 const USUAL_FIELDS: usize = 128;
 
+/// How many milliseconds are left of what the caller waits.
+pub(crate) const DEADLINE: &[u8] = b"x-starling-deadline-ms";
+/// Which attempt this is, of those that were made for one request; absent at the first.
+pub(crate) const ATTEMPT: &[u8] = b"x-starling-attempt";
 /// The family of fields that only sidecars may write.
 const OWN_PREFIX: &[u8] = b"x-starling-";
 
@@ -35,6 +39,14 @@ pub(crate) enum Field {
     GrpcTimeout,
     /// How a call of gRPC went.
     GrpcStatus,
+    /// How many milliseconds are left.
+    Deadline,
+    /// Which attempt it is.
+    Attempt,
+    /// How long the caller shall wait before it asks again, in seconds or as a date.
+    RetryAfter,
+    /// The same in gRPC's words, in milliseconds.
+    Pushback,
     /// How many sidecars the request has passed.
     Hops,
     /// The service another sidecar says it calls for.
@@ -64,7 +76,8 @@ impl Fields for Written<'_> {
 impl Field {
     /// Whether it says something of the message that concerns the ends alone.
     pub(crate) fn is_of_ends(self) -> bool {
-        matches!(self, Self::Other | Self::Date | Self::ContentType | Self::GrpcTimeout | Self::GrpcStatus)
+        use Field::{ContentType, Date, GrpcStatus, GrpcTimeout, Other, Pushback, RetryAfter};
+        matches!(self, Other | Date | ContentType | GrpcTimeout | GrpcStatus | RetryAfter | Pushback)
     }
 }
 
@@ -93,6 +106,10 @@ pub(crate) fn field(name: &str) -> Field {
         10 if is(b"tracestate") => Field::TraceState,
         11 if is(b"traceparent") => Field::TraceParent,
         11 if is(b"grpc-status") => Field::GrpcStatus,
+        11 if is(b"retry-after") => Field::RetryAfter,
+        18 if is(ATTEMPT) => Field::Attempt,
+        22 if is(DEADLINE) => Field::Deadline,
+        22 if is(b"grpc-retry-pushback-ms") => Field::Pushback,
         12 if is(b"content-type") => Field::ContentType,
         12 if is(b"grpc-timeout") => Field::GrpcTimeout,
         14 if is(b"content-length") => Field::ContentLength,
@@ -162,6 +179,16 @@ pub(crate) fn write_number(out: &mut Vec<u8>, name: &[u8], mut value: u64) {
         }
     }
     write(out, name, &digits[at..]);
+}
+
+/// Writes a number into room for its decimal digits, with leading zeros; as many nines as fit when it does not.
+pub(crate) fn write_digits(mut value: u64, room: &mut [u8]) {
+    let most = 10u64.saturating_pow(room.len() as u32) - 1;
+    value = value.min(most);
+    for digit in room.iter_mut().rev() {
+        *digit = b'0' + (value % 10) as u8;
+        value /= 10;
+    }
 }
 
 /// A number of decimal digits and nothing else.

@@ -7,6 +7,8 @@
 
 use std::ops::Range;
 
+use std::time::Duration;
+
 use http::Method;
 use starling_core::id::NodeId;
 
@@ -38,9 +40,24 @@ pub(crate) struct Request {
     path_end: usize,
     /// Where the field that names the calling service stands in what was written; empty when there is none.
     caller_service: Range<usize>,
+    /// How much longer the caller waits, if it says so.
+    pub(crate) left: Option<Duration>,
+    /// Which attempt of the caller's it is; 1 unless it says so.
+    pub(crate) attempt: u32,
     /// Where the parent's id stands in what was written.
     parent_at: usize,
+    /// Where the milliseconds that are left stand in what was written, and the same in gRPC's words; 0 for none.
+    left_at: [usize; 2],
+    /// Where the number of the attempt stands in what was written; 0 while it does not.
+    attempt_at: usize,
 }
+
+/// How many digits there are for the milliseconds that are left: what `grpc-timeout` has, and more than a day.
+const LEFT_DIGITS: usize = 8;
+/// As many nines: whoever sent it takes the time it takes.
+pub(crate) const UNBOUNDED_MS: u64 = 99_999_999;
+/// How many there are for the number of an attempt.
+const ATTEMPT_DIGITS: usize = 2;
 
 /// What is done to heads, whoever sent them.
 pub(crate) struct Rules<'a> {
@@ -93,8 +110,28 @@ impl Request {
 
     /// Takes what it said out again: it may not say so.
     pub(crate) fn forget_claim(&mut self, head: &mut Vec<u8>) {
-        self.parent_at -= self.caller_service.len();
+        let gone = self.caller_service.len();
+        let after = [&mut self.parent_at, &mut self.attempt_at].into_iter().chain(&mut self.left_at);
+        after.filter(|at| **at > 0).for_each(|at| *at -= gone);
         head.drain(std::mem::take(&mut self.caller_service));
+    }
+
+    /// Writes how long its receiver has, and, beyond the first, which attempt this is.
+    pub(crate) fn set_attempt(&mut self, head: &mut Vec<u8>, left: Duration, attempt: u32) {
+        // Begun milliseconds count: nothing left is nothing left.
+        let left_ms = left.as_micros().div_ceil(1_000).min(u128::from(u64::MAX)) as u64;
+        for at in self.left_at.into_iter().filter(|at| *at > 0) {
+            fields::write_digits(left_ms, &mut head[at..at + LEFT_DIGITS]);
+        }
+        if attempt > 1 && self.attempt_at == 0 {
+            head.truncate(head.len() - 2);
+            self.attempt_at = head.len() + fields::ATTEMPT.len() + 2;
+            fields::write(head, fields::ATTEMPT, &[b'0'; ATTEMPT_DIGITS]);
+            head.extend_from_slice(b"\r\n");
+        }
+        if self.attempt_at > 0 {
+            fields::write_digits(u64::from(attempt), &mut head[self.attempt_at..self.attempt_at + ATTEMPT_DIGITS]);
+        }
     }
 
     /// Makes `span` the parent of whatever the receiver of this head does.
@@ -122,6 +159,8 @@ struct Gathered<'a> {
     parent: &'a [u8],
     caller_service: Option<&'a [u8]>,
     hops: u32,
+    left: Option<Duration>,
+    attempt: u32,
 }
 
 fn write(
@@ -164,6 +203,8 @@ fn write(
     for header in parsed.headers.iter() {
         match field(header.name) {
             Field::TraceState if continued => {}
+            // It is written anew, with what is left of it.
+            Field::GrpcTimeout if gathered.grpc.timeout.is_some() => continue,
             field if field.is_of_ends() => {}
             _ => continue,
         }
@@ -191,6 +232,12 @@ fn write(
     if hops > 0 {
         fields::write_number(out, b"x-starling-hops", u64::from(hops));
     }
+    let mut left_at = [out.len() + fields::DEADLINE.len() + 2, 0];
+    fields::write(out, fields::DEADLINE, &[b'0'; LEFT_DIGITS]);
+    if gathered.grpc.timeout.is_some() {
+        left_at[1] = out.len() + b"grpc-timeout: ".len();
+        fields::write(out, b"grpc-timeout", b"00000000m");
+    }
     let parent_at = context.write(out);
     out.extend_from_slice(b"\r\n");
     Ok(Request {
@@ -205,7 +252,11 @@ fn write(
         length,
         path_end,
         caller_service,
+        left: gathered.left.into_iter().chain(gathered.grpc.timeout).min(),
+        attempt: gathered.attempt.max(1),
         parent_at,
+        left_at,
+        attempt_at: 0,
     })
 }
 
@@ -228,6 +279,12 @@ fn gather<'a>(headers: &[httparse::Header<'a>]) -> Result<Gathered<'a>, Refused>
             Field::Upgrade => gathered.upgrade = Some(value),
             Field::Expect => gathered.expects = value.eq_ignore_ascii_case(b"100-continue"),
             Field::ContentType => gathered.is_grpc = grpc::is_grpc(value),
+            // Several are as good as the shortest: nobody is made to wait longer by adding one.
+            Field::Deadline => {
+                let left = fields::number(value).filter(|left| *left < UNBOUNDED_MS).map(Duration::from_millis);
+                gathered.left = gathered.left.into_iter().chain(left).min();
+            }
+            Field::Attempt => gathered.attempt = fields::number(value).map_or(0, |n| n.min(99) as u32),
             Field::GrpcTimeout => gathered.grpc.timeout = grpc::timeout(value),
             Field::TraceParent => {
                 gathered.parents += 1;
@@ -327,7 +384,8 @@ mod tests {
              x-starling-caller-node: forged\r\nX-Starling-Caller-Service: forged\r\nupgrade: h2c\r\nexpect: 100-continue\r\n\r\n",
         )
         .unwrap();
-        let fields: Vec<&str> = out.lines().skip(1).filter(|line| !line.starts_with("traceparent: ")).collect();
+        let own = |line: &&str| !line.starts_with("traceparent: ") && !line.starts_with("x-starling-deadline-ms: ");
+        let fields: Vec<&str> = out.lines().skip(1).filter(own).collect();
         let expected = [
             "host: a",
             "x-public: 1",

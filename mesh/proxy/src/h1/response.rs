@@ -1,7 +1,7 @@
 //! A response's head: read where it lies, written anew for the client.
 
 use std::cell::RefCell;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::StatusCode;
 
@@ -22,6 +22,8 @@ pub(crate) struct Response {
     pub(crate) reason: Option<(Reason, String)>,
     /// How a call of gRPC went, where the head says so, and how that counts.
     grpc: Option<(&'static str, StatusCode)>,
+    /// How long it asks the caller to wait before it asks again. A negative wait of gRPC means never.
+    pub(crate) asks_wait: Option<Duration>,
     /// How long the head was.
     pub(crate) length: usize,
 }
@@ -107,7 +109,8 @@ fn write(
     let code = parsed.code.unwrap_or(0);
     let status = StatusCode::from_u16(code).map_err(|_| format!("the response's status is {code}"))?;
     let mut connection = Connection::default();
-    let (mut given, mut coding, mut date, mut upgrade, mut reason, mut grpc) = (None, None, false, None, None, None);
+    let (mut given, mut coding, mut date, mut upgrade) = (None, None, false, None);
+    let (mut reason, mut grpc, mut wait) = (None, None, None);
     for header in parsed.headers.iter() {
         match field(header.name) {
             Field::ContentLength => {
@@ -123,6 +126,9 @@ fn write(
             Field::Upgrade => upgrade = Some(header.value),
             Field::Reason => reason = Some(Reason::read(header.value)),
             Field::Date => date = true,
+            // As a date it would have to be believed of a clock that may be wrong; few write it so.
+            Field::RetryAfter => wait = fields::number(header.value).map(Duration::from_secs).or(wait),
+            Field::Pushback => wait = Some(fields::number(header.value).map_or(Duration::MAX, Duration::from_millis)),
             Field::GrpcStatus => grpc = Some(grpc::read_status(header.value)),
             _ => {}
         }
@@ -135,8 +141,15 @@ fn write(
     let framing = framing(status, given, coding, asked)?;
     let http_11 = parsed.version == Some(1);
     let keep_alive = if http_11 { !connection.close } else { connection.keep_alive };
-    let response =
-        Response { status, framing, keep_alive: keep_alive && framing != Framing::UntilClose, reason, grpc, length };
+    let response = Response {
+        status,
+        framing,
+        keep_alive: keep_alive && framing != Framing::UntilClose,
+        reason,
+        grpc,
+        asks_wait: wait,
+        length,
+    };
     if status.is_informational() && !switches {
         return Ok(response);
     }
