@@ -39,6 +39,31 @@ fn a_python_client_of_grpc_calls_a_python_server_in_every_way_through_one_sideca
 }
 
 #[test]
+fn a_python_client_of_grpc_may_encrypt_what_it_sends_to_the_sidecar() {
+    let Some(python) = python("grpc", "python3-grpcio") else { return };
+    let mut mesh = Mesh::start(["a"]);
+    let made = rcgen::generate_simple_self_signed(["greeter.mesh".to_owned(), "nobody.mesh".to_owned()]).unwrap();
+    let file = |name: &str, text: String| {
+        let path = mesh.dir().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let (cert, key) = (file("app.crt", made.cert.pem()), file("app.key", made.signing_key.serialize_pem()));
+    mesh.settings("a", &format!("[proxy.tls]\ncert = {cert:?}\nkey = {key:?}\n"));
+    mesh.node_mut("a").terminate();
+    mesh.restart("a");
+    let examples = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/grpc");
+    let mut server = Command::new(&python);
+    server.arg(format!("{examples}/server.py"));
+    let port = |line: &str| Some(line.strip_prefix("listening on port ")?.trim().to_owned());
+    let (_server, port) = Running::start(&mut server, port);
+    mesh.node("a").starling(&["register", "greeter", "--port", &port, "--protocol", "grpc"]);
+    let mut client = Command::new(&python);
+    client.arg(format!("{examples}/client.py")).arg(mesh.node("a").proxy().to_string());
+    assert_eq!(run(client.args(["greeter.mesh", &cert])), ALL_WELL);
+}
+
+#[test]
 fn curl_speaks_http2_by_prior_knowledge_to_an_application_that_does_not() {
     let Some(curl) = program("curl", "curl") else { return };
     let app = App::start("hello from afar");

@@ -26,6 +26,10 @@ use crate::stack::Carrier;
 /// to notice a loss, and longer than nearly all requests take.
 const LOSS_LOOKUP: Duration = Duration::from_millis(250);
 
+/// How many shared connections one attempt may find at their end before the instance is taken to be at its own: a few may be
+/// closing at once when it restarts.
+const MAX_CLOSING_MET: usize = 4;
+
 /// Why an attempt brought no response of the application.
 #[derive(Debug)]
 pub(crate) struct Failure {
@@ -94,6 +98,7 @@ impl Attempt<'_> {
     ) -> Result<(Response, Upstream), Failure> {
         // Ends: every turn but the last uses up one idle connection, and after a broken one no other is trusted.
         let mut trust_idle = true;
+        let mut closing_met = 0;
         loop {
             let idle = if trust_idle { self.pool.take(self.carrier.settings.idle_timeout()) } else { None };
             let mut reused = idle.is_some();
@@ -118,9 +123,12 @@ impl Attempt<'_> {
                 Ended::Broken { silent: true, .. }
                     if reused && (outgoing.is_repeatable() || (outgoing.is_unsent() && outgoing.is_whole())) => {}
                 Ended::Broken { error: Some(error), .. }
-                    if reused
+                    if closing_met < MAX_CLOSING_MET
                         && outgoing.is_whole()
-                        && http2::unprocessed_in(&error).is_some_and(|u| u.connection_ended) => {}
+                        && http2::unprocessed_in(&error).is_some_and(|u| u.connection_ended) =>
+                {
+                    closing_met += 1;
+                }
                 Ended::Broken { error: Some(error), .. } if let Some(refusal) = refusal_in(&error) => {
                     return Err(Failure::new(Reason::Connect, refusal));
                 }

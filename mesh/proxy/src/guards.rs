@@ -7,15 +7,16 @@
 //! | 3 | faults: delay, abort, reset | trouble made on purpose stands for the callee's: nothing below may spare it, and it takes no place or token |
 //! | 4 | shed: by criticality | under overload the cheapest no comes first, and the least important requests get it |
 //! | 5 | limits: the service's, then the route's | they count what is asked; what waits for a place below has been counted |
-//! | 6 | bulkhead: so many at once | after the limits, so that who is refused there never held a place |
-//! | 7 | concurrency: as many as the callee can do | within the bulkhead's places; its clock starts after the wait there |
-//! | 8 | circuit: the service's or route's breaker | last: its trial permits are few, and none is taken by who would have been refused above; its clock measures the callee, not our queues |
-//! | 9 | mirror | copies of what really goes out, and of nothing else |
-//! | 10 | attempts (`stack`): retries, balance with the instances' breakers, exchange | one admission for all attempts: a retry is no new request |
-//! | 11 | learn: circuit at the response's head, places when its body has ended | |
+//! | 6 | quotas: of the mesh as a whole | after this node's own limits: what they refuse asks nothing of others |
+//! | 7 | bulkhead: so many at once | after the limits, so that who is refused there never held a place |
+//! | 8 | concurrency: as many as the callee can do | within the bulkhead's places; its clock starts after the wait there |
+//! | 9 | circuit: the service's or route's breaker | last: its trial permits are few, and none is taken by who would have been refused above; its clock measures the callee, not our queues |
+//! | 10 | mirror | copies of what really goes out, and of nothing else |
+//! | 11 | attempts (`stack`): retries, balance with the instances' breakers, exchange | one admission for all attempts: a retry is no new request |
+//! | 12 | learn: circuit at the response's head, places when its body has ended | |
 //!
-//! A request to a service without a policy passes all this by one look at `Scope::is_guarded`. The limits are this
-//! node's: each sidecar counts what its own applications ask.
+//! A request to a service without a policy passes all this by one look at `Scope::is_guarded`. Limits are this
+//! node's: each sidecar counts what its own applications ask. Quotas are shared out by the heart (`quotas`).
 
 use std::sync::Arc;
 use std::sync::OnceLock;
@@ -167,6 +168,7 @@ pub(crate) async fn admit(question: &Question<'_>) -> Result<Pass, Refused> {
     question.faults(&mut pass).await?;
     question.shed()?;
     question.limits().await?;
+    question.quotas()?;
     pass.place = question.bulkhead().await?;
     pass.concurrency = question.concurrency().await?;
     pass.circuit = question.circuit()?;
@@ -245,6 +247,11 @@ impl Question<'_> {
         Ok(())
     }
 
+    fn quotas(&self) -> Result<(), Refused> {
+        let mut quotas = self.scope.quotas.iter();
+        quotas.try_for_each(|quota| quota.admit(self.clock.now()).map_err(|refusal| self.refuse(refusal, quota.name())))
+    }
+
     async fn bulkhead(&self) -> Result<Option<Place>, Refused> {
         let Some(bulkhead) = &self.scope.bulkhead else { return Ok(None) };
         match bulkhead.admit(self.clock.now()).map_err(|refusal| self.refuse(refusal, "bulkhead"))? {
@@ -293,7 +300,7 @@ impl Question<'_> {
 
     /// Whether a guard belongs to the route; limits are named by themselves.
     fn is_own(&self, guard: Guard) -> bool {
-        self.scope.route.is_some() && guard != Guard::Rate
+        self.scope.route.is_some() && guard != Guard::Rate && guard != Guard::Quota
     }
 }
 

@@ -27,6 +27,7 @@
 //! | `access` | who calls, and whether they may |
 //! | `guards`, `guarded`, `throttle` | what a request passes before it goes anywhere: the list of guards; copies and fallbacks |
 //! | `directory`, `policies` | what is remembered of each service: candidates, budget, counters; its policy in force |
+//! | `quotas` | the mesh's quotas, between guards and heart |
 //! | `trace`, `metrics`, `clock` | what can be seen; the rim's clock and dice |
 //! | [`mesh`] | the node, as far as it is needed here |
 
@@ -49,6 +50,7 @@ mod metrics;
 mod outbound;
 mod policies;
 mod pool;
+mod quotas;
 mod reason;
 mod relay;
 mod rewound;
@@ -192,6 +194,7 @@ impl Proxy {
             crew.tell(0, Job::Listen(listener, entrance, crew.clone())).await;
         }
         tokio::spawn(inbound::run(carrier.clone(), tunnels, crew, lifetime.clone()));
+        tokio::spawn(quotas::run(carrier.clone(), lifetime.clone()));
         tokio::spawn(sweep(carrier.clone(), lifetime));
         Ok(Proxy { local_addr, bound, carrier, phase, alive })
     }

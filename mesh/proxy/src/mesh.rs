@@ -8,10 +8,12 @@ use std::time::Duration;
 
 use starling_core::id::{InstanceKey, NodeId};
 use starling_core::observe::SpanBuffer;
+use starling_core::quotas::{QuotaId, QuotaUse};
 use starling_core::view::View;
 use starling_net::{Handle, IncomingTunnel, LinkError, OpenLane, TunnelRefusal};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
+use tokio::sync::watch;
 
 /// Bytes both ways: a TCP connection or a tunnel.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
@@ -29,6 +31,10 @@ pub trait Mesh: Send + Sync + 'static {
     fn view(&self) -> Arc<View>;
     /// Where spans go.
     fn spans(&self) -> &Arc<SpanBuffer>;
+    /// Tells what is asked of the mesh's quotas here; never waits.
+    fn use_quotas(&self, uses: Vec<QuotaUse>);
+    /// What this node may use of them, in thousandths of a call a second; changes after each telling.
+    fn shares(&self) -> watch::Receiver<Vec<(QuotaId, u64)>>;
     /// Opens a byte stream to an instance through the node that owns it.
     fn open_tunnel<'a>(&'a self, node: &'a NodeId, to: &'a InstanceKey, timeout: Duration) -> Opening<'a>;
     /// Makes the calling worker's thread one that tunnels are dialled from and arrive at, so that their bytes stay on
@@ -39,6 +45,14 @@ pub trait Mesh: Send + Sync + 'static {
 }
 
 impl Mesh for Handle {
+    fn use_quotas(&self, uses: Vec<QuotaUse>) {
+        Handle::use_quotas(self, uses);
+    }
+
+    fn shares(&self) -> watch::Receiver<Vec<(QuotaId, u64)>> {
+        Handle::shares(self)
+    }
+
     fn me(&self) -> &NodeId {
         Handle::me(self)
     }

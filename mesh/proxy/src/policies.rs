@@ -65,6 +65,11 @@ impl Standing {
         self.renew(&keys, of, view, ground, clock)
     }
 
+    /// What was in force at the last request, if there is any document.
+    pub(crate) fn last(&self) -> Option<Arc<Force>> {
+        self.now.load().as_ref().map(|made| made.force.clone())
+    }
+
     /// What is wrong with the documents, in sentences.
     pub(crate) fn problems(&self) -> Vec<String> {
         self.now.load().as_ref().map(|made| made.problems.clone()).unwrap_or_default()

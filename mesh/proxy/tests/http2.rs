@@ -90,6 +90,10 @@ async fn clients_and_instances_of_different_versions_are_translated_both_ways() 
     for service in ["near-old", "far-old"] {
         let heard = caller.get(service, "/path").await;
         assert_eq!((heard.status, heard.text().as_str()), (200, "/path"));
+        let heard = caller.send(request("HEAD", service, "/path"), "").await;
+        assert_eq!((heard.status, heard.header("content-length"), heard.bare), (200, Some("5"), true));
+        let careful = request("POST", service, "/path").header("expect", "100-continue");
+        assert_eq!(caller.send(careful, vec![7; 200_000]).await.text(), "/path");
     }
     for service in ["near", "far"] {
         let answer = a.get(service, "/").await;

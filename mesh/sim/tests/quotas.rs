@@ -44,7 +44,7 @@ impl Rig {
         settings.check().expect("a sound quota");
         let rim = |(at, demand): (usize, &f64)| Rim {
             name: format!("n{}", at + 1),
-            quota: Quota::new(QUOTA, &settings),
+            quota: Quota::new(None, &settings),
             demand: *demand,
         };
         Self {
@@ -69,10 +69,10 @@ impl Rig {
                 let now = Instant(self.mesh.now().as_micros() as u64);
                 for (at, rim) in self.nodes.iter().enumerate() {
                     if milli % REPORT_MS == at as u64 * 35 % REPORT_MS {
-                        let report = rim.quota.report(now);
+                        let report = rim.quota.report(QUOTA, now);
                         for (quota, share) in self.mesh.use_quotas(&rim.name, &[report]) {
                             assert_eq!(quota, QUOTA);
-                            rim.quota.set_share(share);
+                            rim.quota.set_share(Some(share));
                         }
                     }
                     // Each millisecond's call comes or does not: close enough to chance at these demands.

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::limit::bucket::{Rate, take};
 use super::refusal::{Guard, Invalid, Refusal, all_within};
+use crate::id::ServiceKey;
 use crate::quotas::{QuotaId, QuotaUse};
 use crate::time::Instant;
 
@@ -74,6 +75,8 @@ const BELIEVED: f64 = 0.3;
 /// it. (Calls that come at random, measured like this, differ by 0.84 times the root of their rate; twice that is rare.)
 /// A share is the smallest of a second's: noise would make all of them smaller.
 const DIFFERS: (f64, f64) = (0.1, 1.7);
+/// No share is known: a tenth of the quota is taken until it is, a quarter of a second or so.
+const UNKNOWN: u64 = u64::MAX;
 /// Below so many calls a second there are none.
 const NOTHING: f64 = 0.01;
 
@@ -81,9 +84,10 @@ const NOTHING: f64 = 0.01;
 #[derive(Debug)]
 pub struct Quota {
     settings: QuotaSettings,
-    id: QuotaId,
+    /// What it is called among the service's.
+    name: String,
     tat: AtomicU64,
-    /// Thousandths of a call a second; 0 before the heart has spoken: nothing is let through.
+    /// Thousandths of a call a second; [`UNKNOWN`] before the heart has spoken.
     share_milli: AtomicU64,
     asked: AtomicU64,
     /// What had been asked when it was reported last, and when.
@@ -113,13 +117,13 @@ pub struct QuotaSnapshot {
 }
 
 impl Quota {
-    /// The part of a node that has no share yet.
-    pub fn new(id: QuotaId, settings: &QuotaSettings) -> Self {
+    /// The part of a node that has no share yet. `route` is whose it is, if not the service's as a whole.
+    pub fn new(route: Option<&str>, settings: &QuotaSettings) -> Self {
         Self {
+            name: route.map_or_else(|| settings.name.clone(), |route| format!("{route}/{}", settings.name)),
             settings: settings.clone(),
-            id,
             tat: AtomicU64::new(0),
-            share_milli: AtomicU64::new(0),
+            share_milli: AtomicU64::new(UNKNOWN),
             asked: AtomicU64::new(0),
             reported: AtomicU64::new(0),
             reported_us: AtomicU64::new(0),
@@ -129,14 +133,32 @@ impl Quota {
         }
     }
 
-    /// Which quota this is a part of.
-    pub fn id(&self) -> QuotaId {
-        self.id
+    /// Which quota of a service's this is a part of.
+    pub fn id(&self, service: &ServiceKey) -> QuotaId {
+        QuotaId::of(service, &self.name)
     }
 
-    /// Takes note of this node's share, in thousandths of a call a second.
-    pub fn set_share(&self, share_milli: u64) {
-        self.share_milli.store(share_milli, Relaxed);
+    /// What it is called among the service's.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What it was made of.
+    pub fn settings(&self) -> &QuotaSettings {
+        &self.settings
+    }
+
+    /// Takes note of this node's share, in thousandths of a call a second; `None`: it is not reported any more, and what
+    /// it was is out of date.
+    pub fn set_share(&self, share_milli: Option<u64>) {
+        self.share_milli.store(share_milli.map_or(UNKNOWN, |share| share.min(UNKNOWN - 1)), Relaxed);
+    }
+
+    fn share_milli(&self) -> u64 {
+        match self.share_milli.load(Relaxed) {
+            UNKNOWN => (self.settings.limit_milli() / 10).max(1),
+            known => known,
+        }
     }
 
     /// Admits a call or refuses it.
@@ -145,7 +167,7 @@ impl Quota {
     /// A refusal that says when this node's share will allow another, if that does not change.
     pub fn admit(&self, now: Instant) -> Result<(), Refusal> {
         self.asked.fetch_add(1, Relaxed);
-        let share_milli = self.share_milli.load(Relaxed);
+        let share_milli = self.share_milli();
         let taken = match 1_000_000_000_000_u64.checked_div(share_milli) {
             None => Err(Duration::from_secs(1)),
             Some(interval_ns) => {
@@ -160,7 +182,7 @@ impl Quota {
     }
 
     /// What is to be told to the heart, about four times a second.
-    pub fn report(&self, now: Instant) -> QuotaUse {
+    pub fn report(&self, id: QuotaId, now: Instant) -> QuotaUse {
         let asked = self.asked.load(Relaxed);
         let more = asked.wrapping_sub(self.reported.swap(asked, Relaxed));
         let since = now.since(Instant(self.reported_us.swap(now.0, Relaxed)));
@@ -177,7 +199,7 @@ impl Quota {
         };
         self.told.store(told.to_bits(), Relaxed);
         QuotaUse {
-            quota: self.id,
+            quota: id,
             limit_milli: self.settings.limit_milli(),
             demand_milli: (told * 1_000.0) as u64,
             hold: Duration::from_millis(self.settings.hold_ms),
@@ -192,9 +214,9 @@ impl Quota {
     /// What it is doing; takes nothing.
     pub fn snapshot(&self) -> QuotaSnapshot {
         QuotaSnapshot {
-            name: self.settings.name.clone(),
+            name: self.name.clone(),
             limit_per_s: self.settings.limit_milli() as f64 / 1e3,
-            share_per_s: self.share_milli.load(Relaxed) as f64 / 1e3,
+            share_per_s: self.share_milli() as f64 / 1e3,
             demand_per_s: f64::from_bits(self.demand.load(Relaxed)),
             asked: self.asked.load(Relaxed),
             refused: self.refused.load(Relaxed),
@@ -213,34 +235,44 @@ mod tests {
     fn quota(count: u32) -> Quota {
         let settings = QuotaSettings { count, ..QuotaSettings::default() };
         assert_eq!(settings.check(), Ok(()));
-        Quota::new(QuotaId(7), &settings)
+        Quota::new(None, &settings)
     }
 
     #[test]
     fn a_node_allows_its_share_and_no_more() {
         let quota = quota(1_000);
-        assert!(quota.admit(ms(0)).is_err(), "it has none yet");
-        quota.set_share(100_000);
+        quota.set_share(Some(0));
+        assert!(quota.admit(ms(0)).is_err());
+        quota.set_share(Some(100_000));
         let passed = |from: u64, to: u64| (from..to).filter(|at| quota.admit(ms(*at)).is_ok()).count();
         assert_eq!(passed(0, 1_000), 199, "a hundred saved up, and a hundred");
         assert_eq!(passed(1_000, 2_000), 100);
-        quota.set_share(10_000);
+        quota.set_share(Some(10_000));
         assert!(passed(2_000, 4_000) <= 20);
+    }
+
+    #[test]
+    fn before_it_has_a_share_a_node_allows_a_tenth_and_one_call_always() {
+        let passed = |count| {
+            let quota = quota(count);
+            (0..250).filter(|at| quota.admit(ms(*at)).is_ok()).count()
+        };
+        assert_eq!((passed(1_000), passed(1)), (124, 1), "a second's saving, and a quarter's");
     }
 
     #[test]
     fn what_is_asked_for_is_measured_whether_it_passes_or_not() {
         let quota = quota(10);
-        quota.report(ms(0));
+        quota.report(QuotaId(7), ms(0));
         for at in 0..5_000 {
             let _ = quota.admit(ms(at));
             if at % 250 == 249 {
-                quota.report(ms(at + 1));
+                quota.report(QuotaId(7), ms(at + 1));
             }
         }
         assert!((990.0..1_001.0).contains(&quota.snapshot().demand_per_s), "{:?}", quota.snapshot());
         assert!(quota.is_used());
-        (20..100).for_each(|quarter| _ = quota.report(ms(quarter * 250)));
+        (20..100).for_each(|quarter| _ = quota.report(QuotaId(7), ms(quarter * 250)));
         assert!(!quota.is_used());
     }
 

@@ -14,7 +14,8 @@ use crate::balance::BalanceSettings;
 use crate::guard::circuit::{CircuitSettings, Failures, Mode};
 use crate::guard::limit::LimitBy;
 use crate::guard::{
-    Bulkhead, BulkheadSettings, Circuit, Concurrency, ConcurrencySettings, Criticality, Limit, List, Shed, ShedSettings,
+    Bulkhead, BulkheadSettings, Circuit, Concurrency, ConcurrencySettings, Criticality, Limit, List, Quota, Shed,
+    ShedSettings,
 };
 use crate::time::{Instant, WallTime};
 
@@ -50,6 +51,8 @@ pub struct Scope {
     pub circuit: Option<Arc<Circuit>>,
     /// Calls in a time; those of the service first.
     pub limits: Vec<Arc<Limit>>,
+    /// Calls in a time, at all nodes together; those of the service first.
+    pub quotas: Vec<Arc<Quota>>,
     /// Trouble on purpose.
     pub faults: Vec<Arc<Active<Fault>>>,
     /// Copies.
@@ -206,6 +209,13 @@ impl Scope {
                 of_service.or_else(former).cloned().unwrap_or_else(|| Arc::new(Limit::new(settings)))
             })
             .collect();
+        let quotas = sections.quota.iter().map(|settings| {
+            let known = service.into_iter().map(|service| &**service).chain(before).flat_map(|scope| &scope.quotas);
+            // The service's own, or the one it was before.
+            let found = { known }.find(|quota| quota.settings() == settings).cloned();
+            found.unwrap_or_else(|| Arc::new(Quota::new(route.as_deref(), settings)))
+        });
+        let quotas = quotas.collect();
         let mut scope = Self {
             failures: Failures::new(&sections.failure),
             callers: sections.callers.as_ref().map(List::new),
@@ -230,6 +240,7 @@ impl Scope {
             concurrency,
             circuit,
             limits,
+            quotas,
             is_guarded: false,
         };
         scope.is_guarded = scope.callers.is_some()
@@ -238,6 +249,7 @@ impl Scope {
             || scope.concurrency.is_some()
             || scope.circuit.is_some()
             || !scope.limits.is_empty()
+            || !scope.quotas.is_empty()
             || !scope.faults.is_empty()
             || !scope.mirrors.is_empty()
             || scope.sections.degrade.mode == Mode::ForceOpen;

@@ -7,7 +7,9 @@ use super::actions::{Classes, Fallback, Fault, Mirror};
 use crate::balance::BalanceSettings;
 use crate::guard::bulkhead::BulkheadSettings;
 use crate::guard::circuit::{CircuitSettings, FailureSettings, SwitchSettings};
-use crate::guard::{BreakerSettings, ConcurrencySettings, Invalid, LimitSettings, ListSettings, ShedSettings};
+use crate::guard::{
+    BreakerSettings, ConcurrencySettings, Invalid, LimitSettings, ListSettings, QuotaSettings, ShedSettings,
+};
 use crate::tolerate::{HedgeSettings, RetrySettings, TolerateSettings};
 
 /// All sections of a policy, filled in. What is optional is off until a layer has a section of that name.
@@ -46,6 +48,8 @@ pub struct Sections {
     pub fallback: Option<Fallback>,
     /// Calls in a time. Those of all layers hold.
     pub limit: Vec<LimitSettings>,
+    /// Calls in a time, at all nodes of the mesh together. Those of all layers hold.
+    pub quota: Vec<QuotaSettings>,
     /// Trouble made on purpose. That of all layers is made.
     pub fault: Vec<Fault>,
     /// Where copies of requests go.
@@ -70,7 +74,7 @@ impl Default for Timeouts {
 
 impl Sections {
     /// The sections' names, in the order of this struct.
-    pub const NAMES: [&str; 18] = [
+    pub const NAMES: [&str; 19] = [
         "timeouts",
         "retry",
         "hedge",
@@ -87,6 +91,7 @@ impl Sections {
         "circuit",
         "fallback",
         "limit",
+        "quota",
         "fault",
         "mirror",
     ];
@@ -153,6 +158,7 @@ impl Sections {
         part("circuit", self.circuit.as_ref(), CircuitSettings::check)?;
         part("fallback", self.fallback.as_ref(), Fallback::check)?;
         list("limit", &self.limit, LimitSettings::check)?;
+        list("quota", &self.quota, QuotaSettings::check)?;
         list("fault", &self.fault, Fault::check)?;
         list("mirror", &self.mirror, Mirror::check)
     }

@@ -16,6 +16,9 @@ use super::heads::{self, Body, Malformed};
 use crate::h1::framing::Span;
 use crate::h1::{BodyReader, Framing};
 
+/// Room for a usual head, so that it does not grow piece by piece.
+const USUAL_HEAD: usize = 512;
+
 /// A message that comes in frames, read as text.
 #[derive(Default)]
 pub(super) struct Reader {
@@ -57,6 +60,7 @@ impl Reader {
         self.at = 0;
         self.data.clear();
         let body = body.unwrap_or_else(|| self.first_frame(&mut source, cx));
+        self.staged.reserve(USUAL_HEAD);
         write(body, &mut self.staged)?;
         self.state = match body {
             Body::None => State::Done,

@@ -162,7 +162,7 @@ pub(super) fn read_response(
     head_only: bool,
     most: usize,
 ) -> Result<Option<Head<Response<()>>>, Malformed> {
-    fields::with_room(most, |room| {
+    fields::with_room(most + OWN_FIELDS, |room| {
         let mut parsed = httparse::Response::new(&mut []);
         let read = httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut parsed, text, room);
         let length = match read {
@@ -186,7 +186,6 @@ pub(super) fn read_response(
 /// # Errors
 /// When HTTP/2 has no way to say it.
 pub(super) fn read_request(text: &[u8], most: usize) -> Result<Option<Head<Request<()>>>, Malformed> {
-    // The sidecar has added a few of its own.
     fields::with_room(most + OWN_FIELDS, |room| {
         let mut parsed = httparse::Request::new(&mut []);
         let read = httparse::ParserConfig::default().parse_request_with_uninit_headers(&mut parsed, text, room);
@@ -217,7 +216,7 @@ pub(super) fn read_request(text: &[u8], most: usize) -> Result<Option<Head<Reque
     })
 }
 
-/// Fields the sidecar adds to a request: caller, hops, trace, framing, and room for more.
+/// Room for the fields the sidecar itself adds to a message: caller, hops, trace, framing, reasons, and some more.
 const OWN_FIELDS: usize = 16;
 
 struct Gathered<'a> {

@@ -6,6 +6,8 @@
 
 pub(crate) mod http2;
 
+mod quotas;
+
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::SocketAddr;
@@ -25,6 +27,7 @@ use hyper_util::rt::TokioIo;
 use starling_core::config::Version;
 use starling_core::id::{ConfigKey, Incarnation, InstanceKey, NodeId, ServiceKey};
 use starling_core::observe::{Exposition, Span, SpanBuffer, TraceId};
+use starling_core::quotas::{QuotaId, QuotaUse};
 use starling_core::record::{Claim, Claimed};
 use starling_core::registry::{Address, Instance, Protocol, Reach};
 use starling_core::time::{HybridTime, Stamp};
@@ -37,7 +40,7 @@ use starling_proxy::mesh::{Arrival, Knock, Mesh, Opening, Stream};
 use starling_proxy::{BoundPort, Proxy, ProxySettings, StartError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 /// How long anything may take before a test gives up.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
@@ -54,6 +57,7 @@ struct Shared {
     documents: Mutex<BTreeMap<ConfigKey, ConfigView>>,
     revision: AtomicUsize,
     tunnels: AtomicUsize,
+    quotas: quotas::Sharing,
 }
 
 /// One node of a flock: its proxy and what it has seen.
@@ -67,6 +71,7 @@ pub(crate) struct Node {
     flock: Flock,
     spans: Arc<SpanBuffer>,
     view: Mutex<Arc<View>>,
+    shares: watch::Sender<Vec<(QuotaId, u64)>>,
     /// Real links instead of pipes.
     links: Option<Links>,
 }
@@ -125,7 +130,14 @@ impl Flock {
     fn stand(&self, name: &str, links: Option<Links>) -> Arc<Node> {
         let me: NodeId = name.parse().unwrap();
         let view = Mutex::new(Arc::new(View::empty(me.clone(), Default::default())));
-        Arc::new(Node { me, flock: self.clone(), spans: Arc::new(SpanBuffer::new(1_000)), view, links })
+        Arc::new(Node {
+            me,
+            flock: self.clone(),
+            spans: Arc::new(SpanBuffer::new(1_000)),
+            view,
+            shares: watch::channel(Vec::new()).0,
+            links,
+        })
     }
 
     /// Registers an instance that is ready.
@@ -258,6 +270,14 @@ pub(crate) fn change(view: &mut InstanceView, f: impl FnOnce(&mut Instance)) {
 }
 
 impl Mesh for Node {
+    fn use_quotas(&self, uses: Vec<QuotaUse>) {
+        self.shares.send_replace(self.flock.0.quotas.used(&self.me, uses));
+    }
+
+    fn shares(&self) -> watch::Receiver<Vec<(QuotaId, u64)>> {
+        self.shares.subscribe()
+    }
+
     fn me(&self) -> &NodeId {
         &self.me
     }

@@ -1,0 +1,60 @@
+//! The mesh's quotas, between the guards that measure and keep to a share and the heart that works it out.
+//!
+//! Four times a second this tells the heart what is asked of each quota that is used, and hands back what it may use. A
+//! quota nobody asks for is not told, and costs nothing.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use starling_core::guard::Quota;
+use starling_core::quotas::QuotaId;
+
+use crate::serve::Lifetime;
+use crate::stack::Carrier;
+
+/// How often.
+const EVERY: Duration = Duration::from_millis(250);
+/// How long the heart is waited for; later, its answer is taken the next time.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// Runs until the proxy drains.
+pub(crate) async fn run(carrier: Arc<Carrier>, mut lifetime: Lifetime) {
+    let mut shares = carrier.mesh.shares();
+    let mut told = BTreeMap::new();
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(EVERY) => {}
+            () = lifetime.draining() => break,
+        }
+        let used = used(&carrier);
+        if used.is_empty() && told.is_empty() {
+            continue;
+        }
+        shares.mark_unchanged();
+        let now = carrier.clock.now();
+        carrier.mesh.use_quotas(used.iter().map(|(id, quota)| quota.report(*id, now)).collect());
+        // Its answer follows at once, unless it is very busy; an older one is better than none.
+        let _ = tokio::time::timeout(PATIENCE, shares.changed()).await;
+        let known: BTreeMap<QuotaId, u64> = shares.borrow().iter().copied().collect();
+        used.iter().for_each(|(id, quota)| quota.set_share(known.get(id).copied()));
+        told.iter()
+            .filter(|(id, _)| !used.contains_key(id))
+            .for_each(|(_, quota): (_, &Arc<Quota>)| quota.set_share(None));
+        told = used;
+    }
+    if !told.is_empty() {
+        carrier.mesh.use_quotas(Vec::new());
+    }
+}
+
+/// The quotas of all services that somebody asks for.
+fn used(carrier: &Carrier) -> BTreeMap<QuotaId, Arc<Quota>> {
+    let mut used = BTreeMap::new();
+    for (key, entry) in carrier.directory.entries().iter() {
+        let Some(force) = entry.policy.last() else { continue };
+        let quotas = force.scopes().flat_map(|scope| &scope.quotas);
+        used.extend(quotas.filter(|quota| quota.is_used()).map(|quota| (quota.id(key), quota.clone())));
+    }
+    used
+}
