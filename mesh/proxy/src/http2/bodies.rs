@@ -247,6 +247,22 @@ impl Writer {
         Poll::Ready(Ok(text))
     }
 
+    /// The same for the text behind a head of which so much has been taken already.
+    pub(super) fn poll_write_behind(
+        &mut self,
+        head: usize,
+        rest: [&[u8]; 2],
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        if rest.iter().all(|part| part.is_empty()) {
+            return Poll::Ready(Ok(head));
+        }
+        match self.poll_write(rest, cx) {
+            Poll::Ready(written) => Poll::Ready(written.map(|more| head + more)),
+            Poll::Pending => Poll::Ready(Ok(head)),
+        }
+    }
+
     /// Takes text with up to so many bytes of data in it.
     fn take(&mut self, parts: [&[u8]; 2], most: usize) -> io::Result<Taken> {
         let mut taken = Taken::default();

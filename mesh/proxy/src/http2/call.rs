@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::bodies::{Reader, Writer, malformed};
 use super::channel::{self, Place};
-use super::heads::{self, Body};
+use super::heads::{self, Body, Pieces};
 use super::{Unprocessed, broken};
 use crate::h1::Framing;
 use crate::stack::Carrier;
@@ -21,8 +21,7 @@ use crate::stack::Carrier;
 /// One request and its response.
 pub(crate) struct Call {
     place: Place,
-    /// What has come of a head that came in pieces.
-    partial: Vec<u8>,
+    pieces: Pieces,
     /// The request, once its head has been sent, until it is all sent.
     writer: Option<Writer>,
     waiting: Option<ResponseFuture>,
@@ -44,7 +43,7 @@ impl Call {
         let max_headers = carrier.settings.max_headers;
         Ok(Self {
             place,
-            partial: Vec::new(),
+            pieces: Pieces::default(),
             writer: None,
             waiting: None,
             head_only: false,
@@ -64,19 +63,9 @@ impl Call {
             }
             return Poll::Ready(Ok(written));
         }
-        let before = self.partial.len();
-        let mut whole = None;
-        if before == 0 {
-            whole = heads::read_request(parts[0], self.max_headers).map_err(malformed)?;
-        }
-        let at_once = whole.is_some();
-        if !at_once {
-            self.partial.extend_from_slice(parts[0]);
-            self.partial.extend_from_slice(parts[1]);
-            whole = heads::read_request(&self.partial, self.max_headers).map_err(malformed)?;
-        }
-        let Some(head) = whole else { return Poll::Ready(Ok(parts[0].len() + parts[1].len())) };
-        let taken = head.length - before;
+        let most = self.max_headers;
+        let taken = self.pieces.take(parts, |text| heads::read_request(text, most)).map_err(malformed)?;
+        let (taken, Some((head, rest))) = taken else { return Poll::Ready(Ok(taken.0)) };
         self.head_only = *head.message.method() == Method::HEAD;
         let ends = matches!(head.framing, Framing::Empty | Framing::Length(0));
         let (waiting, stream) = match self.place.sender().send_request(head.message, ends) {
@@ -93,16 +82,10 @@ impl Call {
         if ends {
             return Poll::Ready(Ok(taken));
         }
-        self.writer = Some(Writer::new(stream, head.framing, self.max_headers));
-        let rest = if at_once { [&parts[0][taken..], parts[1]] } else { [&[][..], &[][..]] };
-        if rest.iter().all(|part| part.is_empty()) {
-            return Poll::Ready(Ok(taken));
-        }
-        match self.write(rest, cx) {
-            Poll::Ready(Ok(more)) => Poll::Ready(Ok(taken + more)),
-            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-            Poll::Pending => Poll::Ready(Ok(taken)),
-        }
+        let mut writer = Writer::new(stream, head.framing, most);
+        let written = writer.poll_write_behind(taken, rest, cx);
+        self.writer = (!writer.is_done()).then_some(writer);
+        written
     }
 
     fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

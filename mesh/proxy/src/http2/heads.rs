@@ -153,6 +153,39 @@ pub(super) struct Head<T> {
     pub(super) length: usize,
 }
 
+/// The beginning of a head that did not come whole; nearly always nothing.
+#[derive(Default)]
+pub(super) struct Pieces(Vec<u8>);
+
+/// A head, and the text that came behind it.
+pub(super) type Whole<'a, T> = (Head<T>, [&'a [u8]; 2]);
+
+impl Pieces {
+    /// How much of the text in `parts` has been taken, and the head once `read` finds it whole.
+    ///
+    /// # Errors
+    /// What `read` says.
+    pub(super) fn take<'a, T>(
+        &mut self,
+        parts: [&'a [u8]; 2],
+        read: impl Fn(&[u8]) -> Result<Option<Head<T>>, Malformed>,
+    ) -> Result<(usize, Option<Whole<'a, T>>), Malformed> {
+        let before = self.0.len();
+        if before == 0
+            && let Some(head) = read(parts[0])?
+        {
+            let length = head.length;
+            return Ok((length, Some((head, [&parts[0][length..], parts[1]]))));
+        }
+        self.0.extend_from_slice(parts[0]);
+        self.0.extend_from_slice(parts[1]);
+        let Some(head) = read(&self.0)? else { return Ok((self.0.len() - before, None)) };
+        self.0.clear();
+        // What came behind it is taken another time.
+        Ok((head.length - before, Some((head, [&[], &[]]))))
+    }
+}
+
 /// Reads a response's head, as the sidecar writes it for its clients; `None` until all of it is there.
 ///
 /// # Errors
@@ -271,4 +304,42 @@ fn is_of_connection(name: &str) -> bool {
 /// (RFC 9110, section 6.5.1).
 fn is_trailer(name: &str) -> bool {
     matches!(field(name), Field::Other | Field::GrpcStatus)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RESPONSE: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\nconnection: close\r\nx: y\r\n\r\nhello";
+    const HEAD: usize = RESPONSE.len() - 5;
+
+    #[test]
+    fn a_head_is_read_however_it_is_cut() {
+        for first in 0..=RESPONSE.len() {
+            for second in first..=RESPONSE.len() {
+                let (mut pieces, mut at) = (Pieces::default(), 0);
+                for parts in [[&RESPONSE[..first], &RESPONSE[first..second]], [&RESPONSE[second..], &[]]] {
+                    let (taken, whole) = pieces.take(parts, |text| read_response(text, false, 10)).unwrap();
+                    at += taken;
+                    if let Some((head, rest)) = whole {
+                        assert_eq!((head.framing, at), (Framing::Length(5), HEAD), "{first} {second}");
+                        assert!(rest.concat().is_empty() || b"hello".starts_with(&rest.concat()));
+                        let names: Vec<_> = head.message.headers().keys().map(HeaderName::as_str).collect();
+                        assert_eq!(names, ["x", "content-length"]);
+                        break;
+                    }
+                }
+                assert!(at >= HEAD, "{first} {second}");
+            }
+        }
+    }
+
+    #[test]
+    fn trailers_that_are_no_fields_are_refused_and_those_that_say_how_to_read_are_left_out() {
+        assert_eq!(read_trailers(b"\r\n", 10), Ok(None));
+        let read = read_trailers(b"grpc-status: 0\r\ncontent-length: 5\r\nhost: a\r\n\r\n", 10).unwrap().unwrap();
+        assert_eq!(read.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["grpc-status"]);
+        assert!(read_trailers(b"a b: c\r\n\r\n", 10).is_err());
+        assert!(read_trailers(b"a: b\r\nc: d\r\n\r\n", 1).is_err(), "more than are taken");
+    }
 }

@@ -18,7 +18,7 @@ use http::{Method, Request};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::bodies::{Reader, Writer, malformed};
-use super::heads::{self, Body, Malformed};
+use super::heads::{self, Body, Malformed, Pieces};
 use crate::h1::Framing;
 
 /// A request and the way to answer it.
@@ -111,8 +111,7 @@ enum Out {
     Head {
         respond: SendResponse<Bytes>,
         head_only: bool,
-        /// What has come of it.
-        partial: Vec<u8>,
+        pieces: Pieces,
     },
     Body(Writer),
     Done,
@@ -139,7 +138,7 @@ impl Lane {
     fn begin(&mut self, (request, respond): Arrival, cx: &mut Context<'_>) -> Result<(), Malformed> {
         let (parts, source) = request.into_parts();
         self.grpc = heads::map_is_grpc(&parts.headers);
-        self.out = Out::Head { respond, head_only: parts.method == Method::HEAD, partial: Vec::new() };
+        self.out = Out::Head { respond, head_only: parts.method == Method::HEAD, pieces: Pieces::default() };
         let body = match heads::stated_length(&parts.headers)? {
             _ if source.is_end_stream() => Some(bodiless(&parts.method)),
             stated => stated.map(Body::Length),
@@ -158,7 +157,7 @@ impl Lane {
     }
 
     fn write(&mut self, parts: [&[u8]; 2], cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let Out::Head { respond, head_only, partial } = &mut self.out else {
+        let Out::Head { respond, head_only, pieces } = &mut self.out else {
             let Out::Body(writer) = &mut self.out else { return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())) };
             let written = ready!(writer.poll_write(parts, cx))?;
             if writer.is_done() {
@@ -166,25 +165,10 @@ impl Lane {
             }
             return Poll::Ready(Ok(written));
         };
-        let before = partial.len();
-        let whole = if before == 0 {
-            heads::read_response(parts[0], *head_only, self.max_headers).map_err(malformed)?
-        } else {
-            None
-        };
-        let at_once = whole.is_some();
-        let whole = match whole {
-            Some(whole) => Some(whole),
-            None => {
-                partial.extend_from_slice(parts[0]);
-                partial.extend_from_slice(parts[1]);
-                heads::read_response(partial, *head_only, self.max_headers).map_err(malformed)?
-            }
-        };
-        let Some(head) = whole else { return Poll::Ready(Ok(parts[0].len() + parts[1].len())) };
-        let taken = head.length - before;
+        let (head_only, most) = (*head_only, self.max_headers);
+        let taken = pieces.take(parts, |text| heads::read_response(text, head_only, most)).map_err(malformed)?;
+        let (taken, Some((head, rest))) = taken else { return Poll::Ready(Ok(taken.0)) };
         if head.message.status().is_informational() {
-            partial.clear();
             respond.send_informational(head.message).map_err(|error| super::broken(&error))?;
             return Poll::Ready(Ok(taken));
         }
@@ -194,16 +178,10 @@ impl Lane {
             self.out = Out::Done;
             return Poll::Ready(Ok(taken));
         }
-        self.out = Out::Body(Writer::new(stream, head.framing, self.max_headers));
-        let rest = if at_once { [&parts[0][taken..], parts[1]] } else { [&[][..], &[][..]] };
-        if rest.iter().all(|part| part.is_empty()) {
-            return Poll::Ready(Ok(taken));
-        }
-        match self.write(rest, cx) {
-            Poll::Ready(Ok(more)) => Poll::Ready(Ok(taken + more)),
-            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-            Poll::Pending => Poll::Ready(Ok(taken)),
-        }
+        let mut writer = Writer::new(stream, head.framing, most);
+        let written = writer.poll_write_behind(taken, rest, cx);
+        self.out = if writer.is_done() { Out::Done } else { Out::Body(writer) };
+        written
     }
 }
 

@@ -33,7 +33,6 @@ mod settings;
 use std::io;
 
 pub(crate) use call::Call;
-
 pub(crate) use server::serve;
 pub use settings::Http2Settings;
 
