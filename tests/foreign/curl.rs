@@ -28,6 +28,8 @@ fn curl_reaches_a_service_by_host_header_by_proxy_variable_and_by_proxy_option()
     }
     assert_eq!(run(curl().env("http_proxy", &sidecar).arg("http://orders.mesh/")), "hello from afar");
     assert_eq!(run(curl().args(["--proxy", &sidecar, "http://orders/"])), "hello from afar");
+    // By CONNECT, as for any protocol.
+    assert_eq!(run(curl().args(["--proxytunnel", "--proxy", &sidecar, "http://orders.mesh/"])), "hello from afar");
 }
 
 #[test]

@@ -16,7 +16,7 @@
 //! |---|---|
 //! | `stack` | what happens to a request, in order: read this first |
 //! | `outbound`, `inbound`, `serve` | the listener for applications, tunnels from other nodes, one connection |
-//! | `bound`, `tcp` | ports that lead to one service each; bytes to a service |
+//! | `bound`, `connect`, `tcp` | ports that lead to one service each; ways asked for by CONNECT; bytes to a service |
 //! | `detect` | what a client speaks, told from its first bytes |
 //! | `attempts` | when a request is sent once more, or to several at once |
 //! | `client`, `exchange`, `relay`, `pool` | a request on its way; one attempt; a response on its way; connections to instances |
@@ -36,6 +36,7 @@ mod attempts;
 mod bound;
 mod client;
 mod clock;
+mod connect;
 mod detect;
 mod directory;
 mod exchange;

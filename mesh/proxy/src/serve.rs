@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use crate::access::Identity;
 use crate::bound::{self, BoundPort};
 use crate::client::{Client, Outgoing};
+use crate::connect::{self, Through};
 use crate::detect::{self, Spoken};
 use crate::grpc;
 use crate::guarded::Guarded;
@@ -106,12 +107,26 @@ pub(crate) enum Door {
 }
 
 /// Serves whoever comes by `io`, whatever it speaks.
-pub(crate) async fn serve<S: Stream>(io: S, carrier: &Arc<Carrier>, door: Door, mut lifetime: Lifetime) {
+pub(crate) async fn serve<S: Stream>(io: S, carrier: &Arc<Carrier>, mut door: Door, lifetime: Lifetime) {
     let mut client = Client::new(io);
+    // Within a connection there may be another, asked for by CONNECT; within that, none.
+    while let Some((inner, port)) = serve_client(client, carrier, door, lifetime.clone()).await {
+        (client, door) = (inner, Door::Application(Entrance::Bound(port)));
+    }
+}
+
+/// Serves a client to its end, or until it has asked for a way to a service of HTTP.
+async fn serve_client<S: Stream>(
+    mut client: Client<S>,
+    carrier: &Arc<Carrier>,
+    door: Door,
+    mut lifetime: Lifetime,
+) -> Option<(Client<S>, Arc<BoundPort>)> {
     if let Door::Application(Entrance::Bound(port)) = &door
         && bound::leads_to_bytes(carrier, port)
     {
-        return bound::carry(&mut client, carrier, port).await;
+        bound::carry(&mut client, carrier, port).await;
+        return None;
     }
     let patience = Duration::from_millis(carrier.settings.header_timeout_ms);
     let spoken =
@@ -129,10 +144,11 @@ pub(crate) async fn serve<S: Stream>(io: S, carrier: &Arc<Carrier>, door: Door, 
         }
         // What is not understood is refused by the HTTP reader, with an answer people can read.
         (Some(Spoken::Http1 | Spoken::Http2 | Spoken::Tls | Spoken::Other), door) => {
-            serve_http1(client, carrier, door, lifetime).await;
+            return serve_http1(client, carrier, door, lifetime).await;
         }
         (None, _) => _ = client.io.shutdown().await,
     }
+    None
 }
 
 /// Serves a client that speaks TLS.
@@ -141,34 +157,46 @@ async fn serve_encrypted<S: Stream>(io: S, entrance: Entrance, carrier: &Arc<Car
     let patience = Duration::from_millis(carrier.settings.header_timeout_ms);
     match Encrypted::accept(acceptor, io, patience).await {
         Ok(io) if io.speaks_http2() => http2::serve(io, entrance, carrier.clone(), lifetime).await,
-        Ok(io) => serve_http1(Client::new(io), carrier, Door::Application(entrance), lifetime).await,
+        Ok(io) => {
+            let (mut client, mut door) = (Client::new(io), Door::Application(entrance));
+            // What is inside a way asked for here is taken for HTTP/1.1.
+            while let Some((inner, port)) = serve_http1(client, carrier, door, lifetime.clone()).await {
+                (client, door) = (inner, Door::Application(Entrance::Bound(port)));
+            }
+        }
         Err(error) => tracing::debug!(%error, "an application's TLS connection did not begin"),
     }
 }
 
-/// Answers the requests of a client that speaks HTTP/1.1.
-pub(crate) async fn serve_http1<S: Stream>(client: Client<S>, carrier: &Carrier, door: Door, mut lifetime: Lifetime) {
+/// Answers the requests of a client that speaks HTTP/1.1. If one of them asked for a way to a service of HTTP, the client
+/// is given back with that.
+pub(crate) async fn serve_http1<S: Stream>(
+    client: Client<S>,
+    carrier: &Carrier,
+    door: Door,
+    mut lifetime: Lifetime,
+) -> Option<(Client<S>, Arc<BoundPort>)> {
     let phase = lifetime.phase.clone();
     let closes_late = matches!(door, Door::Application(_));
     let mut draining = pin!(lifetime.closing_idle(closes_late));
     let identity = Identity::default();
     let mut connection =
-        Connection { client, carrier, door, head: Vec::new(), host: Vec::new(), known: None, identity };
+        Connection { client, carrier, door, head: Vec::new(), host: Vec::new(), known: None, through: None, identity };
     loop {
         let request = match connection.next(draining.as_mut()).await {
             Next::Request(request) => request,
             Next::End => {
                 // The last answer may still be on its way: a tunnel that is only dropped would cut it off.
                 let _ = connection.client.io.shutdown().await;
-                return;
+                return None;
             }
             Next::Bad(refused) => {
                 connection.refuse_head(refused).await;
-                return;
+                return None;
             }
         };
         if !connection.answer(request, &phase).await {
-            return;
+            return connection.through.map(|port| (connection.client, port));
         }
     }
 }
@@ -198,6 +226,8 @@ struct Connection<'a, S> {
     host: Vec<u8>,
     /// Where the last request went: the next one nearly always goes there too.
     known: Option<Known>,
+    /// The service the client has been given a way to.
+    through: Option<Arc<BoundPort>>,
     /// Whom an application of this host calls for.
     identity: Identity,
 }
@@ -277,6 +307,11 @@ impl<S: Stream> Connection<'_, S> {
         };
         let (method, grpc) = (request.method.clone(), request.grpc.is_some());
         let facts = Facts { context: request.context, method, arrived, grpc };
+        if facts.method == http::Method::CONNECT {
+            // In a box: few connections do this, and none shall be larger for it.
+            let keep_alive = request.keep_alive && !Lifetime::is_draining(phase);
+            return Box::pin(self.connect(&facts, keep_alive)).await;
+        }
         let wants_more = request.keep_alive;
         let bodiless = matches!(request.framing, Framing::Empty | Framing::Length(0));
         let mut outgoing = None;
@@ -345,6 +380,28 @@ impl<S: Stream> Connection<'_, S> {
                 inbound::deliver(carrier, tunnel, &instance, client, outgoing, asked, deadline).await
             }
         }
+    }
+
+    /// Gives the client a way to the service it names. Whether the connection goes on with requests after it.
+    async fn connect(&mut self, facts: &Facts, keep_alive: bool) -> bool {
+        let opened = match &self.door {
+            Door::Application(Entrance::Any) => connect::open(self.carrier, &self.host, &mut self.known).await,
+            _ => Err(Refused::new(Reason::Unsupported, "CONNECT is taken at the sidecar's own port only")),
+        };
+        let through = match opened {
+            Ok(through) => through,
+            Err(refused) => return self.turn_away(&refused, facts, keep_alive, false).await,
+        };
+        self.client.out.clear();
+        self.client.out.extend_from_slice(connect::ESTABLISHED);
+        if self.client.flush().await.is_err() {
+            return false;
+        }
+        match through {
+            Through::Bytes(connected) => connected.carry(self.carrier, &mut self.client).await,
+            Through::Requests(port) => self.through = Some(port),
+        }
+        false
     }
 
     /// Answers in the place of an instance.

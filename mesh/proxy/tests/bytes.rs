@@ -299,3 +299,48 @@ async fn who_may_not_call_a_service_of_bytes_is_cut_off_before_its_instance_hear
     let mut stream = TcpStream::connect(a.port_to("far")).await.unwrap();
     assert_eq!(bytes(&mut stream, 6).await, b"HELLO\n");
 }
+
+#[tokio::test]
+async fn a_way_asked_for_by_connect_carries_bytes_to_one_service_and_requests_to_another() {
+    let (flock, app) = (Flock::default(), parrot().await);
+    let (a, _b) = near_and_far(&flock, &app).await;
+    let web = App::answering(|request| async move { text(200, request.uri().path()) }).await;
+    flock.register(web.at("web", "1", "b"));
+    for service in ["near", "far"] {
+        let mut client = Client::connect(a.addr()).await;
+        client.send("CONNECT", "ignored", &format!("{service}.mesh:5432"), "", b"").await;
+        assert_eq!(client.head().await.status, 200);
+        assert_eq!(client.bytes(6).await, b"HELLO\n");
+        client.stream.shutdown().await.unwrap();
+        assert_eq!(client.bytes(4).await, b"BYE\n");
+    }
+    let mut client = Client::connect(a.addr()).await;
+    // What is inside may come with the word that asks for it.
+    let together = b"CONNECT web.mesh:80 HTTP/1.1\r\nhost: web.mesh:80\r\n\r\nGET /1 HTTP/1.1\r\nhost: x.org\r\n\r\n";
+    client.stream.write_all(together).await.unwrap();
+    assert_eq!(client.head().await.status, 200);
+    assert_eq!(client.answer().await.text(), "/1");
+    client.send("GET", "other.org", "/2", "", b"").await;
+    assert_eq!(client.answer().await.text(), "/2");
+    client.send("CONNECT", "web.mesh:80", "web.mesh:80", "", b"").await;
+    assert_eq!(client.answer().await.status, 501, "a way within a way");
+}
+
+#[tokio::test]
+async fn there_is_no_way_out_of_the_mesh_and_none_to_what_cannot_be_reached() {
+    let flock = Flock::default();
+    let a = flock.node("a").await;
+    flock.register_as(Place { service: "down", id: "1", owner: "a", address: nowhere().await }, tcp);
+    for (target, status, why) in [
+        ("www.example.org:443", 421, "is not of this mesh"),
+        ("127.0.0.1:22", 421, "is not of this mesh"),
+        ("nobody.mesh:1", 503, "no service default/nobody"),
+        ("down.mesh:1", 503, "no connection to"),
+    ] {
+        let mut client = Client::connect(a.addr()).await;
+        client.send("CONNECT", target, target, "", b"").await;
+        let answer = client.answer().await;
+        assert_eq!(answer.status, status, "{target}");
+        assert!(answer.text().contains(why), "{target}: {}", answer.text());
+    }
+}

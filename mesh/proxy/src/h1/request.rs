@@ -177,6 +177,9 @@ fn write(
     let http_10 = version == 0;
     let framing = framing(&gathered, http_10)?;
     let method = Method::from_bytes(method.as_bytes()).map_err(|_| bad("the method is no token"))?;
+    if method == Method::CONNECT && framing != Framing::Empty {
+        return Err(bad("CONNECT with a body: nobody can say for certain where the connection begins"));
+    }
     let (authority, path) = split_target(&method, target)?;
     // The target wins over Host (RFC 9112, section 3.2.2).
     let named = authority.map(str::as_bytes).or(gathered.host);
@@ -320,8 +323,8 @@ fn framing(gathered: &Gathered<'_>, http_10: bool) -> Result<Framing, Refused> {
 fn split_target<'a>(method: &Method, target: &'a str) -> Result<(Option<&'a str>, &'a str), Refused> {
     let target = target.split('#').next().unwrap_or_default();
     if *method == Method::CONNECT {
-        let why = "CONNECT is not carried; call http://SERVICE.mesh/ without TLS, the mesh encrypts between nodes";
-        return Err(Refused::new(Reason::Unsupported, why));
+        let is_authority = !target.is_empty() && !target.contains(['/', '?', '@']) && target.contains(':');
+        return if is_authority { Ok((Some(target), "")) } else { Err(bad("CONNECT takes HOST:PORT")) };
     }
     if target.starts_with('/') || (target == "*" && *method == Method::OPTIONS) {
         return Ok((None, target));
@@ -432,7 +435,11 @@ mod tests {
             ("GET / HTTP/2.0\r\nhost: a", Reason::BadRequest),
             ("GET x HTTP/1.1\r\nhost: a", Reason::BadRequest),
             ("GET * HTTP/1.1\r\nhost: a", Reason::BadRequest),
-            ("CONNECT a:1 HTTP/1.1\r\nhost: a", Reason::Unsupported),
+            ("CONNECT /a HTTP/1.1\r\nhost: a", Reason::BadRequest),
+            ("CONNECT a HTTP/1.1\r\nhost: a", Reason::BadRequest),
+            ("CONNECT http://a:1/ HTTP/1.1\r\nhost: a", Reason::BadRequest),
+            ("CONNECT a:1 HTTP/1.1\r\nhost: a\r\ncontent-length: 3", Reason::BadRequest),
+            ("CONNECT a:1 HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked", Reason::BadRequest),
             ("G\tT / HTTP/1.1\r\nhost: a", Reason::BadRequest),
             ("GET / HTTP/1.1\r\nhost: \u{e9}", Reason::BadRequest),
         ] {
