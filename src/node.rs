@@ -232,6 +232,7 @@ async fn listeners(
 ) -> Result<(Proxy, Api), StartError> {
     let tunnels = running.tunnels.take().expect("nobody has taken the tunnels of a node that was just started");
     let proxy = Proxy::start(settings.proxy.clone(), running.handle.clone(), tunnels).await?;
+    running.handle.govern(proxy.governor());
     let metrics: Vec<Arc<dyn MetricSource>> = vec![Arc::new(running.handle.clone()), proxy.metrics()];
     let api = Api::bind(settings.api.clone(), running.handle.clone(), metrics, ready.clone()).await?;
     Ok((proxy, api))

@@ -195,7 +195,7 @@ fn the_readmes_commands_exist() {
     for line in &lines {
         let mut words = line.split_whitespace().skip_while(|word| !word.ends_with("starling")).skip(1);
         let Some(subcommand) = words.next().filter(|word| !word.starts_with('-')) else { continue };
-        let nested = ["config", "override", "ca"].contains(&subcommand);
+        let nested = ["config", "override", "policy", "ca"].contains(&subcommand);
         let mut arguments = vec![subcommand];
         arguments.extend(words.next().filter(|_| nested));
         arguments.push("--help");

@@ -12,6 +12,7 @@ mod failure;
 mod mesh;
 mod node;
 mod output;
+mod policy;
 mod registry;
 mod sim;
 mod trace;
@@ -90,6 +91,11 @@ enum Command {
     /// Read and write configuration documents
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    /// Say what shall happen to a service's requests: limits, breakers, retries, routes
+    #[command(subcommand)]
+    Policy(policy::PolicyCommand),
+    /// Show what guards a service now: breakers, limits, what was refused and why
+    Guards(policy::GuardsArgs),
     /// Save all configuration and overrides to a file, from any node
     Backup(backup::BackupArgs),
     /// Bring configuration and overrides back from such a file, through any node
@@ -137,6 +143,8 @@ fn execute(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Instances(args) => registry::instances(&args, &client, &mut out),
         Command::Override(command) => registry::override_(command, &client, &mut out),
         Command::Config(command) => config::run(command, &client, &mut out),
+        Command::Policy(command) => policy::run(command, &client, &mut out),
+        Command::Guards(args) => policy::guards(&args, &client, &mut out),
         Command::Backup(args) => backup::backup(&args, &client, &mut out),
         Command::Restore(args) => backup::restore(&args, &client, &mut out),
         Command::Members(args) => mesh::members(&args, &client, &mut out),

@@ -38,6 +38,8 @@
 //! | `PUT /v1/config/{namespace}/{group}/{key…}?author=&comment=&expect=STAMP\|none` | the bytes; `Content-Type` is the format | [`model::Written`] |
 //! | `DELETE` the same, same parameters | | [`model::Written`] |
 //! | `POST /v1/config/{namespace}/{group}/{key…}?choose=STAMP&author=&comment=` | empty: make this version the only one | [`model::Written`] |
+//! | `GET /v1/policy/{service}` | | [`model::PolicyDetail`] |
+//! | `GET /v1/guards/{service}?all=true` | | [`model::GuardsDetail`] |
 //! | `GET /v1/backup?only=config\|overrides` | | a file of [`model::BackupLine`]s, of one moment |
 //! | `GET /v1/members` W | | [`model::MemberList`] |
 //! | `GET /v1/status` | | [`model::MeshStatus`] |

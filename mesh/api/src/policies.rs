@@ -1,11 +1,22 @@
-//! Policies: documents that are checked before they are taken.
+//! Policies: documents that are checked before they are taken, what is in force, and what guards do.
 
+use axum::extract::State;
 use axum::http::StatusCode;
+use axum::response::Response;
+use serde::Deserialize;
 use starling_core::config::Body;
-use starling_core::id::{ConfigKey, Namespace, ServiceName};
-use starling_core::policy::{Document, GROUP, MESH_KEY, is_policy};
+use starling_core::id::{ConfigKey, Namespace, ServiceKey, ServiceName};
+use starling_core::policy::{Document, GROUP, Layers, MESH_KEY, Origin, Value, document_of, is_policy, mesh_document};
+use starling_core::wire::{Question, Reply};
 
+use crate::context::Shared;
+use crate::extract::{Names, Params, flag};
 use crate::failure::Failure;
+use crate::lists::encode;
+use crate::model::{
+    DocumentProblem, GuardsDetail, GuardsReport, NodeGuards, PolicyDetail, PolicyRoute, PolicyValue, Unanswered,
+};
+use crate::reply::json;
 
 /// Lets a document pass that is no policy, or a good one.
 ///
@@ -45,4 +56,104 @@ fn check_name(key: &ConfigKey) -> Result<(), Failure> {
             Err(Failure::new(StatusCode::UNPROCESSABLE_ENTITY, format!("a policy is named like its service: {error}")))
         }
     }
+}
+
+/// The query of a service's policy.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PolicyQuery {
+    #[serde(default)]
+    namespace: Namespace,
+}
+
+/// `GET /v1/policy/{service}`.
+pub(crate) async fn policy(
+    State(context): State<Shared>,
+    Names(service): Names<ServiceName>,
+    Params(query): Params<PolicyQuery>,
+) -> Result<Response, Failure> {
+    let key = ServiceKey { namespace: query.namespace, service };
+    let view = context.mesh.view();
+    let mut problems = Vec::new();
+    let mut read = |key: &ConfigKey| {
+        let body = view.config(key)?.served()?.body.as_ref()?;
+        let told = |problem| DocumentProblem { document: key.to_string(), problem };
+        Document::read(body).map_err(|wrong| problems.extend(wrong.into_iter().map(told))).ok()
+    };
+    let own = document_of(&key);
+    let (mesh, service) = (read(&mesh_document()), read(&own));
+    let node = context.mesh.node_policy();
+    let layers = Layers { node: &node, mesh: mesh.as_ref(), service: service.as_ref() };
+    let without = Layers { service: None, ..layers };
+    let whole = layers.service().or_else(|problem| {
+        problems.push(DocumentProblem { document: own.to_string(), problem });
+        without.service()
+    });
+    let whole = whole.map_err(|problem| {
+        let text = format!("what lies under the service's document contradicts itself: {problem}");
+        Failure::new(StatusCode::INTERNAL_SERVER_ERROR, text)
+    })?;
+    let mut routes = Vec::new();
+    for (place, route) in service.iter().flat_map(|document| &document.routes).enumerate() {
+        let effective = match layers.route(place) {
+            Ok(effective) => effective,
+            Err(problem) => {
+                problems.push(DocumentProblem { document: own.to_string(), problem });
+                continue;
+            }
+        };
+        let own = effective.values.iter().filter(|value| !whole.values.contains(value));
+        let matches = serde_json::to_value(&route.matching).unwrap_or_default();
+        routes.push(PolicyRoute { name: route.matching.name.clone(), matches, values: own.map(shown).collect() });
+    }
+    let values = whole.values.iter().map(shown).collect();
+    let node = view.me.clone();
+    let detail = PolicyDetail { namespace: key.namespace, service: key.service, node, problems, values, routes };
+    Ok(json(view.revision, encode(&detail)))
+}
+
+fn shown((field, value, origin): &(String, Value, Origin)) -> PolicyValue {
+    let value = serde_json::to_value(value).unwrap_or_default();
+    PolicyValue { field: field.clone(), value, origin: origin.to_string() }
+}
+
+/// The query of a service's guards.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct GuardsQuery {
+    #[serde(default)]
+    namespace: Namespace,
+    /// Ask all nodes, not only this one.
+    #[serde(default, deserialize_with = "flag")]
+    all: bool,
+}
+
+/// `GET /v1/guards/{service}`.
+pub(crate) async fn guards(
+    State(context): State<Shared>,
+    Names(service): Names<ServiceName>,
+    Params(query): Params<GuardsQuery>,
+) -> Result<Response, Failure> {
+    let view = context.mesh.view();
+    let question = Question::Guards(ServiceKey { namespace: query.namespace.clone(), service: service.clone() });
+    let answers = if query.all {
+        context.ask_all(&view, &question).await?.into_iter().map(|asked| (asked.node, asked.answer)).collect()
+    } else {
+        let me = context.mesh.me();
+        let answer = context.mesh.ask(me, question, context.settings.ask_timeout()).await;
+        vec![(me.clone(), answer.map_err(|error| error.to_string()))]
+    };
+    let (mut nodes, mut unanswered) = (Vec::new(), Vec::new());
+    for (node, answer) in answers {
+        let report = answer.and_then(|reply| match reply {
+            Reply::Guards(text) => serde_json::from_str::<GuardsReport>(&text).map_err(|error| error.to_string()),
+            _ => Err("it answered another question".into()),
+        });
+        match report {
+            Ok(report) => nodes.push(NodeGuards { node, report }),
+            Err(error) => unanswered.push(Unanswered { node, error }),
+        }
+    }
+    let detail = GuardsDetail { namespace: query.namespace, service, nodes, unanswered };
+    Ok(json(view.revision, encode(&detail)))
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use starling_core::id::NodeId;
+use starling_core::policy::Table;
 use starling_core::view::{Revision, View};
 use starling_core::wire::{Question, Reply};
 use starling_core::{Answer, Command};
@@ -36,6 +37,11 @@ pub trait MeshPort: Send + Sync + 'static {
         question: Question,
         timeout: Duration,
     ) -> Later<'a, Result<Reply, LinkError>>;
+
+    /// What its settings say, as a layer of policies.
+    fn node_policy(&self) -> Table {
+        Table::new()
+    }
 }
 
 impl MeshPort for Handle {
@@ -62,5 +68,9 @@ impl MeshPort for Handle {
         timeout: Duration,
     ) -> Later<'a, Result<Reply, LinkError>> {
         Box::pin(Handle::ask(self, node, question, timeout))
+    }
+
+    fn node_policy(&self) -> Table {
+        Handle::governor(self).map(|governor| governor.layer()).unwrap_or_default()
     }
 }

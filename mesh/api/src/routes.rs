@@ -15,7 +15,7 @@ use axum::routing::{MethodRouter, delete, get, post, put};
 use crate::context::Shared;
 use crate::failure::Failure;
 use crate::near::nearest;
-use crate::{backup, documents, guard, instances, mesh, pages, services, traces};
+use crate::{backup, documents, guard, instances, mesh, pages, policies, services, traces};
 
 const INSTANCE: &str = "/v1/services/{service}/instances/{id}";
 const OVERRIDE: &str = "/v1/services/{service}/instances/{id}/override";
@@ -40,6 +40,8 @@ fn table() -> Table {
         .put(DOCUMENT, documents::write)
         .delete(DOCUMENT, documents::delete)
         .post(DOCUMENT, documents::choose)
+        .get("/v1/policy/{service}", policies::policy)
+        .get("/v1/guards/{service}", policies::guards)
         .get("/v1/backup", backup::backup)
         .get("/v1/members", mesh::members)
         .get("/v1/status", mesh::status)

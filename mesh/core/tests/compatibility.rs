@@ -171,6 +171,7 @@ fn questions() -> Vec<(&'static str, Question)> {
         ("status", Question::Status),
         ("trace", Question::Trace(TraceId(0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c))),
         ("recent-traces", Question::RecentTraces(20)),
+        ("guards", Question::Guards(instance_key("1").service)),
     ]
 }
 
@@ -201,7 +202,8 @@ fn replies() -> Vec<(&'static str, Reply)> {
         error: Some("refused".into()),
         attributes: [("attempt".to_owned(), "1".to_owned())].into(),
     };
-    vec![("status", Reply::Status(status)), ("spans", Reply::Spans(vec![span]))]
+    let guards = Reply::Guards(r#"{"problems":[],"guards":[]}"#.into());
+    vec![("status", Reply::Status(status)), ("spans", Reply::Spans(vec![span])), ("guards", guards)]
 }
 
 fn folder() -> PathBuf {

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use starling_core::id::{CellName, Incarnation, InstanceKey, NodeId};
 use starling_core::node::Counters;
 use starling_core::observe::{Exposition, MetricSource, SpanBuffer};
+use starling_core::policy::Governor;
 use starling_core::quotas::{QuotaId, QuotaUse};
 use starling_core::view::{MemberState, Revision, Usability, View};
 use starling_core::wire::{DiskFailing, NodeStatus, Question, Reply};
@@ -43,6 +44,8 @@ pub(crate) struct Shared {
     pub(crate) disk: Arc<disk::Figures>,
     pub(crate) probes: Arc<ProbeFigures>,
     pub(crate) members: Arc<member::Figures>,
+    /// The data plane, once there is one.
+    pub(crate) governor: OnceLock<Arc<dyn Governor>>,
 }
 
 /// A command on its way to the loop.
@@ -141,12 +144,27 @@ impl Handle {
         self.shared.links.ask(node, question, timeout).await
     }
 
+    /// Names who puts policies into force here; the first one named stays.
+    pub fn govern(&self, governor: Arc<dyn Governor>) {
+        if self.shared.governor.set(governor).is_err() {
+            tracing::warn!("a second data plane wants to put policies into force on this node; the first one does");
+        }
+    }
+
+    /// Who puts policies into force here.
+    pub fn governor(&self) -> Option<&Arc<dyn Governor>> {
+        self.shared.governor.get()
+    }
+
     /// This node's own answer to a question.
     pub fn answer(&self, question: Question) -> Reply {
         match question {
             Question::Status => Reply::Status(self.status()),
             Question::Trace(trace) => Reply::Spans(self.shared.spans.trace(trace)),
             Question::RecentTraces(limit) => Reply::Spans(self.shared.spans.recent_roots(limit.min(1_000) as usize)),
+            Question::Guards(service) => {
+                Reply::Guards(self.governor().map_or_else(|| "{}".into(), |governor| governor.guards(&service)))
+            }
         }
     }
 

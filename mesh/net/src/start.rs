@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -181,6 +181,7 @@ pub async fn start_on(identity: &Identity, settings: NetSettings, ground: Ground
     let gauges = Arc::new(Gauges::default());
     let prober = Prober::new(probe_results);
     let shared = Shared {
+        governor: OnceLock::new(),
         me,
         incarnation: opened.incarnation,
         clocks,

@@ -129,7 +129,7 @@ impl Entry {
     }
 
     /// The candidates as they were at the last choice.
-    fn roster(&self) -> Option<Arc<Roster<Pool>>> {
+    pub(crate) fn roster(&self) -> Option<Arc<Roster<Pool>>> {
         self.groups.load().last().map(|group| group.roster().clone())
     }
 

@@ -28,7 +28,7 @@
 //! | `guards`, `guarded`, `throttle` | what a request passes before it goes anywhere: the list of guards; copies and fallbacks |
 //! | `directory`, `policies` | what is remembered of each service: candidates, budget, counters; its policy in force |
 //! | `quotas` | the mesh's quotas, between guards and heart |
-//! | `trace`, `metrics`, `clock` | what can be seen; the rim's clock and dice |
+//! | `trace`, `metrics`, `report`, `clock` | what can be seen; the rim's clock and dice |
 //! | [`mesh`] | the node, as far as it is needed here |
 
 mod access;
@@ -54,6 +54,7 @@ mod pool;
 mod quotas;
 mod reason;
 mod relay;
+mod report;
 mod rewound;
 mod serve;
 mod settings;
@@ -75,6 +76,7 @@ pub use http2::Http2Settings;
 pub use settings::ProxySettings;
 use starling_core::id::ServiceKey;
 use starling_core::observe::MetricSource;
+use starling_core::policy::Governor;
 use starling_net::{Handle, IncomingTunnel};
 pub use tls::ProxyTlsSettings;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
@@ -212,6 +214,11 @@ impl Proxy {
 
     /// Its metrics.
     pub fn metrics(&self) -> Arc<dyn MetricSource> {
+        self.carrier.clone()
+    }
+
+    /// Who puts policies into force here.
+    pub fn governor(&self) -> Arc<dyn Governor> {
         self.carrier.clone()
     }
 

@@ -15,7 +15,8 @@ use super::failure::Failure;
 use super::output::{Cell, Out, Style, Table, ago, count, notice, size};
 use super::registry::written;
 pub(crate) use grammar::ConfigCommand;
-use grammar::{GetArgs, ListArgs, Note, PutArgs, WatchArgs, Which};
+pub(crate) use grammar::Note;
+use grammar::{GetArgs, ListArgs, PutArgs, WatchArgs, Which};
 
 /// How long one blocking query of a watch waits; the node answers earlier when something changes.
 const WATCH_WAIT: Duration = Duration::from_secs(60);
@@ -53,7 +54,7 @@ impl Which {
 }
 
 impl Note {
-    fn onto(&self, ask: Ask) -> Ask {
+    pub(super) fn onto(&self, ask: Ask) -> Ask {
         let ask = if self.author.is_empty() { ask } else { ask.query("author", &self.author) };
         if self.comment.is_empty() { ask } else { ask.query("comment", &self.comment) }
     }
@@ -82,7 +83,7 @@ fn put(args: PutArgs, client: &Client, out: &mut Out) -> Result<(), Failure> {
     written(&done, &format!("wrote {} ({})", args.which.shown(), size(length)), out)
 }
 
-fn read_file(path: &PathBuf) -> Result<Vec<u8>, Failure> {
+pub(super) fn read_file(path: &PathBuf) -> Result<Vec<u8>, Failure> {
     let told = |error: io::Error| Failure::Refused(format!("{}: {error}", path.display()));
     let mut bytes = Vec::new();
     // One byte more than fits: enough to know that it is too long without reading all of it.

@@ -6,6 +6,7 @@
 mod backup;
 mod config;
 mod mesh;
+mod policy;
 mod registry;
 mod text;
 mod traces;
@@ -24,6 +25,10 @@ pub use config::{ConfigDocument, ConfigList, ConfigSummary, VersionInfo};
 pub use mesh::{
     CatchingUpInfo, DiskFailing, MemberInfo, MemberList, MeshStatus, NodeDetail, NodeInfo, NodeReport,
     PreservationInfo, Verdict,
+};
+pub use policy::{
+    DocumentProblem, GuardInfo, GuardsDetail, GuardsReport, InstanceGuard, NodeGuards, PolicyDetail, PolicyRoute,
+    PolicyValue, RefusalInfo,
 };
 pub use registry::{
     CheckBody, CheckWord, InstanceInfo, InstanceList, OverrideBody, OwnerSays, RegisterRequest, RenewRequest,

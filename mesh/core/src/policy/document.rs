@@ -97,6 +97,23 @@ impl Document {
         }
     }
 
+    /// What is allowed and hardly meant: routes that no request can take, since one before them takes all.
+    pub fn warnings(&self) -> Vec<Problem> {
+        let mut warnings = Vec::new();
+        for (place, route) in self.routes.iter().enumerate() {
+            let Some(earlier) =
+                self.routes[..place].iter().position(|earlier| earlier.matching.takes_all_of(&route.matching))
+            else {
+                continue;
+            };
+            let field = format!("route[{place}]");
+            let message =
+                format!("no request takes it: route {} before it takes them all", self.routes[earlier].matching.name);
+            warnings.push(Problem { line: self.line_of(&field), field, message });
+        }
+        warnings
+    }
+
     /// The line of a field, or of what holds it.
     pub fn line_of(&self, field: &str) -> Option<usize> {
         let mut path = field;
@@ -281,6 +298,13 @@ mod tests {
                 "line 1: route[0].breaker: cannot be set for a route: an instance is in or out for all requests; set it for the service"
             ]
         );
+    }
+
+    #[test]
+    fn a_route_behind_one_that_takes_all_its_requests_is_warned_of() {
+        let text = "[[route]]\npath_prefix = \"/a\"\n[[route]]\nmethod = \"GET\"\npath = \"/a/b\"\n[[route]]\npath = \"/ab\"\n";
+        let warnings: Vec<String> = Document::parse(text).unwrap().warnings().iter().map(ToString::to_string).collect();
+        assert_eq!(warnings, ["line 3: route[1]: no request takes it: route route-1 before it takes them all"]);
     }
 
     #[test]

@@ -75,6 +75,23 @@ impl RouteMatch {
             && self.caller.matches(asked.node, asked.service)
     }
 
+    /// Whether it certainly takes every request the other takes; `false` when that cannot be told from the outside.
+    pub(super) fn takes_all_of(&self, other: &RouteMatch) -> bool {
+        let methods = self.method.is_empty()
+            || (!other.method.is_empty() && other.method.iter().all(|method| self.method.contains(method)));
+        let path = match (&self.path, &self.path_prefix, &self.path_template) {
+            (None, None, None) => true,
+            (_, Some(prefix), _) => {
+                [&other.path, &other.path_prefix].into_iter().flatten().any(|path| is_below(path, prefix))
+            }
+            (path, _, template) => {
+                (path.is_some() && *path == other.path) || (template.is_some() && *template == other.path_template)
+            }
+        };
+        let headers = self.header.iter().all(|(name, rule)| other.header.get(name) == Some(rule));
+        methods && path && headers && (self.caller.is_empty() || self.caller == other.caller)
+    }
+
     /// What is wrong with it: the key, and a sentence.
     pub(super) fn mistake(&self) -> Option<(&'static str, String)> {
         let upper = |method: &String| {

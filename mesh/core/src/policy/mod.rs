@@ -21,11 +21,13 @@
 //! | `matching` | which requests a route is for, without allocating |
 //! | `actions` | faults, mirrors, fallbacks, classes |
 //! | `layers` | the value in force, and where it came from |
+//! | `govern` | what the data plane says of it when asked |
 //! | `force` | the guards made of it, taken over when a document changes |
 
 mod actions;
 mod document;
 mod force;
+mod govern;
 mod layers;
 mod matching;
 mod sections;
@@ -34,9 +36,11 @@ mod text;
 pub use actions::{Classes, Fallback, Fault, Mirror, Share, When, service_named};
 pub use document::{Document, Problem, RouteDocument};
 pub use force::{Active, Force, Held, Moment, Scope, value_of};
+pub use govern::Governor;
 pub use layers::{Effective, Layers, Origin};
 pub use matching::{Asked, Callers, Fields, HeaderRule, RouteMatch, Template};
 pub use sections::{Sections, Timeouts};
+pub use toml::{Table, Value};
 
 use crate::id::{ConfigGroup, ConfigKey, ConfigName, Namespace, ServiceKey};
 

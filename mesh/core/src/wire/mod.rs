@@ -17,7 +17,7 @@ mod record;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::digest::{Fingerprint, KeyHash};
-use crate::id::{CellName, Incarnation, NodeId};
+use crate::id::{CellName, Incarnation, NodeId, ServiceKey};
 use crate::observe::{Span, TraceId};
 use crate::push::{Beacon, ChangeId};
 use crate::quotas::Word;
@@ -176,6 +176,8 @@ pub enum Question {
     Trace(TraceId),
     /// The newest root spans you keep, at most so many.
     RecentTraces(u32),
+    /// What do the guards of this service do at your side?
+    Guards(ServiceKey),
 }
 
 /// The answer to a [`Question`].
@@ -185,6 +187,8 @@ pub enum Reply {
     Status(NodeStatus),
     /// To [`Question::Trace`] and [`Question::RecentTraces`].
     Spans(Vec<Span>),
+    /// To [`Question::Guards`]: JSON, for a person to read.
+    Guards(String),
 }
 
 /// What a node says of itself when asked.

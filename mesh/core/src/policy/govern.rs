@@ -1,0 +1,15 @@
+//! What the data plane says of its policies when it is asked.
+
+use toml::Table;
+
+use crate::id::ServiceKey;
+
+/// Whoever puts policies into force on this node.
+pub trait Governor: Send + Sync {
+    /// What the node's settings say, as sections of a policy: the layer between the program and the documents.
+    fn layer(&self) -> Table;
+
+    /// What the guards of a service do now on this node, as JSON: breakers, limits, refusals by reason. A service nobody
+    /// has called here has none yet.
+    fn guards(&self, service: &ServiceKey) -> String;
+}
