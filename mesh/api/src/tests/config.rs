@@ -1,7 +1,7 @@
 //! Documents: bytes in and out, compare-and-set, conflicts.
 
 use super::world::{Server, World};
-use crate::model::{ConfigDocument, ConfigList, Written};
+use crate::model::{ConfigDocument, ConfigList, GuardsDetail, PolicyDetail, Written};
 
 const LIMITS: &str = "/v1/config/default/app/http/limits";
 
@@ -209,4 +209,35 @@ async fn a_policy_must_be_named_like_a_service_or_be_for_all() {
 async fn other_groups_hold_whatever_they_like() {
     let server = World::of(&["a"]).server("a");
     server.ask("PUT /v1/config/default/app/orders", "{ not toml").await.expect(200);
+}
+
+#[tokio::test]
+async fn what_is_in_force_names_the_origin_of_each_value_and_what_of_a_route_differs() {
+    let server = World::of(&["a"]).server("a");
+    server.ask("PUT /v1/config/default/policy/*", "[retry]\nmax_retries = 1\n").await.expect(200);
+    let text = "[timeouts]\nrequest_ms = 500\n[[route]]\nname = \"slow\"\npath = \"/x\"\ntimeouts.request_ms = 900\n";
+    server.ask(&format!("PUT {ORDERS}"), text).await.expect(200);
+    let detail: PolicyDetail = server.get("/v1/policy/orders").await.expect(200).json();
+    let of = |field: &str| {
+        let value = detail.values.iter().find(|value| value.field == field).unwrap();
+        format!("{} ({})", value.value, value.origin)
+    };
+    assert_eq!(of("timeouts.request_ms"), "500 (the service's policy, line 2)");
+    assert_eq!(of("retry.max_retries"), "1 (policy/*, line 2)");
+    let [route] = &detail.routes[..] else { panic!("{detail:?}") };
+    assert_eq!((route.name.as_str(), route.values.len()), ("slow", 1));
+    assert_eq!(route.values[0].origin, "route slow, line 6");
+    assert!(detail.problems.is_empty());
+}
+
+#[tokio::test]
+async fn guards_are_asked_of_one_node_or_of_all() {
+    let world = World::of(&["a", "b"]);
+    let server = world.server("a");
+    let nodes = |detail: &GuardsDetail| detail.nodes.iter().map(|node| node.node.to_string()).collect::<Vec<_>>();
+    let one: GuardsDetail = server.get("/v1/guards/orders").await.expect(200).json();
+    assert_eq!((nodes(&one), one.nodes[0].report.refusals[0].count), (vec!["a".to_owned()], 2));
+    let all: GuardsDetail = server.get("/v1/guards/orders?all=true").await.expect(200).json();
+    assert_eq!(nodes(&all), ["a", "b"]);
+    assert_eq!(all.nodes[1].report.problems, ["seen at b for default/orders"]);
 }

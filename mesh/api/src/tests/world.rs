@@ -264,6 +264,11 @@ impl Inner {
             Question::Trace(trace) => {
                 Reply::Spans(place.spans.iter().filter(|span| span.trace == *trace).cloned().collect())
             }
+            Question::Guards(service) => {
+                let refusal = serde_json::json!({"guard": "rate", "reason": "over", "rule": "few", "count": 2});
+                let problem = format!("seen at {node} for {service}");
+                Reply::Guards(serde_json::json!({"problems": [problem], "refusals": [refusal]}).to_string())
+            }
             Question::RecentTraces(limit) => {
                 let roots = place.spans.iter().rev().filter(|span| span.parent.is_none());
                 Reply::Spans(roots.take(*limit as usize).cloned().collect())
