@@ -173,6 +173,7 @@ pub(crate) async fn admit(question: &Question<'_>) -> Result<Pass, Refused> {
     pass.concurrency = question.concurrency().await?;
     pass.circuit = question.circuit()?;
     pass.began = question.clock.now();
+    scope.watched.iter().for_each(|meter| meter.pass(pass.began));
     Ok(pass)
 }
 
@@ -231,15 +232,21 @@ impl Question<'_> {
     }
 
     async fn limits(&self) -> Result<(), Refused> {
-        for limit in &self.scope.limits {
+        for (limit, related) in self.scope.limits.iter().zip(&self.scope.related) {
+            let name = &limit.settings().name;
+            if limit.settings().entrance.as_deref().is_some_and(|entrance| self.asked.service != Some(entrance)) {
+                continue; // it came in another way
+            }
+            if let Some(other) = related {
+                limit.admit_related(self.clock.now(), other).map_err(|refusal| self.refuse(refusal, name))?;
+                continue;
+            }
             let by = &limit.settings().by;
             let value = value_of(by, self.asked);
             if value.is_empty() && *by != LimitBy::All {
                 continue; // it has no such header, parameter or cookie: nothing to count it by
             }
-            let wait = limit
-                .admit(self.clock.now(), value, 1)
-                .map_err(|refusal| self.refuse(refusal, &limit.settings().name))?;
+            let wait = limit.admit(self.clock.now(), value, 1).map_err(|refusal| self.refuse(refusal, name))?;
             if !wait.is_zero() {
                 sleep(wait).await;
             }

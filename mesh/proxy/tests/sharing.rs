@@ -48,3 +48,41 @@ async fn a_quota_nobody_has_asked_for_yet_lets_the_first_call_through() {
     assert_eq!(a.get("orders.mesh", "/").await.status, 200);
     assert_eq!(a.get("orders.mesh", "/").await.status, 429);
 }
+
+#[tokio::test]
+async fn a_related_limit_gives_way_to_another_route_and_an_entrance_limits_only_who_came_through_it() {
+    let (flock, app) = (Flock::default(), App::named("well").await);
+    let a = flock.node("a").await;
+    flock.register(app.at("orders", "1", "a"));
+    let policy = r#"
+[[route]]
+name = "write"
+path_prefix = "/write"
+[[route]]
+name = "read"
+path_prefix = "/read"
+[[route.limit]]
+name = "reads"
+count = 3
+per_ms = 60000
+related = "write"
+[[route.limit]]
+name = "of-cart"
+count = 1
+per_ms = 60000
+entrance = "cart"
+"#;
+    flock.policy("orders", policy);
+    for (path, status) in
+        [("/read", 200), ("/read", 200), ("/write", 200), ("/write", 200), ("/read", 200), ("/write", 200)]
+    {
+        assert_eq!(a.get("orders.mesh", path).await.status, status, "{path}");
+    }
+    let refused = a.get("orders.mesh", "/read").await;
+    assert_eq!(refused.status, 429);
+    assert!(refused.header("x-starling-reason").unwrap().contains("related"), "{refused:?}");
+    assert_eq!(a.get("orders.mesh", "/write").await.status, 200, "the other has no limit");
+    // This host's applications call on behalf of its only service.
+    flock.policy("orders", "[[limit]]\nname = \"own\"\ncount = 1\nper_ms = 60000\nentrance = \"orders\"\n");
+    assert_eq!([a.get("orders.mesh", "/").await.status, a.get("orders.mesh", "/").await.status], [200, 429]);
+}

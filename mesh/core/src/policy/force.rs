@@ -5,14 +5,16 @@
 //! service's limits and the route's. When a document changes, guards whose settings did not change are taken over, with
 //! all they have counted.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use super::actions::{Fault, Mirror};
-use super::{Asked, Layers, Problem, RouteMatch, Sections};
+use super::{Asked, Layers, Problem, RouteDocument, RouteMatch, Sections};
 use crate::balance::BalanceSettings;
 use crate::guard::circuit::{CircuitSettings, Failures, Mode};
-use crate::guard::limit::LimitBy;
+use crate::guard::limit::{LimitBy, Meter};
 use crate::guard::{
     Bulkhead, BulkheadSettings, Circuit, Concurrency, ConcurrencySettings, Criticality, Limit, List, Quota, Shed,
     ShedSettings,
@@ -26,7 +28,11 @@ pub struct Force {
     pub service: Arc<Scope>,
     /// The routes, in order.
     pub routes: Vec<(RouteMatch, Arc<Scope>)>,
+    meters: Meters,
 }
+
+/// What passes on routes that limits are related to: by the route's name, and the limit's time in milliseconds.
+type Meters = BTreeMap<(String, u64), Arc<Meter>>;
 
 /// What is in force for some of the requests of a service.
 #[derive(Debug)]
@@ -51,6 +57,10 @@ pub struct Scope {
     pub circuit: Option<Arc<Circuit>>,
     /// Calls in a time; those of the service first.
     pub limits: Vec<Arc<Limit>>,
+    /// For each of the limits, the meter of the route it is related to, if it is.
+    pub related: Vec<Option<Arc<Meter>>>,
+    /// The meters of this route, for the limits that are related to it.
+    pub watched: Vec<Arc<Meter>>,
     /// Calls in a time, at all nodes together; those of the service first.
     pub quotas: Vec<Arc<Quota>>,
     /// Trouble on purpose.
@@ -122,18 +132,25 @@ impl Force {
     pub fn new(layers: &Layers<'_>, before: Option<&Force>, at: Moment) -> Result<Self, Problem> {
         let routes = layers.service.map_or(&[][..], |document| &document.routes);
         let old = before.map(|before| &*before.service);
-        let service = Arc::new(Scope::new(None, layers.service()?.sections, old, |_| true, None, at));
+        let whole = layers.service()?.sections;
+        let mut meters = Meters::new();
+        relate(&whole, "", routes, before, &mut meters)?;
+        for place in 0..routes.len() {
+            relate(&layers.route(place)?.sections, &format!("route[{place}]."), routes, before, &mut meters)?;
+        }
+        let service = Arc::new(Scope::new(None, whole, old, |_| true, None, at).metered(&meters));
         let made = routes.iter().enumerate().map(|(place, route)| {
             let name = &route.matching.name;
             let old = before.and_then(|before| before.routes.iter().find(|(matching, _)| matching.name == *name));
             let own = |section: &str| route.sections.contains_key(section);
             let sections = layers.route(place)?.sections;
             let scope =
-                Scope::new(Some(name.clone()), sections, old.map(|(_, scope)| &**scope), own, Some(&service), at);
+                Scope::new(Some(name.clone()), sections, old.map(|(_, scope)| &**scope), own, Some(&service), at)
+                    .metered(&meters);
             Ok((route.matching.clone(), Arc::new(scope)))
         });
         let routes = made.collect::<Result<_, Problem>>()?;
-        Ok(Self { service, routes })
+        Ok(Self { service, routes, meters })
     }
 
     /// What is in force for a request. Where a service has no routes, this is a look at an empty list.
@@ -145,6 +162,29 @@ impl Force {
     pub fn scopes(&self) -> impl Iterator<Item = &Arc<Scope>> {
         std::iter::once(&self.service).chain(self.routes.iter().map(|(_, scope)| scope))
     }
+}
+
+/// Makes the meters that a scope's limits are related to, or takes over those there were.
+fn relate(
+    sections: &Sections,
+    prefix: &str,
+    routes: &[RouteDocument],
+    before: Option<&Force>,
+    meters: &mut Meters,
+) -> Result<(), Problem> {
+    for (place, limit) in sections.limit.iter().enumerate() {
+        let Some(name) = &limit.related else { continue };
+        if !routes.iter().any(|route| route.matching.name == *name) {
+            let message = format!("is {name:?}; allowed is the name of a route of this document");
+            return Err(Problem { line: None, field: format!("{prefix}limit[{place}].related"), message });
+        }
+        let key = (name.clone(), limit.per_ms);
+        let former = before.and_then(|before| before.meters.get(&key)).cloned();
+        meters
+            .entry(key)
+            .or_insert_with(|| former.unwrap_or_else(|| Arc::new(Meter::new(Duration::from_millis(limit.per_ms)))));
+    }
+    Ok(())
 }
 
 /// A guard for `wanted`: the service's where the route has no word of its own, the former one where nothing changed.
@@ -240,6 +280,8 @@ impl Scope {
             concurrency,
             circuit,
             limits,
+            related: Vec::new(),
+            watched: Vec::new(),
             quotas,
             is_guarded: false,
         };
@@ -256,13 +298,26 @@ impl Scope {
         scope
     }
 
+    /// With the meters of those its limits are related to, and of those related to it.
+    fn metered(mut self, meters: &Meters) -> Self {
+        let meter = |limit: &Arc<Limit>| {
+            let settings = limit.settings();
+            meters.get(&(settings.related.clone()?, settings.per_ms)).cloned()
+        };
+        self.related = self.limits.iter().map(meter).collect();
+        let own = meters.iter().filter(|((name, _), _)| self.route.as_ref() == Some(name));
+        self.watched = own.map(|(_, meter)| meter.clone()).collect();
+        self.is_guarded |= !self.watched.is_empty();
+        self
+    }
+
     /// Until when everything of this class is refused by hand; `Some(None)` is without an end.
-    pub fn forced_open(&self, class: Criticality, wall: WallTime) -> Option<Option<std::time::Duration>> {
+    pub fn forced_open(&self, class: Criticality, wall: WallTime) -> Option<Option<Duration>> {
         let switch = &self.sections.degrade;
         let concerns =
             switch.mode == Mode::ForceOpen && (switch.criticality.is_empty() || switch.criticality.contains(&class));
         let left_ms = switch.until.map(|until| until.saturating_sub(wall.0));
-        (concerns && left_ms != Some(0)).then(|| left_ms.map(std::time::Duration::from_millis))
+        (concerns && left_ms != Some(0)).then(|| left_ms.map(Duration::from_millis))
     }
 
     /// How much a request matters.

@@ -39,10 +39,10 @@ pub struct LimitSettings {
     pub max_keys: u32,
     /// Other counts for some values, by value. Up to 1,000.
     pub values: BTreeMap<String, u32>,
-    /// Limits these calls by the traffic of another route instead of their own (Sentinel's RELATE): the other's name.
-    /// They are refused while more than `count` of the other's calls have passed within `per_ms`.
+    /// Limits these calls by the traffic of another route of the document instead of their own (Sentinel's RELATE): the
+    /// other's name. They are refused while `count` or more of the other's calls have passed within `per_ms`.
     pub related: Option<String>,
-    /// Only for calls that came in through this service or route (Sentinel's CHAIN): its name.
+    /// Only for calls on behalf of this service (Sentinel's CHAIN: the entrance through which they came): its name.
     pub entrance: Option<String>,
 }
 
