@@ -17,15 +17,17 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use starling_core::balance::{InFlight, Outcome};
+use starling_core::balance::{HashOn, InFlight, Outcome, hash_of};
 use starling_core::guard::BudgetSettings;
-use starling_core::id::InstanceId;
+use starling_core::id::{InstanceId, NodeId, ServiceKey};
+use starling_core::policy::Fields;
 use starling_core::tolerate::Mode;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
 use crate::client::{Client, Outgoing};
 use crate::directory::Entry;
+use crate::h1::fields::Written;
 use crate::h1::response::{Asked, Response};
 use crate::mesh::Stream;
 use crate::pool::Pool;
@@ -334,6 +336,30 @@ impl<'a> Crowd<'a> {
             _ => Won::TooManyFailed(format!("{failed} of {count} instances failed")),
         }
     }
+}
+
+/// What of a request its instance is chosen by, hashed; none if it has no such thing.
+pub(crate) fn hash(on: &HashOn, caller: Option<&ServiceKey>, me: &NodeId, outgoing: &Outgoing) -> Option<u64> {
+    let path = outgoing.path();
+    let fields = Written(outgoing.head());
+    let query = || path.split_once('?').map_or("", |(_, query)| query);
+    match on {
+        HashOn::Source => {
+            let service = caller.map(ServiceKey::to_string).unwrap_or_default();
+            Some(hash_of(format!("{me} {service}").as_bytes()))
+        }
+        HashOn::Path => Some(hash_of(path.split_once('?').map_or(path, |(path, _)| path).as_bytes())),
+        HashOn::Header(name) => fields.field(name).map(hash_of),
+        HashOn::Cookie(name) => {
+            let cookies = std::str::from_utf8(fields.field("cookie")?).ok()?;
+            named(cookies.split(';').map(str::trim_ascii_start), name)
+        }
+        HashOn::Query(name) => named(query().split('&'), name),
+    }
+}
+
+fn named<'a>(mut pairs: impl Iterator<Item = &'a str>, name: &str) -> Option<u64> {
+    pairs.find_map(|pair| pair.strip_prefix(name)?.strip_prefix('=')).map(|value| hash_of(value.as_bytes()))
 }
 
 /// What the policy calls tolerable is an empty good answer to the caller, and counted.

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 use starling_core::access::Caller;
-use starling_core::balance::{Ask, FAILURE_PENALTY, Group, InFlight, Outcome, Seat};
+use starling_core::balance::{Ask, FAILURE_PENALTY, Group, InFlight, Outcome, Report, Seat};
 use starling_core::guard::{Fault, Permit};
 use starling_core::id::{InstanceId, ServiceKey};
 use starling_core::observe::SpanKind;
@@ -175,7 +175,8 @@ pub(crate) async fn carry<S: Stream>(
     let context = outgoing.request.context;
     let service = service.clone();
     let (tried, attempt) = (Vec::new(), outgoing.request.attempt);
-    let call = Call { carrier, caller, service, key, entry, scope, group, context, deadline, tried, attempt };
+    let hash = group.hashes_on().and_then(|on| attempts::hash(on, caller, carrier.mesh.me(), outgoing));
+    let call = Call { carrier, caller, service, key, entry, scope, group, context, deadline, tried, attempt, hash };
     let carried = if call.wants_several() && outgoing.is_held() {
         // In a box: what few services want shall not make every connection's task larger.
         Box::pin(call.several(client, outgoing, asked)).await
@@ -237,6 +238,8 @@ pub(crate) struct Call<'a> {
     pub(crate) tried: Vec<(InstanceId, Tried)>,
     /// Which attempt of the caller's own this request is.
     pub(crate) attempt: u32,
+    /// What is hashed of it, if instances are chosen by that.
+    pub(crate) hash: Option<u64>,
 }
 
 impl Call<'_> {
@@ -296,7 +299,7 @@ impl Call<'_> {
 
     pub(crate) fn choose_except(&self, tried: &[InstanceId]) -> Option<Chosen> {
         let now = self.carrier.clock.now();
-        let (slot, permit) = clock::with_dice(|dice| self.group.choose(now, dice, &Ask { tried, key: None }))?;
+        let (slot, permit) = clock::with_dice(|dice| self.group.choose(now, dice, &Ask { tried, key: self.hash }))?;
         Some(Chosen { instance: slot.instance.clone(), in_flight: InFlight::begin(&slot.seat), permit })
     }
 
@@ -385,6 +388,11 @@ impl Call<'_> {
         let penalty = FAILURE_PENALTY.max(asked_wait.unwrap_or_default());
         let outcome = if unwelcome { Outcome::Unwelcome(penalty) } else { Outcome::Good };
         seat.load.observe(now, now.since(began), outcome);
+        if self.group.wants_reports() {
+            let latency_us = seat.load.latency_us(now).unwrap_or_default() as u32;
+            let report = Report { in_flight: seat.load.in_flight().saturating_sub(1), latency_us };
+            self.group.report(now, &instance.key.instance, report);
+        }
         if self.scope.sections.hedge.after_percentile > 0 && !unwelcome {
             self.entry.latency.observe(self.scope.sections.hedge.after_percentile, now.since(began));
         }

@@ -319,3 +319,37 @@ async fn a_client_that_goes_away_ends_all_attempts_of_its_request() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn the_same_key_goes_to_the_same_instance_from_every_node() {
+    let flock = Flock::default();
+    let apps = [App::named("1").await, App::named("2").await, App::named("3").await];
+    let nodes = [flock.node("a").await, flock.node("b").await];
+    for (app, id) in apps.iter().zip(["1", "2", "3"]) {
+        flock.register(app.at("orders", id, "a"));
+    }
+    for (key, of) in [
+        ("{ header = \"x-user\" }", |user: usize| (format!("x-user: {user}\r\n"), "/".to_owned())),
+        ("{ cookie = \"user\" }", |user| (format!("cookie: theme=dark; user={user}\r\n"), "/".to_owned())),
+        ("{ query = \"user\" }", |user| (String::new(), format!("/?x=1&user={user}"))),
+        ("\"path\"", |user| (String::new(), format!("/{user}?x={user}"))),
+    ] as [(&str, fn(usize) -> (String, String)); 4]
+    {
+        for algorithm in ["ring_hash", "maglev"] {
+            flock.policy("orders", &format!("[balance]\nalgorithm = \"{algorithm}\"\nkey = {key}\n"));
+            let mut homes = std::collections::BTreeSet::new();
+            for user in 0..12 {
+                let (fields, path) = of(user);
+                let mut seen = std::collections::BTreeSet::new();
+                for node in &nodes {
+                    for _ in 0..2 {
+                        seen.insert(node.send("GET", "orders.mesh", &path, &fields, b"").await.text());
+                    }
+                }
+                assert_eq!(seen.len(), 1, "{algorithm} by {key}: user {user} went to {seen:?}");
+                homes.extend(seen);
+            }
+            assert!(homes.len() > 1, "{algorithm} by {key}: all went to {homes:?}");
+        }
+    }
+}

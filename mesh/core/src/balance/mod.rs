@@ -60,5 +60,10 @@ pub use prequal::{Answering, Report, Reporter};
 pub use roster::{Roster, Slot};
 pub use settings::{Algorithm, BalanceSettings, HashOn, Locality, Otherwise, PrequalSettings, Subset};
 
+/// The hash of what a request is chosen by: the same on all nodes.
+pub fn hash_of(key: &[u8]) -> u64 {
+    xxhash_rust::xxh3::xxh3_64(key)
+}
+
 #[cfg(test)]
 mod tests;

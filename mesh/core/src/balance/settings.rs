@@ -67,7 +67,8 @@ pub enum Algorithm {
     RingHash,
     /// The same with a table (Maglev): quicker to choose from, shares more even, a few more keys moved by a change.
     Maglev,
-    /// By what instances say of their requests in flight and latency (Prequal): the quickest of those not busy.
+    /// By reports of requests in flight and latency (Prequal): the quickest of those not busy. The sidecar's reports are
+    /// of its own requests, one with each answer; it does not ask instances, and knows nothing of other callers.
     Prequal,
 }
 
@@ -75,7 +76,7 @@ pub enum Algorithm {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HashOn {
-    /// The address the request came from, without the port.
+    /// Who calls: the node, and the calling service where it is known.
     #[default]
     Source,
     /// The path, without the query.
@@ -142,8 +143,9 @@ pub struct PrequalSettings {
     /// in flight alone) to 100 (by latency alone); default 60. The paper recommends 60 to 90; near its limits a service fares
     /// best with the lowest of these, at no cost below.
     pub hot_percent: u32,
-    /// How many instances are asked for a report per 100 requests, beside the reports that come with answers. 100 to
-    /// 1,000 (with fewer it is visibly worse); default 300.
+    /// How many instances are asked for a report per 100 requests, beside the reports that come with answers: decides how
+    /// often one report is used. 100 to 1,000 (with fewer it is visibly worse); default 300. The sidecar does not ask; see
+    /// [`Algorithm::Prequal`].
     pub probes_percent: u32,
 }
 
