@@ -3,6 +3,8 @@
 //! Two published experiments are simulated with the balancer that ships, on a virtual clock, from a seed; then a choice is
 //! timed. `-- stall`, `-- antagonists`, `-- cost` run one part; `-- svg FILE` writes the picture of the second.
 
+#![allow(clippy::print_stdout)]
+
 mod antagonists;
 mod cost;
 #[path = "../machine.rs"]

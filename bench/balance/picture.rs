@@ -36,10 +36,10 @@ pub(crate) fn draw(runs: &[Run]) -> String {
     for ms in TICKS_MS {
         let at = y(ms);
         let end = WIDTH - RIGHT;
-        let _ = write!(
+        let _ = writeln!(
             svg,
             "<line x1=\"{LEFT}\" y1=\"{at:.1}\" x2=\"{end}\" y2=\"{at:.1}\" stroke=\"#e5e5e5\"/>\
-             <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{ms:.0}</text>\n",
+             <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{ms:.0}</text>",
             LEFT - 8.0,
             at + 4.0
         );

@@ -13,7 +13,7 @@ use super::refusal::Invalid;
 pub enum Criticality {
     /// A person notices at once: shed only when nothing else is left.
     CriticalPlus,
-    /// A person notices. What is said of nothing else.
+    /// A person notices. Requests that do not say are of this class.
     #[default]
     Critical,
     /// Will be repeated: batches.

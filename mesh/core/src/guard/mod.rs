@@ -4,6 +4,9 @@
 //! A guard is made from its settings (`XSettings`, with defaults and a `check` that names field, value and bounds),
 //! `admit`s calls or says why not ([`Refusal`]), learns from how they end, and shows itself in a `snapshot`.
 //!
+//! The data plane asks all of them by a service's policy ([`crate::policy`]), but for [`system`] and [`idempotency`]: those two
+//! are machines with tests, which nothing carries requests through yet.
+//!
 //! | Guard | Protects |
 //! |---|---|
 //! | [`breaker`] | callers from an instance that fails, and the instance from more load |
