@@ -13,3 +13,4 @@ mod programs;
 mod redis;
 #[path = "../support/mod.rs"]
 mod support;
+mod websocket;
