@@ -186,6 +186,16 @@ struct One {
     out: Vec<u8>,
 }
 
+impl One {
+    /// Whether another instance may do better at once: not if it is the same everywhere, or a wait was asked for.
+    fn is_worth_another(&self) -> bool {
+        match &self.result {
+            Ok((response, ..)) => response.asks_wait.is_none(),
+            Err(failure) => !matches!(failure.reason, Reason::Forbidden | Reason::BadRequest),
+        }
+    }
+}
+
 /// What all of them together brought.
 enum Won {
     /// This one's answer, good or not, is the caller's.
@@ -216,8 +226,10 @@ impl<'a> Crowd<'a> {
         let mut started = 0;
         while started < count {
             let Some(chosen) = call.choose_except(&self.taken) else { break };
-            let Some(twin) = outgoing.twin() else { break };
+            let Some(mut twin) = outgoing.twin() else { break };
             self.taken.push(chosen.instance.key.instance.clone());
+            // All but the first are told that somebody else sees to it, too.
+            twin.request.attempt = self.taken.len() as u32;
             let mut span = call.begin_span(outgoing, &chosen.instance);
             match &self.root {
                 Some(root) => span.set_parent(root.id()),
@@ -288,7 +300,9 @@ impl<'a> Crowd<'a> {
                 Next::Ended(one) => {
                     tried.push(one.noted.clone());
                     // While others may still do better; then, what would be a retry is one.
-                    let is_last = self.running.is_empty() && !self.once_more(call, outgoing, asked, tried.len());
+                    let may_go_on = one.is_worth_another();
+                    let is_last =
+                        self.running.is_empty() && !(may_go_on && self.once_more(call, outgoing, asked, tried.len()));
                     if is_last {
                         return Won::One(Box::new(one));
                     }

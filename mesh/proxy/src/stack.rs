@@ -351,7 +351,7 @@ impl Call<'_> {
             span: span.id(),
             deadline: self.deadline_of_a_try(outgoing),
             timeouts: self.scope.sections.timeouts,
-            number: self.number(),
+            number: self.number().max(outgoing.request.attempt),
         };
         let result = attempt.exchange(client, outgoing, asked).await;
         let status = result.as_ref().ok().map(|(response, _)| response.verdict());

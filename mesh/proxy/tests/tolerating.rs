@@ -248,6 +248,12 @@ async fn of_forks_the_first_good_answer_wins_and_a_failing_one_does_not() {
         client.send("GET", "orders.mesh", "/", "", b"").await;
         assert_eq!(client.answer().await.text(), "lives");
     }
+    let told = echo().await;
+    flock.register(told.at("stock", "1", "a"));
+    flock.register_as(late.at("stock", "2", "b"), |view| change(view, |i| i.zone = "far".parse().unwrap()));
+    flock.policy("stock", "[tolerate]\nmode = \"forking\"\n");
+    let text = a.get("stock.mesh", "/").await.text();
+    assert!(!text.contains("x-starling-attempt"), "the first is told of no other: {text}");
     assert!(lives.requests() == 5 && late.requests() >= 1, "{} {}", lives.requests(), late.requests());
 }
 
