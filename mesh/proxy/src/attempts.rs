@@ -316,7 +316,7 @@ impl<'a> Crowd<'a> {
     fn once_more<'c: 'a>(&mut self, call: &'c Call<'c>, outgoing: &Outgoing, asked: &'a Asked, failed: usize) -> bool {
         let goes_on = failed <= call.scope.sections.retry.max_retries as usize
             && Instant::now() < call.deadline
-            && call.entry.budget.withdraw(call.carrier.clock.now())
+            && call.entry.budget.withdraw_within(call.carrier.clock.now(), call.scope.sections.retry.budget)
             && self.start(call, outgoing, asked, 1) > 0;
         if goes_on {
             call.entry.metrics.retries.fetch_add(1, Relaxed);

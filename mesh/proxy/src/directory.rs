@@ -5,9 +5,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use starling_core::balance::{BalanceSettings, Group, Roster};
+use starling_core::balance::{Group, Roster};
 use starling_core::guard::{BreakerState, BudgetSettings, RetryBudget};
 use starling_core::id::ServiceKey;
+use starling_core::policy::Scope;
 use starling_core::tolerate::Quantile;
 use starling_core::view::{ServiceView, View};
 
@@ -139,9 +140,10 @@ impl Entry {
         &self,
         service: &Arc<ServiceView>,
         view: &View,
-        balance: &Arc<BalanceSettings>,
+        scope: &Scope,
         carrier: &Carrier,
     ) -> Arc<Group<Pool>> {
+        let (balance, breaker) = (&scope.balance, scope.sections.breaker);
         // A request that began with an older view must not bring back what the newer one has dropped.
         let is_current = |other: &Arc<ServiceView>| Arc::ptr_eq(other, service) || other.revision > service.revision;
         let fits = |group: &&Arc<Group<Pool>>| is_current(group.service()) && Arc::ptr_eq(group.settings(), balance);
@@ -154,9 +156,13 @@ impl Entry {
             return group.clone();
         }
         let newest = groups.last().map(|group| group.roster());
-        let roster = newest.filter(|roster| is_current(roster.service())).cloned().unwrap_or_else(|| {
+        let guards = |roster: &&Arc<Roster<Pool>>| {
+            roster.slots().first().is_none_or(|slot| *slot.seat.breaker.settings() == breaker)
+        };
+        let newest_fits = newest.filter(|roster| is_current(roster.service())).filter(guards);
+        let roster = newest_fits.cloned().unwrap_or_else(|| {
             let previous = newest.map(|roster| &**roster);
-            let roster = Roster::new(service, view, carrier.settings.breaker, carrier.clock.now(), previous);
+            let roster = Roster::new(service, view, breaker, carrier.clock.now(), previous);
             roster.slots().iter().for_each(|slot| slot.seat.extra.limit(carrier.settings.max_idle_per_instance));
             Arc::new(roster)
         });

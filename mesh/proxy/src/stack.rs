@@ -171,7 +171,7 @@ pub(crate) async fn carry<S: Stream>(
 ) -> Result<Arrived, Refused> {
     let Known { view, key, service, entry, .. } = known;
     entry.budget.deposit(carrier.clock.now());
-    let group = entry.group(service, view, &scope.balance, carrier);
+    let group = entry.group(service, view, scope, carrier);
     let context = outgoing.request.context;
     let service = service.clone();
     let (tried, attempt) = (Vec::new(), outgoing.request.attempt);
@@ -312,9 +312,9 @@ impl Call<'_> {
         // The attempt before may have waited long: whoever was registered meanwhile is a candidate too.
         let view = self.carrier.mesh.view();
         self.service = view.service(self.key)?.clone();
-        self.group = self.entry.group(&self.service, &view, &self.scope.balance, self.carrier);
+        self.group = self.entry.group(&self.service, &view, self.scope, self.carrier);
         let next = self.choose()?;
-        if !self.entry.budget.withdraw(self.carrier.clock.now()) {
+        if !self.entry.budget.withdraw_within(self.carrier.clock.now(), self.scope.sections.retry.budget) {
             self.entry.metrics.retries_refused.fetch_add(1, Relaxed);
             return None;
         }

@@ -12,7 +12,7 @@ async fn a_policy_changes_what_happens_from_the_next_request_on() {
     let a = flock.node("a").await;
     flock.register(silent.at("orders", "1", "a"));
     let mut client = Client::connect(a.addr()).await;
-    for ms in [20, 40] {
+    for ms in [200, 300] {
         flock.policy("orders", &format!("[timeouts]\nrequest_ms = {ms}\n[retry]\nmax_retries = 0\n"));
         client.send("GET", "orders.mesh", "/", "", b"").await;
         let answer = client.answer().await;
@@ -47,11 +47,11 @@ async fn the_document_for_all_services_lies_under_each_services_own() {
     let (flock, silent) = (Flock::default(), App::held_back("late").await.0);
     let a = flock.node("a").await;
     flock.register(silent.at("orders", "1", "a"));
-    flock.policy("*", "[timeouts]\nrequest_ms = 10\n[retry]\nmax_retries = 0\n");
+    flock.policy("*", "[timeouts]\nrequest_ms = 200\n[retry]\nmax_retries = 0\n");
     let reason = async || a.get("orders.mesh", "/").await.header("x-starling-reason").unwrap().to_owned();
-    assert!(reason().await.contains("within 10 ms"));
-    flock.policy("orders", "[timeouts]\nrequest_ms = 20\n");
-    assert!(reason().await.contains("within 20 ms"));
+    assert!(reason().await.contains("within 200 ms"));
+    flock.policy("orders", "[timeouts]\nrequest_ms = 300\n");
+    assert!(reason().await.contains("within 300 ms"));
 }
 
 #[tokio::test]
@@ -61,19 +61,19 @@ async fn a_bad_policy_stops_nothing_the_last_good_one_stays_and_the_problem_is_s
     let a = flock.node_with("a", |settings| settings.max_retries = 0).await;
     flock.register(silent.at("orders", "1", "a"));
     flock.register(app.at("other", "1", "a"));
-    flock.policy("orders", "[timeouts]\nrequest_ms = 30\n");
+    flock.policy("orders", "[timeouts]\nrequest_ms = 200\n");
     assert_eq!(a.get("orders.mesh", "/").await.status, 504);
     for bad in ["[timeouts]\nrequest_ms = 0\n", "no toml at all", "[timeouts]\nrequest_ms = \"soon\"\n"] {
         flock.policy("orders", bad);
         let answer = a.get("orders.mesh", "/").await;
-        assert!(answer.header("x-starling-reason").unwrap().contains("within 30 ms"), "{answer:?}");
+        assert!(answer.header("x-starling-reason").unwrap().contains("within 200 ms"), "{answer:?}");
         let metrics = a.metrics();
         assert!(metrics.contains("starling_policy_problems{service=\"default/orders\"} 1"), "{metrics}");
     }
     flock.policy("other", "never = \"good\"");
     assert_eq!(a.get("other.mesh", "/").await.text(), "well", "as if there were none");
-    flock.policy("orders", "[timeouts]\nrequest_ms = 40\n");
-    assert!(a.get("orders.mesh", "/").await.header("x-starling-reason").unwrap().contains("within 40 ms"));
+    flock.policy("orders", "[timeouts]\nrequest_ms = 300\n");
+    assert!(a.get("orders.mesh", "/").await.header("x-starling-reason").unwrap().contains("within 300 ms"));
     assert!(a.metrics().contains("starling_policy_problems{service=\"default/orders\"} 0"));
     assert_eq!(app.requests.load(SeqCst), 1);
 }
@@ -314,4 +314,22 @@ async fn callers_on_the_black_list_are_refused() {
     assert_eq!(refused.header("x-starling-reason"), Some("list: the caller is denied (rule callers)"));
     flock.policy("orders", "[callers]\ndeny = [\"pay*\"]\n");
     assert_eq!(a.get("orders.mesh", "/").await.status, 200);
+}
+
+#[tokio::test]
+async fn the_instances_breakers_are_as_the_policy_says_from_the_next_request_on() {
+    let (flock, app) = (Flock::default(), App::hanging_up().await);
+    let a = flock.node("a").await;
+    flock.register(app.at("orders", "1", "a"));
+    let once = "[retry]\nmax_retries = 0\n";
+    flock.policy("orders", once);
+    for _ in 0..2 {
+        assert_eq!(a.send("POST", "orders.mesh", "/", "", b"buy").await.status, 502);
+    }
+    flock.policy(
+        "orders",
+        &format!("{once}[breaker]\nconsecutive_failures = 1\nopen_ms = 600000\nmax_open_ms = 600000\n"),
+    );
+    assert_eq!(a.send("POST", "orders.mesh", "/", "", b"buy").await.status, 502);
+    assert!(a.metrics().contains("starling_breakers_open{service=\"default/orders\"} 1"), "{}", a.metrics());
 }

@@ -100,7 +100,9 @@ impl<T: Default> Roster<T> {
         let began = (!known.is_empty()).then_some(now);
         let slot = |instance: &InstanceView| {
             let owner_start = view.member(instance.owner()).map(|owner| owner.facts.incarnation);
-            let kept = known.get(&instance.key.instance).filter(|old| old.is_current(instance, owner_start));
+            let same = |old: &&&Slot<T>| *old.seat.breaker.settings() == breaker;
+            let kept =
+                known.get(&instance.key.instance).filter(|old| old.is_current(instance, owner_start)).filter(same);
             let seat = kept.map_or_else(|| Arc::new(Seat::new(breaker, began)), |old| old.seat.clone());
             Slot { instance: instance.clone(), seat, distance: here.distance(instance, view), owner_start }
         };

@@ -145,6 +145,11 @@ impl Breaker {
         }
     }
 
+    /// What it was made of.
+    pub fn settings(&self) -> &BreakerSettings {
+        &self.settings
+    }
+
     /// What it does now.
     pub fn state(&self) -> BreakerState {
         match self.gate.load(Acquire) {

@@ -260,7 +260,10 @@ impl Scope {
             failures: Failures::new(&sections.failure),
             callers: sections.callers.as_ref().map(List::new),
             balance: match before.or(service.map(|service| &**service)) {
-                Some(other) if *other.balance == sections.balance => other.balance.clone(),
+                // Whoever keeps what was made of it goes by its address, and the breakers belong to that.
+                Some(other) if *other.balance == sections.balance && other.sections.breaker == sections.breaker => {
+                    other.balance.clone()
+                }
                 _ => Arc::new(sections.balance.clone()),
             },
             faults: active(

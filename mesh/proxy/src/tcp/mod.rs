@@ -68,7 +68,7 @@ pub(crate) async fn connect(carrier: &Carrier, known: &Known) -> Result<Connecte
     let mut identity = Identity::default();
     identity.refresh(carrier);
     let mut service = known.service.clone();
-    let mut group = entry.group(&service, &known.view, &known.whole().balance, carrier);
+    let mut group = entry.group(&service, &known.view, known.whole(), carrier);
     let mut tried: Vec<(InstanceId, Tried)> = Vec::new();
     let mut failure = Failure::new(Reason::NoneUsable, reason::why_unusable(&service));
     loop {
@@ -118,7 +118,7 @@ pub(crate) async fn connect(carrier: &Carrier, known: &Known) -> Result<Connecte
         let view = carrier.mesh.view();
         let Some(now) = view.service(key) else { break };
         service = now.clone();
-        group = entry.group(&service, &view, &known.whole().balance, carrier);
+        group = entry.group(&service, &view, known.whole(), carrier);
     }
     let reason = if failure.reason == Reason::NotHere { Reason::Connect } else { failure.reason };
     let tried = tried.into_iter().map(|(_, tried)| tried).collect();
