@@ -17,6 +17,7 @@ pub mod logging;
 pub mod node;
 mod scratch;
 pub mod settings;
+pub mod sockets;
 
 pub use node::{Addresses, Node, StartError};
 pub use settings::Settings;

@@ -1,7 +1,7 @@
 //! A whole node in one process: links, heart, sidecar and API, started and stopped in the right order.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -10,17 +10,18 @@ use starling_api::Api;
 use starling_core::id::{CellName, InstanceKey, ServiceKey};
 use starling_core::observe::MetricSource;
 use starling_core::registry::Registration;
-use starling_core::view::{MemberState, MemberView};
+use starling_core::view::{MemberState, MemberView, View};
 use starling_core::{Command, Refusal};
 use starling_net::identity::IdentityError;
 use starling_net::quic::BindError;
-use starling_net::{CommandError, DiskError, Handle, Identity, NetSettings, Running};
+use starling_net::{CommandError, DiskError, Ground, Handle, Identity, NetSettings, Running};
 use starling_proxy::Proxy;
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::settings::{NodeSettings, Seed, Settings, dev_dir};
+use crate::sockets::{Sockets, Told};
 
 /// How long the good-bye to the peers may take, after everything else has ended.
 const GOODBYE: Duration = Duration::from_secs(2);
@@ -28,6 +29,15 @@ const GOODBYE: Duration = Duration::from_secs(2);
 /// How long a node that has said good-bye goes on as before: whoever chose its instances a moment ago is on the way, and
 /// some hundreds of milliseconds are the way of the good-bye itself to far cells.
 const GOODBYE_HEARD: Duration = Duration::from_millis(300);
+
+/// How long a node that hands its sockets over goes on accepting while connections are told to end: as long as the
+/// sidecar keeps them for a last request, and a little.
+const HANDING_OVER: Duration = Duration::from_millis(1_100);
+/// How long a node that was handed sockets waits for its picture before it takes anything by them. Whoever connects
+/// meanwhile waits; an empty picture would be a wrong answer.
+const CATCHING_UP: Duration = Duration::from_secs(3);
+/// At how many living peers the next program may ask for the others.
+const PEERS_TOLD: usize = 8;
 
 /// A running node. When it is dropped, it ends as if it had crashed; [`Node::stop`] ends it politely.
 pub struct Node {
@@ -38,6 +48,8 @@ pub struct Node {
     drain: Duration,
     api: JoinHandle<()>,
     stop_api: watch::Sender<bool>,
+    /// Copies of its sockets, to be handed over.
+    sockets: Sockets,
 }
 
 /// Where a node can be reached, with the ports the system chose.
@@ -113,6 +125,16 @@ impl Node {
     /// # Errors
     /// [`StartError`] says what to change; nothing is left running.
     pub async fn start(settings: Settings) -> Result<Node, StartError> {
+        Self::start_on(settings, Sockets::default()).await
+    }
+
+    /// The same on sockets that are open already.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_on(mut settings: Settings, sockets: Sockets) -> Result<Node, StartError> {
+        let told_peers = sockets.told.iter().flat_map(|told| told.peers.iter().cloned());
+        settings.members.seeds.extend(told_peers);
         let declared = settings.registrations().map_err(|errors| StartError::Settings(errors.join("\n")))?;
         let identity = identity(&settings)?;
         let advertise = advertised(&settings.node).await?;
@@ -127,9 +149,19 @@ impl Node {
             node: settings.gossip.clone(),
             ..NetSettings::default()
         };
-        let mut running = starling_net::start(&identity, net).await?;
+        let listen = settings.node.listen;
+        let failed = |error| BindError::Socket { address: listen, error };
+        let open = |address| starling_net::quic::socket(address, &settings.links);
+        let quic =
+            Sockets::socket(sockets.quic, listen, open).map_err(failed).map_err(starling_net::StartError::from)?;
+        let ground =
+            quic.try_clone().and_then(Ground::with_socket).map_err(failed).map_err(starling_net::StartError::from)?;
+        let mut running = starling_net::start_on(&identity, net, ground).await?;
+        if let Some(told) = &sockets.told {
+            catch_up(&running.handle, told).await;
+        }
         let ready = Arc::new(AtomicBool::new(false));
-        let (proxy, api) = match listeners(&settings, &mut running, &ready).await {
+        let (proxy, api, kept) = match listeners(&settings, &mut running, &ready, (sockets.proxy, sockets.api)).await {
             Ok(listeners) => listeners,
             Err(error) => {
                 running.stop(GOODBYE).await;
@@ -142,7 +174,9 @@ impl Node {
             // The sender's end is as good a reason to stop as its word.
             let _ = stopped.wait_for(|stop| *stop).await;
         }));
-        let node = Node { running, addresses, ready, proxy, drain: settings.node.drain_timeout.0, api, stop_api };
+        let sockets = Sockets { quic: Some(quic), told: None, ..kept };
+        let drain = settings.node.drain_timeout.0;
+        let node = Node { running, addresses, ready, proxy, drain, api, stop_api, sockets };
         if let Err(error) = declare(node.handle(), declared).await {
             node.stop().await;
             return Err(error);
@@ -175,13 +209,24 @@ impl Node {
     /// Stops politely: not ready, gone from the registry everywhere at once; what still comes by those who have not heard of
     /// that is served; then nothing new is taken, requests in flight finish (up to `node.drain_timeout`), links close.
     pub async fn stop(self) {
+        self.end(GOODBYE_HEARD).await;
+    }
+
+    /// The same, but nobody who connects is refused: the sockets stay open, for the next program.
+    pub async fn hand_over(self) -> Sockets {
+        self.end(HANDING_OVER).await
+    }
+
+    async fn end(self, leaving: Duration) -> Sockets {
+        let told = told(&self.handle().view());
         self.ready.store(false, Ordering::Release);
         match self.handle().command(Command::Leave).await {
             Ok(_) | Err(CommandError::Refused(Refusal::Leaving)) => {}
             Err(error) => tracing::warn!("stopping without a good-bye: {error}"),
         }
-        if self.has_peers() {
-            tokio::time::sleep(GOODBYE_HEARD.min(self.drain)).await;
+        self.proxy.leave();
+        if self.has_peers() || leaving > GOODBYE_HEARD {
+            tokio::time::sleep(leaving.min(self.drain)).await;
         }
         if !self.proxy.drain(self.drain).await {
             tracing::warn!("requests were still in flight after {} ms and were cut off", self.drain.as_millis());
@@ -191,6 +236,7 @@ impl Node {
             tracing::error!("the API had failed: {error}");
         }
         self.running.stop(GOODBYE).await;
+        Sockets { told: Some(told), ..self.sockets }
     }
 
     fn has_peers(&self) -> bool {
@@ -229,13 +275,48 @@ async fn listeners(
     settings: &Settings,
     running: &mut Running,
     ready: &Arc<AtomicBool>,
-) -> Result<(Proxy, Api), StartError> {
+    inherited: (Option<TcpListener>, Option<TcpListener>),
+) -> Result<(Proxy, Api, Sockets), StartError> {
+    let address = settings.proxy.listen;
+    let failed = |error| starling_proxy::StartError::Listen { address, error };
+    let for_apps = Sockets::listener(inherited.0, address, starling_proxy::listen).map_err(failed)?;
+    let kept_proxy = for_apps.try_clone().map_err(failed)?;
+    let address = settings.api.listen;
+    let failed = |source| starling_api::BindError::Listen { address, source };
+    let for_people = Sockets::listener(inherited.1, address, TcpListener::bind).map_err(failed)?;
+    let kept_api = for_people.try_clone().map_err(failed)?;
     let tunnels = running.tunnels.take().expect("nobody has taken the tunnels of a node that was just started");
-    let proxy = Proxy::start(settings.proxy.clone(), running.handle.clone(), tunnels).await?;
+    let proxy = Proxy::start_on(for_apps, settings.proxy.clone(), Arc::new(running.handle.clone()), tunnels).await?;
     running.handle.govern(proxy.governor());
     let metrics: Vec<Arc<dyn MetricSource>> = vec![Arc::new(running.handle.clone()), proxy.metrics()];
-    let api = Api::bind(settings.api.clone(), running.handle.clone(), metrics, ready.clone()).await?;
-    Ok((proxy, api))
+    let api = Api::on(for_people, settings.api.clone(), running.handle.clone(), metrics, ready.clone())?;
+    Ok((proxy, api, Sockets { proxy: Some(kept_proxy), api: Some(kept_api), ..Sockets::default() }))
+}
+
+/// What the next program is told of this one's picture.
+fn told(view: &View) -> Told {
+    let others = view.members.values().filter(|member| member.state == MemberState::Alive && member.node != view.me);
+    let peers = others.map(|member| member.facts.address.clone()).filter(|address| !address.is_empty());
+    Told { records: view.fingerprint.count, peers: peers.take(PEERS_TOLD).collect() }
+}
+
+/// Waits until this node knows as much as the program before it did, and a living peer, for a while at most.
+async fn catch_up(handle: &Handle, told: &Told) {
+    if told.peers.is_empty() {
+        return;
+    }
+    let knows = |view: &View| {
+        let is_other = |member: &MemberView| member.state == MemberState::Alive && member.node != view.me;
+        view.fingerprint.count >= told.records && view.members.values().any(|member| is_other(member))
+    };
+    let waiting = async {
+        while !knows(&handle.view()) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    if tokio::time::timeout(CATCHING_UP, waiting).await.is_err() {
+        tracing::warn!("taking requests without having caught up with the peers, which did not answer in time");
+    }
 }
 
 /// The identity the settings name, checked against them.

@@ -1,6 +1,7 @@
 //! `starling node`: settings from everywhere, a node until somebody stops it.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -9,6 +10,7 @@ use super::failure::Failure;
 use super::output::{Cell, Out, Style, Table, notice};
 use crate::node::{self, Node};
 use crate::settings::{Flag, Loaded, Sources, load};
+use crate::sockets::Sockets;
 
 /// `starling node`
 #[derive(Debug, Args)]
@@ -18,6 +20,11 @@ environment, the environment wins over the file. Unknown keys are refused.
 
 SIGTERM or SIGINT stops the node politely: its instances are gone everywhere at once, requests in flight finish. A
 second signal ends it at once.
+
+SIGUSR2 puts the binary that now lies where this one was started from in its place, as the same process: it is asked first
+whether it would start (--check), then this node stops politely and the new one goes on with its sockets. Nobody who
+connects meanwhile is refused, they wait. Sockets may also come from systemd, named quic, api and proxy
+(FileDescriptorName= in a socket unit).
 
 Examples:
   starling node --dev
@@ -94,10 +101,20 @@ pub(crate) fn run(args: NodeArgs, out: &mut Out) -> Result<(), Failure> {
         tracing::warn!("{warning}");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let result = runtime.block_on(serve(loaded, args.ready_file.as_deref()));
-    // What still runs by now (a lookup that hangs, say) must not keep the process.
-    runtime.shutdown_background();
-    result
+    let program = std::env::current_exe()?;
+    let result = runtime.block_on(serve(loaded, args.ready_file.as_deref(), &program));
+    let handed_over = match result {
+        Ok(Some(sockets)) => sockets,
+        // What still runs by now (a lookup that hangs, say) must not keep the process.
+        ended => {
+            runtime.shutdown_background();
+            return ended.map(drop);
+        }
+    };
+    // The next program's descriptors take the places of this one's: no other thread may be using them.
+    runtime.shutdown_timeout(THREADS_END);
+    let error = handed_over.exec(&program, std::env::args_os().skip(1));
+    Err(Failure::Refused(format!("cannot become {}: {error}", program.display())))
 }
 
 fn sources(args: &NodeArgs) -> Result<Sources, Failure> {
@@ -191,10 +208,12 @@ fn flatten(key: &str, value: &serde_json::Value, rows: &mut Vec<(String, String)
     }
 }
 
-async fn serve(loaded: Loaded, ready_file: Option<&Path>) -> Result<(), Failure> {
+/// Runs the node until it is asked to stop, or to hand these sockets over.
+async fn serve(loaded: Loaded, ready_file: Option<&Path>, program: &Path) -> Result<Option<Sockets>, Failure> {
     let mut stop = Stop::listen()?;
+    let mut upgrade = signal(SignalKind::user_defined2())?;
     let second_dev = if loaded.settings.dev { SECOND_DEV } else { "" };
-    let starting = Node::start(loaded.settings);
+    let starting = Node::start_on(loaded.settings, Sockets::inherited());
     let node = tokio::select! {
         started = starting => started.map_err(|error| {
             let hint = if error.is_taken() { second_dev } else { "" };
@@ -205,16 +224,48 @@ async fn serve(loaded: Loaded, ready_file: Option<&Path>) -> Result<(), Failure>
     if let Some(path) = ready_file {
         write_ready_file(path, &node).map_err(|error| Failure::Refused(format!("{}: {error}", path.display())))?;
     }
-    tokio::select! {
-        name = stop.asked() => tracing::info!("{name}: stopping; once more ends at once"),
-        () = node.ended() => return Err(Failure::Refused("the node ended by itself; its log says why".into())),
+    loop {
+        tokio::select! {
+            name = stop.asked() => {
+                tracing::info!("{name}: stopping; once more ends at once");
+                break;
+            }
+            () = node.ended() => return Err(Failure::Refused("the node ended by itself; its log says why".into())),
+            _ = upgrade.recv() => match is_startable(program).await {
+                Err(why) => tracing::error!("SIGUSR2: {} would not start, so this one goes on: {why}", program.display()),
+                Ok(()) => return hand_over(node, program, &mut stop).await.map(Some),
+            },
+        }
     }
     tokio::select! {
         () = node.stop() => tracing::info!("stopped"),
         name = stop.asked() => return Err(Failure::Refused(format!("{name} again: ended at once"))),
     }
-    Ok(())
+    Ok(None)
 }
+
+/// Asks the program that is to take over whether it would start with these arguments.
+async fn is_startable(program: &Path) -> Result<(), String> {
+    let asking = tokio::process::Command::new(program).args(std::env::args_os().skip(1)).arg("--check").output();
+    let output = tokio::time::timeout(CHECK_PATIENCE, asking).await.map_err(|_| "it does not answer".to_owned())?;
+    let output = output.map_err(|error| error.to_string())?;
+    if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()) }
+}
+
+/// Stops the node, for the program that lies where this one was started from to go on with its sockets.
+async fn hand_over(node: Node, program: &Path, stop: &mut Stop) -> Result<Sockets, Failure> {
+    tracing::info!("SIGUSR2: handing over to {}; whoever connects meanwhile waits", program.display());
+    tokio::select! {
+        sockets = node.hand_over() => Ok(sockets),
+        name = stop.asked() => Err(Failure::Refused(format!("{name} while handing over: ended at once"))),
+    }
+}
+
+/// How long threads may take to end before the process becomes another program.
+const THREADS_END: Duration = Duration::from_secs(5);
+
+/// How long a new program may take to check its settings.
+const CHECK_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What most often is meant when a `--dev` node finds its name or ports taken.
 const SECOND_DEV: &str = "\nA second --dev node on this host takes a name and ports of its own, and the first for its seed:\n  \

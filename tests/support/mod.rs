@@ -318,8 +318,21 @@ impl NodeProcess {
 
     /// Sends SIGTERM and does not wait.
     pub(crate) fn ask_to_stop(&self) {
+        self.signal("-TERM");
+    }
+
+    /// Lets the binary on the disk take the place of the one that runs, and waits until it is ready.
+    pub(crate) fn hand_over(&self) {
+        let ready_file = self.dir.join(format!("{}.ready", self.name));
+        fs::remove_file(&ready_file).unwrap();
+        self.signal("-USR2");
+        eventually("the new program is ready", || ready_file.exists());
+    }
+
+    /// Sends a signal and does not wait.
+    pub(crate) fn signal(&self, signal: &str) {
         let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
     }
 
     /// Waits until the process has ended; its exit code.

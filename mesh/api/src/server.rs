@@ -64,9 +64,25 @@ impl Api {
         metrics: Vec<Arc<dyn MetricSource>>,
         ready: Arc<AtomicBool>,
     ) -> Result<Api, BindError> {
+        let listener = TcpListener::bind(settings.listen).await.and_then(TcpListener::into_std);
+        let listener = listener.map_err(|source| BindError::Listen { address: settings.listen, source })?;
+        Self::on(listener, settings, mesh, metrics, ready)
+    }
+
+    /// As [`Self::bind`], on a listener that is open already and does not block.
+    ///
+    /// # Errors
+    /// [`BindError`] when the settings are wrong, or the listener cannot be used.
+    pub fn on<M: MeshPort>(
+        listener: std::net::TcpListener,
+        settings: ApiSettings,
+        mesh: M,
+        metrics: Vec<Arc<dyn MetricSource>>,
+        ready: Arc<AtomicBool>,
+    ) -> Result<Api, BindError> {
         settings.check().map_err(BindError::Settings)?;
         let wrong = |source| BindError::Listen { address: settings.listen, source };
-        let listener = TcpListener::bind(settings.listen).await.map_err(wrong)?;
+        let listener = TcpListener::from_std(listener).map_err(wrong)?;
         let address = listener.local_addr().map_err(wrong)?;
         if !address.ip().is_loopback() {
             tracing::warn!(%address, "the API is not on loopback: whoever reaches it can change the mesh");

@@ -4,10 +4,11 @@
 //! clock instead: whole meshes in one process, hours in seconds, and the same run again from the same seed. Monotonic
 //! time needs no place here: everything in this crate reads tokio's clock, which such a test drives.
 
-use std::fmt;
+use std::net::UdpSocket;
 use std::sync::Arc;
+use std::{fmt, io};
 
-use quinn::AsyncUdpSocket;
+use quinn::{AsyncUdpSocket, Runtime, TokioRuntime};
 use starling_core::time::WallTime;
 
 use crate::disk::wall_now;
@@ -26,6 +27,16 @@ pub struct Ground {
 impl Default for Ground {
     fn default() -> Self {
         Self { socket: None, wall: wall_now, quic_seed: None }
+    }
+}
+
+impl Ground {
+    /// Real ground, with a UDP socket that is open already. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// What the system says of the socket.
+    pub fn with_socket(socket: UdpSocket) -> io::Result<Self> {
+        Ok(Self { socket: Some(TokioRuntime.wrap_udp_socket(socket)?), ..Self::default() })
     }
 }
 

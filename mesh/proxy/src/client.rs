@@ -12,6 +12,7 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, Sleep};
 
 use crate::h1::buffer::LARGE;
+use crate::h1::forwarded::Peer;
 use crate::h1::framing::BadBody;
 use crate::h1::request::{Request, UNBOUNDED_MS};
 use crate::h1::{BodyReader, Buffer, Framing, fields};
@@ -24,6 +25,8 @@ const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 /// The connection a request comes by.
 pub(crate) struct Client<S> {
     pub(crate) io: S,
+    /// Where it connects from, if somebody is to be told.
+    pub(crate) peer: Option<Peer>,
     /// What has come by it.
     pub(crate) buffer: Buffer,
     /// What is to go by it.
@@ -33,7 +36,7 @@ pub(crate) struct Client<S> {
 
 impl<S: Stream> Client<S> {
     pub(crate) fn new(io: S) -> Self {
-        Self { io, buffer: Buffer::default(), out: Vec::new(), alarm: Alarm::new() }
+        Self { io, peer: None, buffer: Buffer::default(), out: Vec::new(), alarm: Alarm::new() }
     }
 
     /// Whether the client is gone, which is seen by its bytes ending. What it sends meanwhile is the next request and

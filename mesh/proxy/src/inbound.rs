@@ -102,7 +102,7 @@ pub(crate) fn serve_dealt(
         let _held = held;
         let _counted = Gauge::count(&carrier.connections.tunnels);
         let tunnel = Tunnel { from: arrival.from, to: arrival.to, claim: Claim::default(), pool: Arc::default() };
-        serve(arrival.stream, &carrier, Door::Tunnel(tunnel), lifetime).await;
+        serve(arrival.stream, None, &carrier, Door::Tunnel(tunnel), lifetime).await;
     });
 }
 

@@ -72,7 +72,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use bound::BoundPort;
+pub use h1::forwarded::Forwarded;
 pub use http2::Http2Settings;
+pub use outbound::listen;
 pub use settings::ProxySettings;
 use starling_core::id::ServiceKey;
 use starling_core::observe::MetricSource;
@@ -153,10 +155,24 @@ impl Proxy {
         mesh: Arc<dyn Mesh>,
         tunnels: mpsc::Receiver<T>,
     ) -> Result<Proxy, StartError> {
+        let address = settings.listen;
+        let listener = outbound::listen(address).map_err(|error| StartError::Listen { address, error })?;
+        Self::start_on(listener, settings, mesh, tunnels).await
+    }
+
+    /// The same on a listener that is open already and does not block.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn start_on<T: Knock>(
+        listener: std::net::TcpListener,
+        settings: ProxySettings,
+        mesh: Arc<dyn Mesh>,
+        tunnels: mpsc::Receiver<T>,
+    ) -> Result<Proxy, StartError> {
         settings.check().map_err(StartError::Settings)?;
         let address = settings.listen;
         let failed = |error| StartError::Listen { address, error };
-        let listener = outbound::listen(address).map_err(failed)?;
         let local_addr = listener.local_addr().map_err(failed)?;
         let tunnel_places = Arc::new(Semaphore::new(settings.max_tunnels));
         let mut listeners = vec![(listener, Entrance::Any)];
@@ -220,6 +236,12 @@ impl Proxy {
     /// Who puts policies into force here.
     pub fn governor(&self) -> Arc<dyn Governor> {
         self.carrier.clone()
+    }
+
+    /// Goes on as before, but closes connections: each with the answer to its next request, which says so, and those that
+    /// bring none within a second. What comes meanwhile is served. [`Proxy::drain`] is to follow.
+    pub fn leave(&self) {
+        self.phase.send_replace(Phase::Leaving);
     }
 
     /// Takes nothing new, lets requests in flight finish for up to `within`, then drops the rest. Says whether all

@@ -13,6 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::unconstrained;
 
 use crate::Job;
+use crate::h1::forwarded::{Forwarded, Peer};
 use crate::pool::{Counted, Gauge};
 use crate::serve::{Door, Entrance, Lifetime, serve};
 use crate::stack::Carrier;
@@ -23,8 +24,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How many connections wait in the kernel to be accepted; Linux allows no more by default (`net.core.somaxconn`).
 const BACKLOG: u32 = 4_096;
 
-/// Opens a listener.
-pub(crate) fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+/// Opens a listener for applications, which does not block.
+///
+/// # Errors
+/// What the system says.
+pub fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     let socket = if address.is_ipv6() { TcpSocket::new_v6() } else { TcpSocket::new_v4() }?;
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
@@ -100,9 +104,12 @@ pub(crate) fn serve_dealt(
     // Both fail only on a socket that is broken already.
     let _ = stream.set_nodelay(true);
     let Ok(stream) = TcpStream::from_std(stream) else { return };
+    let is_told = carrier.settings.forwarded != Forwarded::Off || !carrier.settings.forwarded_keep;
+    let peer =
+        if is_told { stream.peer_addr().ok().map(|peer| Peer { ip: peer.ip(), encrypted: false }) } else { None };
     tokio::spawn(async move {
         let _held = held;
         let _counted = Gauge::count(&carrier.connections.outbound);
-        serve(stream, &carrier, Door::Application(entrance), lifetime).await;
+        serve(stream, peer, &carrier, Door::Application(entrance), lifetime).await;
     });
 }

@@ -20,6 +20,7 @@ use crate::detect::{self, Spoken};
 use crate::grpc;
 use crate::guarded::Guarded;
 use crate::h1::buffer::LARGE;
+use crate::h1::forwarded::{Forward, Peer};
 use crate::h1::request::{Request, Rules};
 use crate::h1::response::Asked;
 use crate::h1::{Framing, fields};
@@ -46,6 +47,8 @@ const LAST_REQUEST: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Phase {
     Running,
+    /// Connections are told to end.
+    Leaving,
     /// Nothing new is taken, requests in flight finish.
     Draining,
     /// Everything is dropped.
@@ -72,14 +75,19 @@ impl Lifetime {
     /// Returns when a connection without a request is to be closed. That of an application a while later than a tunnel: the
     /// other sidecar knows of a closed tunnel that it took no request, a client does not.
     async fn closing_idle(&mut self, from_application: bool) {
-        self.draining().await;
+        self.leaving().await;
         if from_application {
             tokio::time::sleep(LAST_REQUEST).await;
         }
     }
 
-    fn is_draining(phase: &watch::Receiver<Phase>) -> bool {
-        *phase.borrow() >= Phase::Draining
+    /// Returns when connections are to end.
+    pub(crate) async fn leaving(&mut self) {
+        reached(&mut self.phase, Phase::Leaving).await;
+    }
+
+    fn is_leaving(phase: &watch::Receiver<Phase>) -> bool {
+        *phase.borrow() >= Phase::Leaving
     }
 }
 
@@ -107,8 +115,15 @@ pub(crate) enum Door {
 }
 
 /// Serves whoever comes by `io`, whatever it speaks.
-pub(crate) async fn serve<S: Stream>(io: S, carrier: &Arc<Carrier>, mut door: Door, lifetime: Lifetime) {
+pub(crate) async fn serve<S: Stream>(
+    io: S,
+    peer: Option<Peer>,
+    carrier: &Arc<Carrier>,
+    mut door: Door,
+    lifetime: Lifetime,
+) {
     let mut client = Client::new(io);
+    client.peer = peer;
     // Within a connection there may be another, asked for by CONNECT; within that, none.
     while let Some((inner, port)) = serve_client(client, carrier, door, lifetime.clone()).await {
         (client, door) = (inner, Door::Application(Entrance::Bound(port)));
@@ -122,6 +137,7 @@ async fn serve_client<S: Stream>(
     door: Door,
     mut lifetime: Lifetime,
 ) -> Option<(Client<S>, Arc<BoundPort>)> {
+    let peer = client.peer;
     if let Door::Application(Entrance::Bound(port)) = &door
         && bound::leads_to_bytes(carrier, port)
     {
@@ -133,14 +149,14 @@ async fn serve_client<S: Stream>(
         detect::first(&mut client, patience, pin!(lifetime.closing_idle(matches!(door, Door::Application(_))))).await;
     match (spoken, door) {
         (Some(Spoken::Http2), Door::Application(entrance)) => {
-            http2::serve(Rewound::from(client), entrance, carrier.clone(), lifetime).await;
+            http2::serve(Rewound::from(client), peer, entrance, carrier.clone(), lifetime).await;
         }
         (Some(Spoken::Other), Door::Tunnel(tunnel)) if client.buffer.data().first() == Some(&tcp::VERSION) => {
             tcp::deliver(client, carrier, tunnel).await;
         }
         (Some(Spoken::Tls), Door::Application(entrance)) if carrier.tls.is_some() => {
             // Apart: what only some connections need is no part of all others' memory.
-            Box::pin(serve_encrypted(Rewound::from(client), entrance, carrier, lifetime)).await;
+            Box::pin(serve_encrypted(Rewound::from(client), peer, entrance, carrier, lifetime)).await;
         }
         // What is not understood is refused by the HTTP reader, with an answer people can read.
         (Some(Spoken::Http1 | Spoken::Http2 | Spoken::Tls | Spoken::Other), door) => {
@@ -152,13 +168,21 @@ async fn serve_client<S: Stream>(
 }
 
 /// Serves a client that speaks TLS.
-async fn serve_encrypted<S: Stream>(io: S, entrance: Entrance, carrier: &Arc<Carrier>, lifetime: Lifetime) {
+async fn serve_encrypted<S: Stream>(
+    io: S,
+    peer: Option<Peer>,
+    entrance: Entrance,
+    carrier: &Arc<Carrier>,
+    lifetime: Lifetime,
+) {
+    let peer = peer.map(|peer| Peer { encrypted: true, ..peer });
     let Some(acceptor) = &carrier.tls else { return };
     let patience = Duration::from_millis(carrier.settings.header_timeout_ms);
     match Encrypted::accept(acceptor, io, patience).await {
-        Ok(io) if io.speaks_http2() => http2::serve(io, entrance, carrier.clone(), lifetime).await,
+        Ok(io) if io.speaks_http2() => http2::serve(io, peer, entrance, carrier.clone(), lifetime).await,
         Ok(io) => {
             let (mut client, mut door) = (Client::new(io), Door::Application(entrance));
+            client.peer = peer;
             // What is inside a way asked for here is taken for HTTP/1.1.
             while let Some((inner, port)) = serve_http1(client, carrier, door, lifetime.clone()).await {
                 (client, door) = (inner, Door::Application(Entrance::Bound(port)));
@@ -282,11 +306,17 @@ impl<S: Stream> Connection<'_, S> {
             Door::Application(_) => {
                 self.identity.refresh(self.carrier);
                 let (caller, caller_service) = (self.carrier.mesh.me(), self.identity.text());
-                let rules = Rules { settings, caller, caller_service, counts_hop: true };
+                let forward = self.client.peer.map(|peer| Forward {
+                    how: settings.forwarded,
+                    keep: settings.forwarded_keep,
+                    peer,
+                });
+                let rules = Rules { settings, caller, caller_service, forward, counts_hop: true };
                 Request::read(data, &rules, &mut self.head, &mut self.host)
             }
             Door::Tunnel(tunnel) => {
-                let rules = Rules { settings, caller: &tunnel.from, caller_service: None, counts_hop: false };
+                let rules =
+                    Rules { settings, caller: &tunnel.from, caller_service: None, forward: None, counts_hop: false };
                 let mut read = Request::read(data, &rules, &mut self.head, &mut self.host);
                 if let Ok(Some(request)) = &mut read {
                     tunnel.vouch(self.carrier, request, &mut self.head);
@@ -309,14 +339,14 @@ impl<S: Stream> Connection<'_, S> {
         let facts = Facts { context: request.context, method, arrived, grpc };
         if facts.method == http::Method::CONNECT {
             // In a box: few connections do this, and none shall be larger for it.
-            let keep_alive = request.keep_alive && !Lifetime::is_draining(phase);
+            let keep_alive = request.keep_alive && !Lifetime::is_leaving(phase);
             return Box::pin(self.connect(&facts, keep_alive)).await;
         }
         let wants_more = request.keep_alive;
         let bodiless = matches!(request.framing, Framing::Empty | Framing::Length(0));
         let mut outgoing = None;
         let outcome = self.carry(request, &mut outgoing, &asked, arrived).await;
-        let keep_alive = wants_more && !Lifetime::is_draining(phase);
+        let keep_alive = wants_more && !Lifetime::is_leaving(phase);
         let go_on = match (outcome, &mut outgoing) {
             (Ok(response), Some(outgoing)) => {
                 self.record(response.response.verdict(), arrived);

@@ -10,6 +10,7 @@ use starling_core::policy::{Sections, Timeouts};
 use starling_core::tolerate::RetrySettings;
 
 use crate::bound::BoundPort;
+use crate::h1::forwarded::Forwarded;
 use crate::http2::Http2Settings;
 use crate::tls::ProxyTlsSettings;
 
@@ -26,6 +27,12 @@ pub struct ProxySettings {
     /// know them by. Only a service this node has an instance of counts. Empty (default): the only service it has instances
     /// of; with several, none.
     pub identity: String,
+    /// How applications are told whom a request came from first: `off` (default; the client is an application of this
+    /// host), `append` (`Forwarded`, RFC 7239), `x-forwarded` (`X-Forwarded-For`, `-Host`, `-Proto`) or `both`.
+    pub forwarded: Forwarded,
+    /// Whether such fields of the application's own are kept (and added to). True (default) where applications hand on
+    /// what their own proxy wrote; false drops them as forged.
+    pub forwarded_keep: bool,
     /// How long connecting to an instance may take. 1 to 60,000; default 1,000.
     pub connect_timeout_ms: u64,
     /// How long a request may take, retries included, until its response begins; the response's body may take longer. A
@@ -86,6 +93,8 @@ impl Default for ProxySettings {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 15_001)),
             suffix: "mesh".into(),
             identity: String::new(),
+            forwarded: Forwarded::Off,
+            forwarded_keep: true,
             connect_timeout_ms: 1_000,
             request_timeout_ms: 30_000,
             header_timeout_ms: 60_000,

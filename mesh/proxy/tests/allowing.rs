@@ -3,6 +3,7 @@
 mod support;
 
 use starling_core::id::InstanceKey;
+use starling_proxy::Forwarded;
 use support::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -139,4 +140,27 @@ async fn a_refusal_is_final_and_no_fault_of_the_instance() {
         assert_eq!(a.get("orders", "/").await.status, 200, "no breaker is open");
     }
     drop(b);
+}
+
+#[tokio::test]
+async fn an_application_is_told_whom_a_request_came_from_where_that_is_set() {
+    let flock = Flock::default();
+    let app = App::answering(|request| async move {
+        let field =
+            |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or("-").to_owned();
+        text(200, format!("{} | {}", field("forwarded"), field("x-forwarded-for")))
+    })
+    .await;
+    let off = flock.node("off").await;
+    let both = flock.node_with("both", |settings| settings.forwarded = Forwarded::Both).await;
+    let strict = flock
+        .node_with("strict", |settings| (settings.forwarded, settings.forwarded_keep) = (Forwarded::XForwarded, false))
+        .await;
+    let _b = flock.node("b").await;
+    flock.register(app.at("orders", "1", "b"));
+    let sent = "forwarded: for=_shop\r\nx-forwarded-for: 192.0.2.1\r\n";
+    let told = async |bird: &Bird| bird.send("GET", "orders", "/", sent, b"").await.text();
+    assert_eq!(told(&off).await, "for=_shop | 192.0.2.1");
+    assert_eq!(told(&both).await, "for=_shop, for=127.0.0.1;host=orders;proto=http | 192.0.2.1, 127.0.0.1");
+    assert_eq!(told(&strict).await, "- | 127.0.0.1");
 }

@@ -255,6 +255,8 @@ impl Node {
     fn conclusion(&self, node: &NodeId) -> Owner {
         match self.peers.state(node) {
             Some(MemberState::Alive) => Owner::Alive,
+            // As long as it can be asked it is there: the applications of its own host go on calling each other by it.
+            Some(MemberState::Left) if *node == self.me => Owner::Alive,
             Some(MemberState::Left) => Owner::Left,
             Some(MemberState::Lost) if self.peers.is_behind_the_cut(node) => Owner::Doubtful,
             Some(MemberState::Lost) | None => match self.preserver.conclusion(node) {

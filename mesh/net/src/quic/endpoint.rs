@@ -128,7 +128,8 @@ fn transport(incoming_streams: u32) -> TransportConfig {
     config
 }
 
-fn socket(listen: SocketAddr, limits: &Limits) -> std::io::Result<UdpSocket> {
+/// Opens a UDP socket as [`open`] does, for those who keep it themselves.
+pub fn socket(listen: SocketAddr, limits: &Limits) -> std::io::Result<UdpSocket> {
     let socket = Socket::new(Domain::for_address(listen), Type::DGRAM, Some(Protocol::UDP))?;
     if listen.is_ipv6() {
         socket.set_only_v6(false)?;

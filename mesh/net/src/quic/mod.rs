@@ -51,6 +51,7 @@ use peer::{Keep, Peer};
 use stats::Stats;
 use table::Table;
 
+pub use endpoint::socket;
 pub use lane::OpenLane;
 pub use letters::Messages;
 #[cfg(test)]

@@ -3,6 +3,8 @@
 use std::mem::MaybeUninit;
 
 use httparse::Header;
+
+use super::forwarded;
 use starling_core::policy::Fields;
 
 /// Room for so many fields is taken from the stack; more, where they are allowed, cost an allocation.
@@ -49,6 +51,11 @@ pub(crate) enum Field {
     Pushback,
     /// How many sidecars the request has passed.
     Hops,
+    /// Whom the request was sent by first.
+    Forwarded,
+    ForwardedFor,
+    ForwardedHost,
+    ForwardedProto,
     /// The service another sidecar says it calls for.
     CallerService,
     /// Why another sidecar answered itself.
@@ -78,6 +85,7 @@ impl Field {
     pub(crate) fn is_of_ends(self) -> bool {
         use Field::{ContentType, Date, GrpcStatus, GrpcTimeout, Other, Pushback, RetryAfter};
         matches!(self, Other | Date | ContentType | GrpcTimeout | GrpcStatus | RetryAfter | Pushback)
+            || forwarded::is_one(self)
     }
 }
 
@@ -101,6 +109,10 @@ pub(crate) fn field(name: &str) -> Field {
         4 if is(b"date") => Field::Date,
         6 if is(b"expect") => Field::Expect,
         7 if is(b"upgrade") => Field::Upgrade,
+        9 if is(b"forwarded") => Field::Forwarded,
+        15 if is(b"x-forwarded-for") => Field::ForwardedFor,
+        16 if is(b"x-forwarded-host") => Field::ForwardedHost,
+        17 if is(b"x-forwarded-proto") => Field::ForwardedProto,
         10 if is(b"connection") => Field::Connection,
         10 if is(b"keep-alive") => Field::Hop,
         10 if is(b"tracestate") => Field::TraceState,

@@ -8,6 +8,7 @@
 
 pub(crate) mod buffer;
 pub(crate) mod fields;
+pub(crate) mod forwarded;
 pub(crate) mod framing;
 pub(crate) mod request;
 pub(crate) mod response;

@@ -14,6 +14,7 @@ use starling_core::id::NodeId;
 
 use super::Framing;
 use super::fields::{self, Connection, Field, field};
+use super::forwarded::{self, Forward};
 use crate::grpc::{self, Grpc};
 use crate::reason::{Reason, Refused};
 use crate::settings::ProxySettings;
@@ -66,6 +67,8 @@ pub(crate) struct Rules<'a> {
     pub(crate) caller: &'a NodeId,
     /// The service its application calls for; what a request itself says of that counts only from another sidecar.
     pub(crate) caller_service: Option<&'a [u8]>,
+    /// What the application is told of the client, if anything.
+    pub(crate) forward: Option<Forward>,
     /// Whether this sidecar is one more that the request passes.
     pub(crate) counts_hop: bool,
 }
@@ -208,12 +211,16 @@ fn write(
             Field::TraceState if continued => {}
             // It is written anew, with what is left of it.
             Field::GrpcTimeout if gathered.grpc.timeout.is_some() => continue,
+            known if rules.forward.is_some() && forwarded::is_one(known) => continue,
             field if field.is_of_ends() => {}
             _ => continue,
         }
         if !gathered.connection.ends(header) {
             fields::write(out, header.name.as_bytes(), header.value);
         }
+    }
+    if let Some(forward) = rules.forward {
+        forward.write(parsed.headers, &gathered.connection, named, out);
     }
     match framing {
         Framing::Length(length) => fields::write_number(out, b"content-length", length),
@@ -363,8 +370,13 @@ mod tests {
         let (mut out, mut host) = (Vec::new(), Vec::new());
         let caller = "n1".parse().unwrap();
         let settings = ProxySettings::default();
-        let rules =
-            Rules { settings: &settings, caller: &caller, caller_service: Some(b"default/shop"), counts_hop: true };
+        let rules = Rules {
+            settings: &settings,
+            caller: &caller,
+            caller_service: Some(b"default/shop"),
+            forward: None,
+            counts_hop: true,
+        };
         let read = Request::read(head.as_bytes(), &rules, &mut out, &mut host).map_err(|refused| refused.reason)?;
         Ok((read.expect("a whole head"), String::from_utf8(out).unwrap(), String::from_utf8(host).unwrap()))
     }

@@ -78,7 +78,7 @@ fn mutated(rng: &mut fastrand::Rng, sources: &[&str]) -> Vec<u8> {
 fn read(data: &[u8]) -> Option<(Request, Vec<u8>, Vec<u8>)> {
     let (mut out, mut host) = (Vec::new(), Vec::new());
     let (settings, caller) = (ProxySettings::default(), "n1".parse().unwrap());
-    let rules = Rules { settings: &settings, caller: &caller, caller_service: None, counts_hop: true };
+    let rules = Rules { settings: &settings, caller: &caller, caller_service: None, forward: None, counts_hop: true };
     let request = Request::read(data, &rules, &mut out, &mut host).ok().flatten()?;
     Some((request, out, host))
 }

@@ -13,6 +13,7 @@ use tokio::time::{Instant, timeout};
 use super::lane::{Arrival, Desk};
 use super::{MAX_OWN_RESETS, MAX_PENDING_RESETS};
 use crate::client::Client;
+use crate::h1::forwarded::Peer;
 use crate::mesh::Stream;
 use crate::reason::{self, Reason};
 use crate::serve::{self, Door, Entrance, Lifetime};
@@ -20,7 +21,13 @@ use crate::settings::ProxySettings;
 use crate::stack::Carrier;
 
 /// Answers the requests that come by `io` until it, or the proxy, ends.
-pub(crate) async fn serve<S: Stream>(io: S, entrance: Entrance, carrier: Arc<Carrier>, mut lifetime: Lifetime) {
+pub(crate) async fn serve<S: Stream>(
+    io: S,
+    peer: Option<Peer>,
+    entrance: Entrance,
+    carrier: Arc<Carrier>,
+    mut lifetime: Lifetime,
+) {
     let settings = &carrier.settings;
     let within = Duration::from_millis(settings.header_timeout_ms);
     let mut connection = match timeout(within, builder(settings).handshake::<_, Bytes>(io)).await {
@@ -34,10 +41,12 @@ pub(crate) async fn serve<S: Stream>(io: S, entrance: Entrance, carrier: Arc<Car
         if let Some(lane) = desk.deal(arrival, carrier.settings.max_headers) {
             let (carrier, lifetime) = (carrier.clone(), others.clone());
             let door = Door::Application(entrance.clone());
-            tokio::spawn(async move { serve::serve_http1(Client::new(lane), &carrier, door, lifetime).await });
+            let mut client = Client::new(lane);
+            client.peer = peer;
+            tokio::spawn(async move { serve::serve_http1(client, &carrier, door, lifetime).await });
         }
     };
-    let mut draining = pin!(lifetime.draining());
+    let mut draining = pin!(lifetime.leaving());
     let mut closing = false;
     let mut idle = pin!(tokio::time::sleep(settings.http2.idle_timeout()));
     let mut last = Instant::now();
