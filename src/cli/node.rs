@@ -4,10 +4,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
+use starling_proxy::ProxySettings;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::failure::Failure;
 use super::output::{Cell, Out, Style, Table, notice};
+
 use crate::node::{self, Node};
 use crate::settings::{Flag, Loaded, Sources, load};
 use crate::sockets::Sockets;
@@ -100,6 +102,7 @@ pub(crate) fn run(args: NodeArgs, out: &mut Out) -> Result<(), Failure> {
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
+    open_files(&loaded.settings.proxy);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let program = std::env::current_exe()?;
     let result = runtime.block_on(serve(loaded, args.ready_file.as_deref(), &program));
@@ -115,6 +118,22 @@ pub(crate) fn run(args: NodeArgs, out: &mut Out) -> Result<(), Failure> {
     runtime.shutdown_timeout(THREADS_END);
     let error = handed_over.exec(&program, std::env::args_os().skip(1));
     Err(Failure::Refused(format!("cannot become {}: {error}", program.display())))
+}
+
+/// Lets the node have as many open files as the system allows, and says when that is fewer than its connections may take.
+fn open_files(proxy: &ProxySettings) {
+    // A connection of an application, and one to an instance for it; tunnels need only the second.
+    let wanted = (2 * proxy.max_connections + proxy.max_tunnels) as u64;
+    match rlimit::increase_nofile_limit(u64::MAX) {
+        Ok(limit) if limit >= wanted => {}
+        Ok(limit) => tracing::warn!(
+            limit,
+            wanted,
+            "the system lets this node open fewer files than its connections may need (proxy.max_connections, \
+             proxy.max_tunnels): raise its limit (LimitNOFILE=, ulimit -Hn) or lower those"
+        ),
+        Err(error) => tracing::warn!(%error, "cannot raise the limit of open files"),
+    }
 }
 
 fn sources(args: &NodeArgs) -> Result<Sources, Failure> {
