@@ -60,6 +60,7 @@ impl Guards {
             max_per_s: 10_000_000,
             max_mean_ms: 60_000,
             spare: None,
+            inbound_only: false,
         };
         let quota = Quota::new(None, &QuotaSettings { count: 1_000_000, ..QuotaSettings::default() });
         quota.set_share(Some(1_000_000_000));

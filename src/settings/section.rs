@@ -2,7 +2,7 @@
 
 use serde::de::DeserializeOwned;
 use starling_api::ApiSettings;
-use starling_core::guard::{BreakerSettings, BudgetSettings};
+use starling_core::guard::{BreakerSettings, BudgetSettings, SystemSettings};
 use starling_net::MemberSettings;
 use starling_net::quic::Limits;
 use starling_proxy::{Http2Settings, ProxySettings, ProxyTlsSettings};
@@ -66,6 +66,7 @@ pub(super) fn sections() -> Vec<Section> {
         section::<ProxySettings>("proxy")
             .within::<BudgetSettings>("retry_budget")
             .within::<BreakerSettings>("breaker")
+            .within::<SystemSettings>("system")
             .within::<ProxyTlsSettings>("tls")
             .within::<Http2Settings>("http2"),
         section::<starling_core::Settings>("gossip").without("zone"), // it is node.zone

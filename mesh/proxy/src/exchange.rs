@@ -35,11 +35,13 @@ const MAX_CLOSING_MET: usize = 4;
 pub(crate) struct Failure {
     pub(crate) reason: Reason,
     pub(crate) why: String,
+    /// When asking that node again may help, if it has said so.
+    pub(crate) asks_wait: Option<Duration>,
 }
 
 impl Failure {
     pub(crate) fn new(reason: Reason, why: impl Into<String>) -> Self {
-        Self { reason, why: why.into() }
+        Self { reason, why: why.into(), asks_wait: None }
     }
 }
 
@@ -152,7 +154,7 @@ impl Attempt<'_> {
     fn accept(&self, mut response: Response, upstream: Upstream) -> Result<(Response, Upstream), Failure> {
         if let (Way::Tunnel(..), Some((reason, why))) = (self.way, response.reason.take()) {
             // The other sidecar answered, not the application.
-            return Err(Failure::new(reason, why));
+            return Err(Failure { reason, why, asks_wait: response.asks_wait });
         }
         Ok((response, upstream))
     }

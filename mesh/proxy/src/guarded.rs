@@ -23,6 +23,7 @@ use crate::mesh::Stream;
 use crate::reason::{FALLBACK, Refused};
 use crate::relay::{self, Arrived, Relay};
 use crate::stack::{self, Carrier, Known};
+use crate::system::{Entered, Host};
 
 /// Marks a copy: its receiver can tell it from the real one.
 const MIRRORED: &[u8] = b"x-starling-mirror";
@@ -53,6 +54,23 @@ pub(crate) fn asked_of<'a>(
         // Services of the default namespace go by their name alone.
         service: service.map(|service| service.strip_prefix("default/").unwrap_or(service)),
     }
+}
+
+/// Lets a request of an application into this host, or refuses it. A fallback that is an answer stands in for that; one that
+/// is another service would be one request more for a host that has too many.
+pub(crate) fn enter(
+    host: &Host,
+    known: &Known,
+    scope: &Arc<Scope>,
+    asked: &policy::Asked<'_>,
+) -> Result<Entered, Refused> {
+    host.admit(&known.key, &known.entry, || scope.class(asked)).map_err(|refused| {
+        if refused.falls_back(&scope.sections).is_none_or(|fallback| fallback.service.is_some()) {
+            return refused;
+        }
+        known.entry.metrics.fallbacks.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        refused.or_fallback(scope)
+    })
 }
 
 impl Guarded<'_> {

@@ -1,19 +1,21 @@
-//! What a request passes before it goes anywhere, in order. This list is the order; [`admit`] reads like it.
+//! What a request passes before it goes anywhere, in order. This list is the order; [`admit`] reads like it (but for the
+//! first, which `serve` asks).
 //!
 //! | # | Guard | Why here |
 //! |---|---|---|
-//! | 1 | degrade: the switch | whoever turned it wants nothing below to be asked |
-//! | 2 | callers: lists by name | who has no business here costs nobody a place or a token. (Who *may* call is decided at the instance's side, by certificate: `access`.) |
-//! | 3 | faults: delay, abort, reset | trouble made on purpose stands for the callee's: nothing below may spare it, and it takes no place or token |
-//! | 4 | shed: by criticality | under overload the cheapest no comes first, and the least important requests get it |
-//! | 5 | limits: the service's, then the route's | they count what is asked; what waits for a place below has been counted |
-//! | 6 | quotas: of the mesh as a whole | after this node's own limits: what they refuse asks nothing of others |
-//! | 7 | bulkhead: so many at once | after the limits, so that who is refused there never held a place |
-//! | 8 | concurrency: as many as the callee can do | within the bulkhead's places; its clock starts after the wait there |
-//! | 9 | circuit: the service's or route's breaker | last: its trial permits are few, and none is taken by who would have been refused above; its clock measures the callee, not our queues |
-//! | 10 | mirror | copies of what really goes out, and of nothing else |
-//! | 11 | attempts (`stack`): retries, balance with the instances' breakers, exchange | one admission for all attempts: a retry is no new request |
-//! | 12 | learn: circuit at the response's head, places when its body has ended | |
+//! | 1 | system: this host as a whole (`system`; of the node's settings, not of a policy) | at the entrances, those of other nodes' requests included, and before the body is read: what this host cannot do at all costs nobody anything below |
+//! | 2 | degrade: the switch | whoever turned it wants nothing below to be asked |
+//! | 3 | callers: lists by name | who has no business here costs nobody a place or a token. (Who *may* call is decided at the instance's side, by certificate: `access`.) |
+//! | 4 | faults: delay, abort, reset | trouble made on purpose stands for the callee's: nothing below may spare it, and it takes no place or token |
+//! | 5 | shed: by criticality | under overload the cheapest no comes first, and the least important requests get it |
+//! | 6 | limits: the service's, then the route's | they count what is asked; what waits for a place below has been counted |
+//! | 7 | quotas: of the mesh as a whole | after this node's own limits: what they refuse asks nothing of others |
+//! | 8 | bulkhead: so many at once | after the limits, so that who is refused there never held a place |
+//! | 9 | concurrency: as many as the callee can do | within the bulkhead's places; its clock starts after the wait there |
+//! | 10 | circuit: the service's or route's breaker | last: its trial permits are few, and none is taken by who would have been refused above; its clock measures the callee, not our queues |
+//! | 11 | mirror | copies of what really goes out, and of nothing else |
+//! | 12 | attempts (`stack`): retries, balance with the instances' breakers, exchange | one admission for all attempts: a retry is no new request |
+//! | 13 | learn: circuit at the response's head, places when its body has ended | |
 //!
 //! A request to a service without a policy passes all this by one look at `Scope::is_guarded`. Limits are this
 //! node's: each sidecar counts what its own applications ask. Quotas are shared out by the heart (`quotas`).
@@ -68,7 +70,7 @@ impl Default for Refusals {
 }
 
 impl Refusals {
-    fn count(&self, guard: &'static str, reason: &'static str, rule: &str) {
+    pub(crate) fn count(&self, guard: &'static str, reason: &'static str, rule: &str) {
         let same = |why: &Why| why.guard == guard && why.reason == reason && why.rule == rule;
         for (known, count) in self.known.iter().zip(&self.counts) {
             // Whoever loses the race for a free place looks whether the winner meant the same.

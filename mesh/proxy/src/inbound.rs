@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use http::StatusCode;
 use starling_core::access::{Called, Caller};
-use starling_core::id::{InstanceKey, NodeId};
+use starling_core::id::{InstanceKey, NodeId, ServiceKey};
 use starling_core::observe::SpanKind;
+use starling_core::policy;
 use starling_core::view::InstanceView;
 use starling_net::TunnelRefusal;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
@@ -22,6 +23,7 @@ use crate::Job;
 use crate::access::{self, Claim};
 use crate::client::{Client, Outgoing};
 use crate::exchange::{Attempt, Failure, Way, check_protocol};
+use crate::h1::fields::Written;
 use crate::h1::request::Request;
 use crate::h1::response::Asked;
 use crate::mesh::{Arrival, Knock, Stream};
@@ -30,6 +32,7 @@ use crate::reason::{Reason, Refused};
 use crate::relay::{Arrived, Home};
 use crate::serve::{Door, Lifetime, serve};
 use crate::stack::{Carrier, describe};
+use crate::system::{Entered, Host};
 use crate::trace::OpenSpan;
 use crate::workers::Crew;
 
@@ -141,6 +144,31 @@ pub(crate) fn may_call(carrier: &Carrier, tunnel: &Tunnel, request: &Request, he
     let entry = carrier.directory.entry(service, &carrier.settings);
     access::check(carrier, &entry, service, caller, called)
         .map_err(|failure| Refused::new(failure.reason, failure.why).of(service))
+}
+
+/// Lets a request of another node into this host, or refuses it.
+pub(crate) fn enter(
+    carrier: &Carrier,
+    host: &Host,
+    tunnel: &Tunnel,
+    request: &Request,
+    head: &[u8],
+) -> Result<Entered, Refused> {
+    let service = &tunnel.to.service;
+    let entry = carrier.directory.entry(service, &carrier.settings);
+    host.admit(service, &entry, || {
+        let force = entry.policy.force(service, &carrier.mesh.view(), &carrier.ground, carrier.clock);
+        let caller = tunnel.claim.service().map(ServiceKey::to_string);
+        let asked = policy::Asked {
+            method: request.method.as_str(),
+            path: request.path(head),
+            fields: &Written(head),
+            node: tunnel.from.as_str(),
+            // Services of the default namespace go by their name alone.
+            service: caller.as_deref().map(|caller| caller.strip_prefix("default/").unwrap_or(caller)),
+        };
+        force.scope(|route| route.matches(&asked)).class(&asked)
+    })
 }
 
 /// Counts a response that goes back through a tunnel.

@@ -28,6 +28,7 @@
 //! | `guards`, `guarded`, `throttle` | what a request passes before it goes anywhere: the list of guards; copies and fallbacks |
 //! | `directory`, `policies` | what is remembered of each service: candidates, budget, counters; its policy in force |
 //! | `quotas` | the mesh's quotas, between guards and heart |
+//! | `system` | this host's own guard, which comes before all others, and what it reads of load and CPU |
 //! | `trace`, `metrics`, `report`, `clock` | what can be seen; the rim's clock and dice |
 //! | [`mesh`] | the node, as far as it is needed here |
 
@@ -59,6 +60,7 @@ mod rewound;
 mod serve;
 mod settings;
 mod stack;
+mod system;
 mod tcp;
 mod throttle;
 mod tls;
@@ -91,6 +93,7 @@ use crate::policies::Ground;
 use crate::pool::{Counted, Gauge};
 use crate::serve::{Entrance, Lifetime, Phase};
 use crate::stack::Carrier;
+use crate::system::Host;
 use crate::workers::Crew;
 
 /// The most connections that wait for one worker to begin with them.
@@ -194,6 +197,7 @@ impl Proxy {
             clock,
             directory: Directory::new(),
             ground,
+            host: Host::new(&settings.system, clock),
             settings,
             connections: Connections::default(),
             tunnel_places,
@@ -214,6 +218,7 @@ impl Proxy {
         }
         tokio::spawn(inbound::run(carrier.clone(), tunnels, crew, lifetime.clone()));
         tokio::spawn(quotas::run(carrier.clone(), lifetime.clone()));
+        tokio::spawn(system::run(carrier.clone(), lifetime.clone()));
         tokio::spawn(sweep(carrier.clone(), lifetime));
         Ok(Proxy { local_addr, bound, carrier, phase, alive })
     }

@@ -178,6 +178,9 @@ impl MetricSource for Carrier {
             let problems = entry.policy.problems().len();
             out.sample("starling_policy_problems", &[("service", &key.to_string())], problems as f64);
         }
+        if let Some(host) = &self.host {
+            host.collect(out);
+        }
         self.connections.collect(out);
     }
 }

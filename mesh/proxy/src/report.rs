@@ -68,6 +68,10 @@ impl Carrier {
         let now = self.clock.now();
         let force = entry.policy.force(service, &self.mesh.view(), &self.ground, self.clock);
         let mut guards = Vec::new();
+        if let Some(host) = &self.host {
+            let state = serde_json::to_value(host.snapshot()).unwrap_or_default();
+            guards.push(Guard { route: None, guard: "system", state });
+        }
         for scope in force.scopes() {
             // A guard a route shares with the service is shown once, as the service's.
             let whole = (!Arc::ptr_eq(scope, &force.service)).then_some(&*force.service);

@@ -18,8 +18,9 @@ use crate::client::{Client, Outgoing};
 use crate::connect::{self, Through};
 use crate::detect::{self, Spoken};
 use crate::grpc;
-use crate::guarded::Guarded;
+use crate::guarded::{self, Guarded};
 use crate::h1::buffer::LARGE;
+use crate::h1::fields::Written;
 use crate::h1::forwarded::{Forward, Peer};
 use crate::h1::request::{Request, Rules};
 use crate::h1::response::Asked;
@@ -31,6 +32,7 @@ use crate::reason::{Reason, Refused, TRACE, Told};
 use crate::relay::{self, Arrived, Broken, Relay};
 use crate::rewound::Rewound;
 use crate::stack::{self, Carrier, Known, Wanted};
+use crate::system::Entered;
 use crate::tls::Encrypted;
 use crate::{tcp, throttle, trace};
 
@@ -204,8 +206,9 @@ pub(crate) async fn serve_http1<S: Stream>(
     let closes_late = matches!(door, Door::Application(_));
     let mut draining = pin!(lifetime.closing_idle(closes_late));
     let identity = Identity::default();
+    let (known, through, entered) = (None, None, None);
     let mut connection =
-        Connection { client, carrier, door, head: Vec::new(), host: Vec::new(), known: None, through: None, identity };
+        Connection { client, carrier, door, head: Vec::new(), host: Vec::new(), known, through, identity, entered };
     loop {
         let request = match connection.next(draining.as_mut()).await {
             Next::Request(request) => request,
@@ -254,6 +257,8 @@ struct Connection<'a, S> {
     through: Option<Arc<BoundPort>>,
     /// Whom an application of this host calls for.
     identity: Identity,
+    /// The request, as this host's guard knows it.
+    entered: Option<Entered>,
 }
 
 impl<S: Stream> Connection<'_, S> {
@@ -347,6 +352,9 @@ impl<S: Stream> Connection<'_, S> {
         let mut outgoing = None;
         let outcome = self.carry(request, &mut outgoing, &asked, arrived).await;
         let keep_alive = wants_more && !Lifetime::is_leaving(phase);
+        if outcome.is_err() {
+            self.entered = None;
+        }
         let go_on = match (outcome, &mut outgoing) {
             (Ok(response), Some(outgoing)) => {
                 self.record(response.response.verdict(), arrived);
@@ -360,6 +368,8 @@ impl<S: Stream> Connection<'_, S> {
                 self.turn_away(&refused, &facts, keep_alive && whole, asked.head_only).await
             }
         };
+        // Whatever has not ended well by now has broken off.
+        self.entered = None;
         if let Some(outgoing) = outgoing {
             self.head = outgoing.into_head();
         }
@@ -386,6 +396,11 @@ impl<S: Stream> Connection<'_, S> {
                 };
                 let known = stack::find(carrier, wanted, &mut self.known)?;
                 let scope = known.scope(carrier, &self.identity, &request, &head);
+                if let Some(host) = carrier.host.as_ref().filter(|host| host.asks_applications()) {
+                    let fields = Written(&head);
+                    let asked = guarded::asked_of(carrier, &self.identity, &request, &head, &fields);
+                    self.entered = Some(guarded::enter(host, known, scope, &asked)?);
+                }
                 let limit = Duration::from_millis(scope.sections.timeouts.request_ms);
                 let deadline = within(arrived, grpc::patience(call, limit, usual), &request)
                     .map_err(|refused| refused.of(&known.key))?;
@@ -406,6 +421,9 @@ impl<S: Stream> Connection<'_, S> {
                 let held_by = deadline.min(arrived + usual);
                 let instance = inbound::owned_instance(carrier, &tunnel.to)?;
                 inbound::may_call(carrier, tunnel, &request, &head)?;
+                if let Some(host) = &carrier.host {
+                    self.entered = Some(inbound::enter(carrier, host, tunnel, &request, &head)?);
+                }
                 let outgoing = outgoing.insert(Outgoing::hold(request, head, client, max_held, held_by).await?);
                 inbound::deliver(carrier, tunnel, &instance, client, outgoing, asked, deadline).await
             }
@@ -496,6 +514,9 @@ impl<S: Stream> Connection<'_, S> {
             return false;
         }
         client.out.clear();
+        if let Some(entered) = self.entered.take() {
+            entered.end(&response, self.carrier.clock.now());
+        }
         if relay::is_reusable(&response, outgoing, &upstream) {
             home.put(upstream);
         }

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use starling_core::guard::{BreakerSettings, BudgetSettings};
+use starling_core::guard::{BreakerSettings, BudgetSettings, SystemSettings};
 use starling_core::id::{Namespace, ServiceKey};
 use starling_core::policy::{Sections, Timeouts};
 use starling_core::tolerate::RetrySettings;
@@ -82,6 +82,8 @@ pub struct ProxySettings {
     pub retry_budget: BudgetSettings,
     /// When an instance is taken out because its answers fail.
     pub breaker: BreakerSettings,
+    /// What this host may be burdened with, before it refuses requests. Default: nothing is limited.
+    pub system: SystemSettings,
     /// Ports that lead to one service each; of the settings file these are the lists `[[upstream]]`.
     #[serde(skip)]
     pub upstreams: Vec<BoundPort>,
@@ -115,6 +117,7 @@ impl Default for ProxySettings {
             http2: Http2Settings::default(),
             retry_budget: BudgetSettings::default(),
             breaker: BreakerSettings::default(),
+            system: SystemSettings::default(),
             upstreams: Vec::new(),
         }
     }
@@ -161,6 +164,7 @@ impl ProxySettings {
         let budget = self.retry_budget.check().map_err(|invalid| invalid.under("retry_budget"));
         budget
             .and_then(|()| self.breaker.check().map_err(|invalid| invalid.under("breaker")))
+            .and_then(|()| self.system.check().map_err(|invalid| invalid.under("system")))
             .map_err(|e| e.to_string())
     }
 
@@ -220,6 +224,9 @@ mod tests {
         assert_eq!(settings.check().unwrap_err(), "max_head_bytes is 10, allowed are 8192 to 1048576");
         let settings = ProxySettings { suffix: "a.b".into(), ..ProxySettings::default() };
         assert!(settings.check().unwrap_err().contains("suffix"));
+        let system = SystemSettings { max_cpu_percent: 101, ..SystemSettings::default() };
+        let settings = ProxySettings { system, ..ProxySettings::default() };
+        assert_eq!(settings.check().unwrap_err(), "system.max_cpu_percent is 101, allowed are 0 to 100");
     }
 
     #[test]

@@ -6,14 +6,15 @@
 //! | 2 | trace | everything below, refusals too, belongs to a trace the caller can ask for |
 //! | 3 | route | host to service; all later state is per service |
 //! | 4 | policy: the route it takes, and with it all settings below (`policies`) | all that follows is set per route; the list is made when a document changes, and asked without allocating |
-//! | 5 | hold a small body | decides whether the request can be repeated at all |
-//! | 6 | retry budget: deposit | what is carried is what retries may be a share of |
-//! | 7 | deadline | over everything below, so that retries never add to what the caller waits |
-//! | 8 | retry: at most n, within the budget, not where it was | outside the choice: each attempt chooses anew, from the newest view |
-//! | 9 | balance, with the breakers in its draw | a broken instance is not drawn, rather than drawn and refused |
-//! | 10 | may the caller (`access`), where this sidecar is the instance's | at the instance's side: no caller's sidecar is trusted with it |
-//! | 11 | exchange | idle or new connection, send, wait for the head |
-//! | 12 | learn | latency, breaker and counters hear of every attempt, also of those that were repeated |
+//! | 5 | this host's guard (`system`) | before the body: what is refused shall cost nothing; after the route, which says how much a request matters |
+//! | 6 | hold a small body | decides whether the request can be repeated at all |
+//! | 7 | retry budget: deposit | what is carried is what retries may be a share of |
+//! | 8 | deadline | over everything below, so that retries never add to what the caller waits |
+//! | 9 | retry: at most n, within the budget, not where it was | outside the choice: each attempt chooses anew, from the newest view |
+//! | 10 | balance, with the breakers in its draw | a broken instance is not drawn, rather than drawn and refused |
+//! | 11 | may the caller (`access`), where this sidecar is the instance's | at the instance's side: no caller's sidecar is trusted with it |
+//! | 12 | exchange | idle or new connection, send, wait for the head |
+//! | 13 | learn | latency, breaker and counters hear of every attempt, also of those that were repeated |
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Weak};
@@ -22,7 +23,7 @@ use std::time::Duration;
 use http::StatusCode;
 use starling_core::access::Caller;
 use starling_core::balance::{Ask, FAILURE_PENALTY, Group, InFlight, Outcome, Report, Seat};
-use starling_core::guard::{Fault, Permit};
+use starling_core::guard::{Fault, Guard, Permit};
 use starling_core::id::{InstanceId, ServiceKey};
 use starling_core::observe::SpanKind;
 use starling_core::policy::{Force, Scope};
@@ -52,6 +53,7 @@ use crate::reason::{self, Reason, Refused, Tried};
 use crate::relay::{Arrived, Home};
 use crate::serve::Facts;
 use crate::settings::ProxySettings;
+use crate::system::Host;
 use crate::trace::{Context, OpenSpan};
 
 /// Longest path shown in a span.
@@ -71,6 +73,8 @@ pub(crate) struct Carrier {
     pub(crate) directory: Directory,
     /// The node's own layer of every policy.
     pub(crate) ground: Ground,
+    /// This host's own guard, if anything of it is limited.
+    pub(crate) host: Option<Host>,
     pub(crate) connections: Connections,
     /// For tunnels from other nodes, on all workers together.
     pub(crate) tunnel_places: Arc<Semaphore>,
@@ -354,8 +358,14 @@ impl Call<'_> {
             number: self.number().max(outgoing.request.attempt),
         };
         let result = attempt.exchange(client, outgoing, asked).await;
-        let status = result.as_ref().ok().map(|(response, _)| response.verdict());
-        let asked_wait = result.as_ref().ok().and_then(|(response, _)| response.asks_wait);
+        let (status, asked_wait) = match &result {
+            Ok((response, _)) => (Some(response.verdict()), response.asks_wait),
+            // Its host has too much to do: that is being told to slow down, and no defect of the instance.
+            Err(failure) if failure.reason == Reason::Guard(Guard::System) => {
+                (Some(StatusCode::TOO_MANY_REQUESTS), failure.asks_wait)
+            }
+            Err(_) => (None, None),
+        };
         // A client that breaks off its own request, or may not send it, says nothing about the instance.
         if !matches!(&result, Err(failure) if matches!(failure.reason, Reason::BadRequest | Reason::Gone | Reason::Forbidden))
         {
@@ -449,7 +459,11 @@ impl Call<'_> {
             _ => failure.why,
         };
         let reason = if failure.reason == Reason::NotHere { Reason::Connect } else { failure.reason };
-        self.refuse(reason, why)
+        let refused = self.refuse(reason, why);
+        match failure.asks_wait {
+            Some(wait) => refused.told("", Some(wait.as_secs())),
+            None => refused,
+        }
     }
 
     pub(crate) fn refuse(self, reason: Reason, why: String) -> Refused {

@@ -4,8 +4,8 @@
 //! A guard is made from its settings (`XSettings`, with defaults and a `check` that names field, value and bounds),
 //! `admit`s calls or says why not ([`Refusal`]), learns from how they end, and shows itself in a `snapshot`.
 //!
-//! The data plane asks all of them by a service's policy ([`crate::policy`]), but for [`system`] and [`idempotency`]: those two
-//! are machines with tests, which nothing carries requests through yet.
+//! The data plane asks all of them by a service's policy ([`crate::policy`]), but for [`system`], which is the node's own and
+//! in its settings, and [`idempotency`], a machine with tests which nothing carries requests through yet.
 //!
 //! | Guard | Protects |
 //! |---|---|
@@ -50,4 +50,4 @@ pub use list::{List, ListSettings};
 pub use quota::{Quota, QuotaSettings};
 pub use refusal::{Guard, Invalid, Outcome, Refusal};
 pub use shed::{Shed, ShedSettings};
-pub use system::{SystemGuard, SystemSettings};
+pub use system::{SystemGuard, SystemPermit, SystemSettings};

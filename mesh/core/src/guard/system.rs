@@ -47,9 +47,24 @@ pub struct SystemSettings {
     pub max_mean_ms: u64,
     /// Requests at least as critical as this are spared the checks of time, load and CPU. Without it nobody is.
     pub spare: Option<Criticality>,
+    /// Ask only about what other hosts ask of this one (Sentinel's inbound traffic). What its own applications ask belongs,
+    /// more often than not, to a request that was let in already: refusing it wastes what was done for that. Default false,
+    /// since a host may have no other way in than its own applications.
+    pub inbound_only: bool,
 }
 
 impl SystemSettings {
+    /// Whether nothing is limited.
+    pub fn is_off(&self) -> bool {
+        let Self { max_load_percent, max_cpu_percent, max_in_flight, max_per_s, max_mean_ms, .. } = *self;
+        [max_load_percent, max_cpu_percent, max_in_flight, max_per_s] == [0; 4] && max_mean_ms == 0
+    }
+
+    /// Whether load or CPU is limited, so that somebody has to read them.
+    pub fn wants_readings(&self) -> bool {
+        self.max_load_percent > 0 || self.max_cpu_percent > 0
+    }
+
     /// What is out of its bounds, if anything.
     ///
     /// # Errors
@@ -162,7 +177,7 @@ impl SystemGuard {
         if above(self.mean_us.load(Relaxed), settings.max_mean_ms * 1_000) {
             return Some("calls take too long on this host");
         }
-        if settings.max_load_percent == 0 && settings.max_cpu_percent == 0 || !self.is_recent(now) {
+        if !settings.wants_readings() || !self.is_recent(now) {
             return None;
         }
         if above(self.load_percent.load(Relaxed).into(), settings.max_load_percent.into())
