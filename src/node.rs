@@ -208,7 +208,9 @@ impl Node {
 
     /// Stops politely: not ready, gone from the registry everywhere at once; what still comes by those who have not heard of
     /// that is served; then nothing new is taken, requests in flight finish (up to `node.drain_timeout`), links close.
-    pub async fn stop(self) {
+    pub async fn stop(mut self) {
+        // With copies of its listeners open, the system would go on taking connections for nobody.
+        self.sockets = Sockets::default();
         self.end(GOODBYE_HEARD).await;
     }
 

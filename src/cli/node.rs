@@ -104,7 +104,7 @@ pub(crate) fn run(args: NodeArgs, out: &mut Out) -> Result<(), Failure> {
     }
     open_files(&loaded.settings.proxy);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let program = std::env::current_exe()?;
+    let program = program()?;
     let result = runtime.block_on(serve(loaded, args.ready_file.as_deref(), &program));
     let handed_over = match result {
         Ok(Some(sockets)) => sockets,
@@ -250,10 +250,21 @@ async fn serve(loaded: Loaded, ready_file: Option<&Path>, program: &Path) -> Res
                 break;
             }
             () = node.ended() => return Err(Failure::Refused("the node ended by itself; its log says why".into())),
-            _ = upgrade.recv() => match is_startable(program).await {
-                Err(why) => tracing::error!("SIGUSR2: {} would not start, so this one goes on: {why}", program.display()),
-                Ok(()) => return hand_over(node, program, &mut stop).await.map(Some),
-            },
+            _ = upgrade.recv() => {
+                let startable = tokio::select! {
+                    startable = is_startable(program) => startable,
+                    name = stop.asked() => {
+                        tracing::info!("{name}: stopping instead of handing over; once more ends at once");
+                        break;
+                    }
+                };
+                match startable {
+                    Err(why) => {
+                        tracing::error!("SIGUSR2: {} would not start, so this one goes on: {why}", program.display());
+                    }
+                    Ok(()) => return hand_over(node, program, &mut stop).await.map(Some),
+                }
+            }
         }
     }
     tokio::select! {
@@ -261,6 +272,17 @@ async fn serve(loaded: Loaded, ready_file: Option<&Path>, program: &Path) -> Res
         name = stop.asked() => return Err(Failure::Refused(format!("{name} again: ended at once"))),
     }
     Ok(None)
+}
+
+/// The program as it was started, links and all: a new version may be what they lead to by now.
+fn program() -> std::io::Result<PathBuf> {
+    let Some(name) = std::env::args_os().next().map(PathBuf::from) else { return std::env::current_exe() };
+    if name.components().count() > 1 {
+        return std::path::absolute(name);
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).map(|place| place.join(&name)).find(|program| program.is_file());
+    found.map_or_else(std::env::current_exe, std::path::absolute)
 }
 
 /// Asks the program that is to take over whether it would start with these arguments.

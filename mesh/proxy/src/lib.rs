@@ -99,6 +99,9 @@ use crate::workers::Crew;
 /// The most connections that wait for one worker to begin with them.
 const DEALT: usize = 256;
 
+/// How long the workers may take to say good-bye to other nodes and to end.
+const THREADS_END: Duration = Duration::from_secs(5);
+
 /// Why the data plane could not start; nothing was started.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -134,6 +137,7 @@ pub struct Proxy {
     phase: watch::Sender<Phase>,
     /// Closed when no task is left.
     alive: mpsc::Receiver<Infallible>,
+    threads: Vec<std::thread::JoinHandle<()>>,
 }
 
 impl Proxy {
@@ -212,7 +216,9 @@ impl Proxy {
                 (carrier.clone(), places.clone(), lifetime.clone(), phase.subscribe());
             move |jobs, load| work(carrier, places, jobs, load, lifetime, phase)
         });
-        let crew = Arc::new(crew.map_err(StartError::Worker)?);
+        let mut crew = crew.map_err(StartError::Worker)?;
+        let threads = crew.take_threads();
+        let crew = Arc::new(crew);
         for (listener, entrance) in listeners {
             crew.tell(0, Job::Listen(listener, entrance, crew.clone())).await;
         }
@@ -220,7 +226,7 @@ impl Proxy {
         tokio::spawn(quotas::run(carrier.clone(), lifetime.clone()));
         tokio::spawn(system::run(carrier.clone(), lifetime.clone()));
         tokio::spawn(sweep(carrier.clone(), lifetime));
-        Ok(Proxy { local_addr, bound, carrier, phase, alive })
+        Ok(Proxy { local_addr, bound, carrier, phase, alive, threads })
     }
 
     /// Where applications reach it.
@@ -255,6 +261,11 @@ impl Proxy {
         self.phase.send_replace(Phase::Draining);
         let finished = tokio::time::timeout(within, self.alive.recv()).await.is_ok();
         self.phase.send_replace(Phase::Stopped);
+        // Their sockets are closed when they have ended, and not before.
+        let ending = tokio::task::spawn_blocking(move || self.threads.into_iter().for_each(|thread| _ = thread.join()));
+        if tokio::time::timeout(THREADS_END, ending).await.is_err() {
+            tracing::warn!("threads that carry requests have not ended within {} s", THREADS_END.as_secs());
+        }
         finished
     }
 }

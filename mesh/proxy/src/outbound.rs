@@ -1,16 +1,13 @@
 //! The listeners applications of this host connect to.
 
-use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::task::Poll;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::unconstrained;
 
 use crate::Job;
 use crate::h1::forwarded::{Forwarded, Peer};
@@ -49,45 +46,50 @@ pub(crate) async fn run(
         Err(error) => return tracing::error!(%error, "a worker cannot listen"),
     };
     loop {
-        tokio::select! {
+        let accepted = tokio::select! {
             // Asked first: while connections keep coming, the end would never be heard of.
             biased;
             () = lifetime.draining() => break,
-            () = accept(&carrier, &listener, &entrance, &crew, &places) => {}
+            accepted = accept(&carrier, &listener, &places) => accepted,
+        };
+        // Not within the choice: what has been accepted must not be dropped while a worker's queue is full.
+        if let Some((stream, place)) = accepted {
+            deal(&crew, stream, &entrance, place).await;
         }
     }
+    // The system is asked, not what is known of its readiness: the last to come would be reset.
+    let Ok(listener) = listener.into_std() else { return };
     for _ in 0..BACKLOG {
         let Ok(place) = places.clone().try_acquire_owned() else { return };
-        let waiting = unconstrained(poll_fn(|cx| Poll::Ready(listener.poll_accept(cx))));
-        let Poll::Ready(Ok((stream, _))) = waiting.await else { return };
-        deal(&crew, stream, &entrance, place).await;
+        let Ok((stream, _)) = listener.accept() else { return };
+        if stream.set_nonblocking(true).is_ok() {
+            deal(&crew, stream, &entrance, place).await;
+        }
     }
 }
 
 async fn accept(
     carrier: &Carrier,
     listener: &TcpListener,
-    entrance: &Entrance,
-    crew: &Crew<Job>,
     places: &Arc<Semaphore>,
-) {
+) -> Option<(std::net::TcpStream, OwnedSemaphorePermit)> {
     if places.available_permits() == 0 {
         carrier.connections.accepts_delayed.fetch_add(1, Relaxed);
     }
     // The semaphore is never closed.
-    let Ok(place) = places.clone().acquire_owned().await else { return };
+    let place = places.clone().acquire_owned().await.ok()?;
     match listener.accept().await {
-        Ok((stream, _)) => deal(crew, stream, entrance, place).await,
+        // Fails only on a socket that is broken already.
+        Ok((stream, _)) => Some((stream.into_std().ok()?, place)),
         Err(error) => {
             tracing::warn!(%error, "cannot accept a connection");
             tokio::time::sleep(ACCEPT_PAUSE).await;
+            None
         }
     }
 }
 
-async fn deal(crew: &Crew<Job>, stream: TcpStream, entrance: &Entrance, place: OwnedSemaphorePermit) {
-    // Fails only on a socket that is broken already.
-    let Ok(stream) = stream.into_std() else { return };
+async fn deal(crew: &Crew<Job>, stream: std::net::TcpStream, entrance: &Entrance, place: OwnedSemaphorePermit) {
     // Without workers there is no proxy any more.
     let Some(dealt) = crew.place().await else { return };
     dealt.queue.send(Job::Application(stream, entrance.clone(), place, dealt.share));

@@ -31,6 +31,7 @@ pub(crate) fn usual() -> usize {
 /// All workers; what is dealt to one runs there.
 pub(crate) struct Crew<T> {
     hands: Vec<Hand<T>>,
+    threads: Vec<thread::JoinHandle<()>>,
 }
 
 struct Hand<T> {
@@ -54,19 +55,24 @@ impl<T: Send + 'static> Crew<T> {
         L: FnOnce(mpsc::Receiver<T>, Arc<Gauge>) -> F + Send + 'static,
         F: Future<Output = ()>,
     {
-        let mut hands = Vec::with_capacity(count);
+        let (mut hands, mut threads) = (Vec::with_capacity(count), Vec::with_capacity(count));
         for number in 0..count {
             let (work, waiting) = mpsc::channel(queue);
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let load = Arc::<Gauge>::default();
             let (life, its_load) = (life(), load.clone());
-            thread::Builder::new().name(format!("carry-{number}")).spawn(move || {
+            threads.push(thread::Builder::new().name(format!("carry-{number}")).spawn(move || {
                 WORKER.set(number);
                 runtime.block_on(life(waiting, its_load));
-            })?;
+            })?);
             hands.push(Hand { work, load });
         }
-        Ok(Self { hands })
+        Ok(Self { hands, threads })
+    }
+
+    /// The threads, to wait for their end.
+    pub(crate) fn take_threads(&mut self) -> Vec<thread::JoinHandle<()>> {
+        std::mem::take(&mut self.threads)
     }
 
     /// The worker with the fewest connections; of several, the first.

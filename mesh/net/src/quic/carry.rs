@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::frame::{FrameError, framed, read_one};
-use super::lane::Lane;
+use super::lane::{Lane, MAX_LANES};
 use super::meet::{self, Close, Met, remote};
 use super::tunnel::{IncomingTunnel, Tunnel, TunnelRefusal, cut};
 use super::{LinkError, Shared};
@@ -34,7 +34,7 @@ const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
 /// to be lost.
 const MAX_CARRIERS: usize = 4;
 /// The same for those dialled by its threads that carry: one each.
-const MAX_LANE_CARRIERS: usize = 128;
+const MAX_LANE_CARRIERS: usize = 2 * MAX_LANES;
 /// How many questions of one connection are answered at a time; more wait. An answer can have megabytes, and whoever
 /// asks may not read it.
 const MAX_ANSWERING: usize = 16;
@@ -322,7 +322,7 @@ fn serve_tunnel(
     send: SendStream,
     receive: RecvStream,
 ) {
-    let tunnel = IncomingTunnel { from, to, tunnel: Tunnel::new(send, receive, None) };
+    let tunnel = IncomingTunnel { from, to, tunnel: Tunnel::new(send, receive, lane.map(|lane| lane.uses.clone())) };
     let takers = lane.map_or(&shared.into.tunnels, |lane| &lane.tunnels);
     match takers.try_send(tunnel) {
         Ok(()) => shared.stats.tunnel_accepted(),

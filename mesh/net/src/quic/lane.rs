@@ -26,6 +26,13 @@ use super::{GOODBYE_PATIENCE, Links, Shared, endpoint};
 
 /// The length of the first connection id of a lane; others have twenty bytes. RFC 9000 wants eight at least.
 const ID_BYTES: usize = 16;
+/// The most lanes of a node; further threads share the node's own connections. Twice as many may be seen of a peer, since
+/// it may be starting anew while its earlier connections are not yet known to be lost.
+pub(super) const MAX_LANES: usize = 64;
+/// How long a closing lane waits for peers to have all that was sent through its tunnels.
+const LAST_BYTES: Duration = Duration::from_secs(2);
+/// How often it looks.
+const LOOK: Duration = Duration::from_millis(2);
 /// How long a lane keeps a connection through which nothing is carried: keeping it alive costs a few packets a second, a
 /// new one some milliseconds.
 const IDLE: Duration = Duration::from_secs(30);
@@ -46,6 +53,8 @@ pub(super) struct Lane {
     /// Where tunnels that arrive on its connections go.
     pub(super) tunnels: mpsc::Sender<IncomingTunnel>,
     accepted: Mutex<Vec<Connection>>,
+    /// Cloned by the tunnels that have arrived, until their last bytes have.
+    pub(super) uses: Arc<()>,
 }
 
 /// All lanes of a node.
@@ -134,9 +143,16 @@ impl Links {
             carries: Carries::default(),
             tunnels,
             accepted: Mutex::default(),
+            uses: Arc::default(),
         });
+        {
+            let mut lanes = shared.lanes.lock();
+            if lanes.len() >= MAX_LANES {
+                return Err(io::Error::other(format!("{MAX_LANES} threads have one already")));
+            }
+            lanes.push(lane.clone());
+        }
         CURRENT.set(Some(lane.clone()));
-        shared.lanes.lock().push(lane.clone());
         tokio::spawn(let_go(Arc::downgrade(&lane)));
         Ok((OpenLane { lane, shared: shared.clone() }, arrive))
     }
@@ -154,9 +170,15 @@ async fn let_go(lane: std::sync::Weak<Lane>) {
 }
 
 impl OpenLane {
-    /// Cuts all its connections and lets the peers know.
+    /// Waits, for a while, until peers have what was sent to them; then cuts all its connections and lets them know.
     pub async fn close(self) {
         self.withdraw();
+        let arrived = async {
+            while Arc::strong_count(&self.lane.uses) > 1 {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        let _ = tokio::time::timeout(LAST_BYTES, arrived).await;
         for connection in self.lane.lock().drain(..) {
             connection.close(Close::Stopping.code(), b"the node is stopping");
         }

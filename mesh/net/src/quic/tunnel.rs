@@ -4,10 +4,15 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use quinn::{ReadError, RecvStream, SendStream, VarInt, WriteError};
 use starling_core::id::{InstanceKey, NodeId};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// How long the other side may take to have the last bytes of a tunnel that has ended: whoever reads them slowly keeps
+/// nothing but this connection.
+const LAST_BYTES: Duration = Duration::from_secs(30);
 
 /// A byte stream to an instance through the node that owns it: one QUIC stream, both ways.
 ///
@@ -17,8 +22,8 @@ pub struct Tunnel {
     send: SendStream,
     receive: RecvStream,
     finished: bool,
-    /// Shows that its connection is in use.
-    _uses: Option<Arc<()>>,
+    /// Shows that its connection is in use, until the other side has all that was sent.
+    uses: Option<Arc<()>>,
 }
 
 /// A tunnel a peer opened to an instance of this node.
@@ -74,7 +79,7 @@ impl IncomingTunnel {
 
 impl Tunnel {
     pub(super) fn new(send: SendStream, receive: RecvStream, uses: Option<Arc<()>>) -> Self {
-        Self { send, receive, finished: false, _uses: uses }
+        Self { send, receive, finished: false, uses }
     }
 
     fn cut(mut self, code: VarInt) {
@@ -140,6 +145,15 @@ impl Drop for Tunnel {
         if !self.finished {
             // QUIC would end it politely, and half an answer would pass for a whole one.
             let _ = self.send.reset(VarInt::from_u32(0));
+            return;
+        }
+        // Without a runtime there is nobody left who would send it.
+        if let (Some(uses), Ok(runtime)) = (self.uses.take(), tokio::runtime::Handle::try_current()) {
+            let arrived = self.send.stopped();
+            runtime.spawn(async move {
+                let _ = tokio::time::timeout(LAST_BYTES, arrived).await;
+                drop(uses);
+            });
         }
     }
 }
