@@ -8,6 +8,7 @@ use http::StatusCode;
 use starling_core::observe::{Exposition, MetricSource};
 
 use crate::pool::Gauge;
+use crate::quotas;
 use crate::stack::Carrier;
 
 /// Upper bounds in microseconds: OpenTelemetry's for HTTP, and finer ones below 5 ms where a sidecar lives.
@@ -178,6 +179,7 @@ impl MetricSource for Carrier {
             let problems = entry.policy.problems().len();
             out.sample("starling_policy_problems", &[("service", &key.to_string())], problems as f64);
         }
+        quotas::collect(self, out);
         if let Some(host) = &self.host {
             host.collect(out);
         }

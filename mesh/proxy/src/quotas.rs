@@ -8,6 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use starling_core::guard::Quota;
+use starling_core::guard::quota::QuotaSnapshot;
+use starling_core::id::ServiceKey;
+use starling_core::observe::Exposition;
 use starling_core::quotas::QuotaId;
 
 use crate::serve::Lifetime;
@@ -33,14 +36,14 @@ pub(crate) async fn run(carrier: Arc<Carrier>, mut lifetime: Lifetime) {
         }
         shares.mark_unchanged();
         let now = carrier.clock.now();
-        carrier.mesh.use_quotas(used.iter().map(|(id, quota)| quota.report(*id, now)).collect());
+        carrier.mesh.use_quotas(used.iter().map(|(id, (_, quota))| quota.report(*id, now)).collect());
         // Its answer follows at once, unless it is very busy; an older one is better than none.
         let _ = tokio::time::timeout(PATIENCE, shares.changed()).await;
         let known: BTreeMap<QuotaId, u64> = shares.borrow().iter().copied().collect();
-        used.iter().for_each(|(id, quota)| quota.set_share(known.get(id).copied()));
+        used.iter().for_each(|(id, (_, quota))| quota.set_share(known.get(id).copied()));
         told.iter()
             .filter(|(id, _)| !used.contains_key(id))
-            .for_each(|(_, quota): (_, &Arc<Quota>)| quota.set_share(None));
+            .for_each(|(_, (_, quota)): (_, &Used)| quota.set_share(None));
         told = used;
     }
     if !told.is_empty() {
@@ -48,13 +51,29 @@ pub(crate) async fn run(carrier: Arc<Carrier>, mut lifetime: Lifetime) {
     }
 }
 
+/// Shows what this node may use of the quotas that are used, and what is asked of it.
+pub(crate) fn collect(carrier: &Carrier, out: &mut Exposition) {
+    let used: Vec<_> = used(carrier).into_values().map(|(key, quota)| (key.to_string(), quota.snapshot())).collect();
+    let mut family = |name, help, value: fn(&QuotaSnapshot) -> f64| {
+        out.family(name, "gauge", help);
+        for (service, now) in &used {
+            out.sample(name, &[("service", service), ("rule", &now.name)], value(now));
+        }
+    };
+    family("starling_quota_share_per_second", "What this node may use of a quota that is used.", |now| now.share_per_s);
+    family("starling_quota_demand_per_second", "What is asked of a quota at this node.", |now| now.demand_per_s);
+}
+
+/// Whose quota, and the quota.
+type Used = (ServiceKey, Arc<Quota>);
+
 /// The quotas of all services that somebody asks for.
-fn used(carrier: &Carrier) -> BTreeMap<QuotaId, Arc<Quota>> {
+fn used(carrier: &Carrier) -> BTreeMap<QuotaId, Used> {
     let mut used = BTreeMap::new();
     for (key, entry) in carrier.directory.entries().iter() {
         let Some(force) = entry.policy.last() else { continue };
         let quotas = force.scopes().flat_map(|scope| &scope.quotas);
-        used.extend(quotas.filter(|quota| quota.is_used()).map(|quota| (quota.id(key), quota.clone())));
+        used.extend(quotas.filter(|quota| quota.is_used()).map(|quota| (quota.id(key), (key.clone(), quota.clone()))));
     }
     used
 }

@@ -119,6 +119,12 @@ fn show(scope: &Scope, whole: Option<&Scope>, now: Instant, guards: &mut Vec<Gua
             add("limit", serde_json::to_value(limit.snapshot(now)));
         }
     }
+    for quota in &scope.quotas {
+        let shared = |whole: &Scope| whole.quotas.iter().any(|other| Arc::ptr_eq(other, quota));
+        if !whole.is_some_and(shared) {
+            add("quota", serde_json::to_value(quota.snapshot()));
+        }
+    }
     for fault in &scope.faults {
         let state = (&fault.rule.name, fault.active(), &fault.done, &fault.skipped);
         add("fault", serde_json::to_value(Acted::of(state)));

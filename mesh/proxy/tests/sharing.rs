@@ -50,6 +50,27 @@ async fn a_quota_nobody_has_asked_for_yet_lets_the_first_call_through() {
 }
 
 #[tokio::test]
+async fn what_a_node_may_use_of_a_quota_and_what_is_asked_of_it_are_shown() {
+    let (flock, app) = (Flock::default(), App::named("well").await);
+    let a = flock.node("a").await;
+    flock.register(app.at("orders", "1", "a"));
+    flock.policy("orders", &format!("[[quota]]\nname = \"all\"\ncount = {QUOTA}\n"));
+    let shown = eventually("a share", || async {
+        a.get("orders.mesh", "/").await;
+        let report = a.proxy.governor().guards(&service_key("orders"));
+        let report: serde_json::Value = serde_json::from_str(&report).expect("a report");
+        let quota = &report["guards"][0];
+        assert_eq!(quota["guard"], "quota");
+        let is_known = quota["state"]["share_per_s"] == f64::from(QUOTA);
+        (is_known && quota["state"]["demand_per_s"].as_f64() > Some(0.0)).then(|| quota["state"].clone())
+    });
+    assert_eq!(shown.await["limit_per_s"], f64::from(QUOTA), "alone, a node may use all of it");
+    let metrics = a.metrics();
+    let of_quota = |what: &str| format!("starling_quota_{what}_per_second{{service=\"default/orders\",rule=\"all\"}} ");
+    assert!(metrics.contains(&(of_quota("share") + "20")) && metrics.contains(&of_quota("demand")), "{metrics}");
+}
+
+#[tokio::test]
 async fn a_related_limit_gives_way_to_another_route_and_an_entrance_limits_only_who_came_through_it() {
     let (flock, app) = (Flock::default(), App::named("well").await);
     let a = flock.node("a").await;
