@@ -2,7 +2,8 @@
 //!
 //! One after the other is `stack`'s loop, which asks here what is good, what may be repeated, and for how long. Several at
 //! once (hedged, forked, broadcast) is here: only for requests whose body is held, each attempt with a twin of the request
-//! and a client of its own that says nothing, so that an attempt is the same thing either way. The winner's head is then
+//! and a client of its own that says nothing, so that an attempt is the same thing either way. When all of a round have
+//! failed, the next one is a retry as any other. The winner's head is then
 //! put before the real client; whoever is not needed any more is dropped, and with it its connection.
 //!
 //! *One owner.* Whoever repeats says so to whom it calls (`x-starling-attempt`), and an application passes that on with the
@@ -79,79 +80,162 @@ impl Call<'_> {
         }
     }
 
-    /// Whether more than one instance may be asked at once.
-    pub(crate) fn wants_several(&self) -> bool {
-        self.scope.sections.hedge.is_on()
-            || matches!(self.scope.sections.tolerate.mode, Mode::Forking | Mode::Broadcast)
+    /// Whether it shall be sent once more after this.
+    pub(crate) fn wants_again(&self, attempted: &Attempted, outgoing: &Outgoing) -> bool {
+        match attempted {
+            Ok((response, ..)) => !self.is_good(response) && self.may_repeat(outgoing),
+            // It is the same everywhere, or will be in a moment.
+            Err(failure) if matches!(failure.reason, Reason::Forbidden | Reason::BadRequest | Reason::Gone) => false,
+            // Never sent, or no harm in doing it twice; either way it must still be here.
+            Err(failure) => outgoing.is_whole() && (failure.reason.is_unsent() || self.may_repeat(outgoing)),
+        }
     }
 
-    /// Asks several at once, if the request may be repeated. Its body is held.
+    /// Whether more than one instance may be asked at once: that takes a body that is held. Whoever must tell all is
+    /// among them with any body, to say that it cannot.
+    pub(crate) fn wants_several(&self, outgoing: &Outgoing) -> bool {
+        match self.scope.sections.tolerate.mode {
+            Mode::Broadcast => true,
+            Mode::Forking => outgoing.is_held(),
+            _ => self.scope.sections.hedge.is_on() && outgoing.is_held(),
+        }
+    }
+
+    /// Asks several at once, if the request may be repeated.
     pub(crate) async fn several<S: Stream>(
         mut self,
         client: &mut Client<S>,
         outgoing: &mut Outgoing,
         asked: &Asked,
     ) -> Result<Arrived, Refused> {
-        let (hedge, tolerate) = (self.scope.sections.hedge, self.scope.sections.tolerate);
-        let allows_unsafe = hedge.unsafe_methods && !outgoing.request.upgrades;
-        let is_sole = !(self.may_repeat(outgoing) || (allows_unsafe && tolerate.mode == Mode::Failover));
-        // What its policy says must reach all is sent to all, whatever it is.
-        if (is_sole && tolerate.mode != Mode::Broadcast) || !self.owns_retries() || outgoing.request.upgrades {
+        let (hedge, mode) = (self.scope.sections.hedge, self.scope.sections.tolerate.mode);
+        if mode == Mode::Broadcast {
+            return self.broadcast(client, outgoing, asked).await;
+        }
+        let may_be_twice = self.may_repeat(outgoing) || (hedge.unsafe_methods && mode == Mode::Failover);
+        if !may_be_twice || outgoing.request.upgrades || !self.owns_retries() {
             return self.attempts(client, outgoing, asked).await;
         }
-        let at_once = match tolerate.mode {
-            Mode::Broadcast => self.group.slots().count().min(tolerate.broadcast_max as usize + 1),
-            Mode::Forking => tolerate.forks as usize,
-            _ => 1,
+        self.entry.hedges.deposit(self.carrier.clock.now());
+        let at_once = if mode == Mode::Forking { self.scope.sections.tolerate.forks as usize } else { 1 };
+        let (mut again, mut root, mut hedges_left) = (None, None, hedge.max);
+        // Each round is one try and its hedges, or the forks; whoever runs in it borrows the call.
+        loop {
+            let (won, mut crowd) = {
+                let call = &self;
+                let mut crowd = Crowd::after(&self.tried, root);
+                match again.take() {
+                    Some(chosen) => _ = crowd.start(call, outgoing, asked, chosen),
+                    None => _ = crowd.start_some(call, outgoing, asked, at_once),
+                }
+                let won = match crowd.running.is_empty() {
+                    true => None,
+                    false => Some(crowd.first_good(call, client, outgoing, asked, &mut hedges_left).await),
+                };
+                (won, crowd.ended())
+            };
+            self.tried.append(&mut crowd.failed);
+            let one = match won {
+                Some(Won::One(one)) => one,
+                Some(Won::ClientGone) => return Err(self.refuse(Reason::Gone, String::new())),
+                None => {
+                    let why = reason::why_unusable(&self.service);
+                    return Err(self.refuse(Reason::NoneUsable, why));
+                }
+            };
+            let goes_on = !one.is_good && crowd.want_again && self.may_wait(crowd.asked_wait);
+            again = if goes_on { self.next_chance() } else { None };
+            if again.is_none() {
+                return self.end_with(*one, client, outgoing, crowd.root);
+            }
+            one.span.fail(&one.noted.1.error);
+            root = crowd.root;
+            drop(one.result);
+            self.back_off(crowd.asked_wait.unwrap_or_default()).await;
+        }
+    }
+
+    /// Tells all instances; what cannot be told to all is told to none.
+    async fn broadcast<S: Stream>(
+        mut self,
+        client: &mut Client<S>,
+        outgoing: &mut Outgoing,
+        asked: &Asked,
+    ) -> Result<Arrived, Refused> {
+        let tolerate = self.scope.sections.tolerate;
+        let count = self.group.slots().count();
+        let why_not = if outgoing.request.upgrades {
+            Some("a connection that is to change its protocol leads to one instance".to_owned())
+        } else if !outgoing.is_held() {
+            let most = self.carrier.settings.max_replay_bytes;
+            Some(format!("only a body of a length that is given first, up to {most} bytes, can be sent to all"))
+        } else if count > tolerate.broadcast_max as usize {
+            Some(format!("the service has more than {} instances to tell at once", tolerate.broadcast_max))
+        } else {
+            None
         };
-        if tolerate.mode == Mode::Broadcast && at_once > tolerate.broadcast_max as usize {
-            let why = format!("the service has more than {} instances to tell at once", tolerate.broadcast_max);
+        if let Some(why) = why_not {
             return Err(self.refuse(Reason::Broadcast, why));
         }
-        // Everything below borrows the call but for what was tried, which is noted at the end.
-        let mut tried = std::mem::take(&mut self.tried);
-        let (won, root) = {
+        if count == 0 {
+            let why = reason::why_unusable(&self.service);
+            return Err(self.refuse(Reason::NoneUsable, why));
+        }
+        let (won, mut crowd) = {
             let call = &self;
-            let mut crowd = Crowd { running: Vec::new(), taken: Vec::new(), root: None };
-            crowd.start(call, outgoing, asked, at_once);
-            let won = if crowd.running.is_empty() {
-                None
-            } else if tolerate.mode == Mode::Broadcast {
-                Some(crowd.all(client, &mut tried, tolerate.broadcast_fail_percent).await)
-            } else {
-                Some(crowd.first_good(call, client, outgoing, asked, &mut tried).await)
-            };
-            (won, crowd.root.take())
+            let mut crowd = Crowd::after(&self.tried, None);
+            call.everyone().into_iter().for_each(|chosen| _ = crowd.start(call, outgoing, asked, chosen));
+            (crowd.all(call, client, outgoing).await, crowd.ended())
         };
-        self.tried = tried;
+        self.tried.append(&mut crowd.failed);
+        let failed = self.tried.len();
         match won {
-            None => {
-                let why = reason::why_unusable(&self.service);
-                Err(self.refuse(Reason::NoneUsable, why))
+            Err(ClientGone) => Err(self.refuse(Reason::Gone, String::new())),
+            Ok(Some(good)) if failed * 100 < count * tolerate.broadcast_fail_percent as usize => {
+                self.end_with(good, client, outgoing, crowd.root)
             }
-            Some(Won::ClientGone) => Err(self.refuse(Reason::Gone, String::new())),
-            Some(Won::TooManyFailed(why)) => {
-                root.into_iter().for_each(|root| root.fail(&why));
+            Ok(_) => {
+                let why = format!("{failed} of {count} instances failed");
+                crowd.root.into_iter().for_each(|root| root.fail(&why));
                 Err(self.refuse(Reason::Broadcast, why))
             }
-            Some(Won::One(one)) => {
-                let One { result, span, twin, out, .. } = *one;
-                match result {
-                    Ok((response, upstream, in_flight)) => {
-                        client.out = out;
-                        outgoing.was_sent_as(&twin);
-                        Ok(arrived(response, upstream, in_flight, [Some(span), root]))
-                    }
-                    Err(failure) => Err(self.give_up(failure, [Some(span), root])),
-                }
+        }
+    }
+
+    /// All candidates, broken or not: that one is likely to fail is no reason not to tell it.
+    fn everyone(&self) -> Vec<Chosen> {
+        let now = self.carrier.clock.now();
+        let chosen = self.group.slots().map(|slot| {
+            let breaker = &slot.seat.breaker;
+            let permit = breaker.admit(now, true).unwrap_or_else(|| breaker.admit_anyway());
+            Chosen { instance: slot.instance.clone(), in_flight: InFlight::begin(&slot.seat), permit }
+        });
+        chosen.collect()
+    }
+
+    /// This one's answer, or failure, is the caller's.
+    fn end_with<S: Stream>(
+        self,
+        one: One,
+        client: &mut Client<S>,
+        outgoing: &mut Outgoing,
+        root: Option<OpenSpan>,
+    ) -> Result<Arrived, Refused> {
+        let One { result, span, twin, out, .. } = one;
+        match result {
+            Ok((response, upstream, in_flight)) => {
+                client.out = out;
+                outgoing.was_sent_as(&twin);
+                Ok(arrived(response, upstream, in_flight, [Some(span), root]))
             }
+            Err(failure) => Err(self.give_up(failure, [Some(span), root])),
         }
     }
 
     /// How long to wait for an answer before another instance is asked too; none: not at all.
     fn hedges_after(&self) -> Option<Duration> {
         let hedge = &self.scope.sections.hedge;
-        if !hedge.is_on() || self.scope.sections.tolerate.mode == Mode::Broadcast {
+        if !hedge.is_on() {
             return None;
         }
         let fixed = Duration::from_millis(hedge.after_ms);
@@ -169,7 +253,9 @@ impl Call<'_> {
         let mut watch = Unfinished::of(self, &in_flight);
         let result = self.attempt(&instance, in_flight, permit, &mut client, &mut twin, asked, &mut span).await;
         watch.is_over();
-        let is_good = matches!(&result, Ok((response, ..)) if self.is_good(response));
+        // One that failed in its own way is not repeated for it, but another's answer is better.
+        let is_good = matches!(&result, Ok((response, ..))
+            if self.is_good(response) && !response.verdict().is_server_error());
         let noted = note(&instance, &result);
         One { result, noted, is_good, span, twin, out: client.out }
     }
@@ -186,31 +272,34 @@ struct One {
     out: Vec<u8>,
 }
 
-impl One {
-    /// Whether another instance may do better at once: not if it is the same everywhere, or a wait was asked for.
-    fn is_worth_another(&self) -> bool {
-        match &self.result {
-            Ok((response, ..)) => response.asks_wait.is_none(),
-            Err(failure) => !matches!(failure.reason, Reason::Forbidden | Reason::BadRequest),
-        }
-    }
-}
-
-/// What all of them together brought.
+/// What a round brought.
 enum Won {
-    /// This one's answer, good or not, is the caller's.
+    /// This one's answer, good or not: all others have failed before it, or are not waited for.
     One(Box<One>),
-    TooManyFailed(String),
     ClientGone,
 }
+
+/// The client has gone away.
+struct ClientGone;
 
 /// Attempts that run at once.
 struct Crowd<'a> {
     running: Vec<Pin<Box<dyn Future<Output = One> + Send + 'a>>>,
-    /// The instances they were sent to.
+    /// The instances they were sent to, and those tried before.
     taken: Vec<InstanceId>,
+    so_far: Ended,
+}
+
+/// What is left of attempts that have ended.
+struct Ended {
     /// The span of the whole call.
     root: Option<OpenSpan>,
+    /// Those that were not good.
+    failed: Vec<(InstanceId, reason::Tried)>,
+    /// Whether none of these is a reason not to send it once more.
+    want_again: bool,
+    /// The longest wait that any of them has asked for.
+    asked_wait: Option<Duration>,
 }
 
 /// What happened next.
@@ -221,24 +310,48 @@ enum Next {
 }
 
 impl<'a> Crowd<'a> {
-    /// Starts so many more, each at another instance; fewer where there are no more. How many.
-    fn start<'c: 'a>(&mut self, call: &'c Call<'c>, outgoing: &Outgoing, asked: &'a Asked, count: usize) -> usize {
-        let mut started = 0;
-        while started < count {
-            let Some(chosen) = call.choose_except(&self.taken) else { break };
-            let Some(mut twin) = outgoing.twin() else { break };
-            self.taken.push(chosen.instance.key.instance.clone());
-            // All but the first are told that somebody else sees to it, too.
-            twin.request.attempt = self.taken.len() as u32;
-            let mut span = call.begin_span(outgoing, &chosen.instance);
-            match &self.root {
-                Some(root) => span.set_parent(root.id()),
-                None => self.root = Some(call.begin_root(&mut span, outgoing)),
-            }
-            self.running.push(Box::pin(call.alone(chosen, twin, asked, span)));
-            started += 1;
+    /// Nobody yet, after these were tried.
+    fn after(tried: &[(InstanceId, reason::Tried)], root: Option<OpenSpan>) -> Self {
+        let taken = tried.iter().map(|(instance, _)| instance.clone()).collect();
+        let so_far = Ended { root, failed: Vec::new(), want_again: true, asked_wait: None };
+        Self { running: Vec::new(), taken, so_far }
+    }
+
+    /// Drops whoever still runs.
+    fn ended(self) -> Ended {
+        self.so_far
+    }
+
+    /// Starts one there. Whether it could: the body must be held.
+    fn start<'c: 'a>(&mut self, call: &'c Call<'c>, outgoing: &Outgoing, asked: &'a Asked, chosen: Chosen) -> bool {
+        let Some(mut twin) = outgoing.twin() else { return false };
+        self.taken.push(chosen.instance.key.instance.clone());
+        // All but the first are told that somebody else sees to it, too.
+        twin.request.attempt = self.taken.len() as u32;
+        let mut span = call.begin_span(outgoing, &chosen.instance);
+        match &self.so_far.root {
+            Some(root) => span.set_parent(root.id()),
+            None => self.so_far.root = Some(call.begin_root(&mut span, outgoing)),
         }
-        started
+        self.running.push(Box::pin(call.alone(chosen, twin, asked, span)));
+        true
+    }
+
+    /// Starts so many more, each at another instance; fewer where there are no more. How many.
+    fn start_some<'c: 'a>(&mut self, call: &'c Call<'c>, outgoing: &Outgoing, asked: &'a Asked, count: usize) -> usize {
+        let mut more = || {
+            let chosen = call.choose_except(&self.taken)?;
+            self.start(call, outgoing, asked, chosen).then_some(())
+        };
+        (0..count).map_while(|_| more()).count()
+    }
+
+    /// Takes note of one that was not good.
+    fn failed(&mut self, call: &Call<'_>, outgoing: &Outgoing, one: &One) {
+        let asked_wait = one.result.as_ref().ok().and_then(|(response, ..)| response.asks_wait);
+        self.so_far.asked_wait = self.so_far.asked_wait.max(asked_wait);
+        self.so_far.want_again &= call.wants_again(&one.result, outgoing);
+        self.so_far.failed.push(one.noted.clone());
     }
 
     /// The next one that ends, unless the client goes away or the time comes before.
@@ -271,39 +384,30 @@ impl<'a> Crowd<'a> {
         client: &mut Client<S>,
         outgoing: &Outgoing,
         asked: &'a Asked,
-        tried: &mut Vec<(InstanceId, reason::Tried)>,
+        hedges_left: &mut u32,
     ) -> Won {
-        let metrics = &call.entry.metrics;
         let budget =
             BudgetSettings { percent: call.scope.sections.hedge.budget_percent, floor_per_s: HEDGES_FLOOR_PER_S };
-        call.entry.hedges.deposit(call.carrier.clock.now());
-        let mut hedges_left = call.scope.sections.hedge.max;
-        let mut hedge_at = call.hedges_after().map(|after| Instant::now() + after);
+        let next_hedge = |left: u32| Some(Instant::now() + call.hedges_after().filter(|_| left > 0)?);
+        let mut hedge_at = next_hedge(*hedges_left);
         loop {
             match self.next(client, hedge_at).await {
                 Next::ClientGone => return Won::ClientGone,
                 Next::Rang => {
-                    let now = call.carrier.clock.now();
-                    let is_allowed = call.entry.hedges.withdraw_within(now, budget);
-                    if is_allowed && self.start(call, outgoing, asked, 1) > 0 {
-                        metrics.hedges.fetch_add(1, Relaxed);
-                        hedges_left = hedges_left.saturating_sub(1);
+                    let is_allowed = call.entry.hedges.withdraw_within(call.carrier.clock.now(), budget);
+                    if is_allowed && self.start_some(call, outgoing, asked, 1) > 0 {
+                        call.entry.metrics.hedges.fetch_add(1, Relaxed);
+                        *hedges_left -= 1;
+                        hedge_at = next_hedge(*hedges_left);
                     } else {
-                        hedges_left = 0;
+                        hedge_at = None;
                     }
-                    hedge_at = hedge_at
-                        .filter(|_| hedges_left > 0)
-                        .and(call.hedges_after())
-                        .map(|after| Instant::now() + after);
                 }
                 Next::Ended(one) if one.is_good => return Won::One(Box::new(one)),
                 Next::Ended(one) => {
-                    tried.push(one.noted.clone());
-                    // While others may still do better; then, what would be a retry is one.
-                    let may_go_on = one.is_worth_another();
-                    let is_last =
-                        self.running.is_empty() && !(may_go_on && self.once_more(call, outgoing, asked, tried.len()));
-                    if is_last {
+                    self.failed(call, outgoing, &one);
+                    // While others may still do better.
+                    if self.running.is_empty() {
                         return Won::One(Box::new(one));
                     }
                     one.span.fail(&one.noted.1.error);
@@ -312,43 +416,26 @@ impl<'a> Crowd<'a> {
         }
     }
 
-    /// Starts another one as a retry, if that may be.
-    fn once_more<'c: 'a>(&mut self, call: &'c Call<'c>, outgoing: &Outgoing, asked: &'a Asked, failed: usize) -> bool {
-        let goes_on = failed <= call.scope.sections.retry.max_retries as usize
-            && Instant::now() < call.deadline
-            && call.entry.budget.withdraw_within(call.carrier.clock.now(), call.scope.sections.retry.budget)
-            && self.start(call, outgoing, asked, 1) > 0;
-        if goes_on {
-            call.entry.metrics.retries.fetch_add(1, Relaxed);
-        }
-        goes_on
-    }
-
-    /// All of them: the last good answer, unless too many have failed.
+    /// All of them: the last good answer, if there is one.
     async fn all<S: Stream>(
         &mut self,
+        call: &Call<'_>,
         client: &mut Client<S>,
-        tried: &mut Vec<(InstanceId, reason::Tried)>,
-        fail_percent: u32,
-    ) -> Won {
-        let count = self.running.len();
+        outgoing: &Outgoing,
+    ) -> Result<Option<One>, ClientGone> {
         let mut good = None;
         while !self.running.is_empty() {
             match self.next(client, None).await {
-                Next::ClientGone => return Won::ClientGone,
+                Next::ClientGone => return Err(ClientGone),
                 Next::Ended(one) if one.is_good => good = Some(one),
                 Next::Ended(one) => {
-                    tried.push(one.noted);
-                    one.span.fail("it failed");
+                    self.failed(call, outgoing, &one);
+                    one.span.fail(&one.noted.1.error);
                 }
                 Next::Rang => {}
             }
         }
-        let failed = tried.len();
-        match good {
-            Some(good) if failed * 100 < count * fail_percent as usize => Won::One(Box::new(good)),
-            _ => Won::TooManyFailed(format!("{failed} of {count} instances failed")),
-        }
+        Ok(good)
     }
 }
 

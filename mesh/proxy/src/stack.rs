@@ -181,7 +181,7 @@ pub(crate) async fn carry<S: Stream>(
     let (tried, attempt) = (Vec::new(), outgoing.request.attempt);
     let hash = group.hashes_on().and_then(|on| attempts::hash(on, caller, carrier.mesh.me(), outgoing));
     let call = Call { carrier, caller, service, key, entry, scope, group, context, deadline, tried, attempt, hash };
-    let carried = if call.wants_several() && outgoing.is_held() {
+    let carried = if call.wants_several(outgoing) {
         // In a box: what few services want shall not make every connection's task larger.
         Box::pin(call.several(client, outgoing, asked)).await
     } else {
@@ -265,16 +265,10 @@ impl Call<'_> {
                 span.set_parent(root.id());
             }
             let result = self.attempt(&instance, in_flight, permit, client, outgoing, asked, &mut span).await;
-            let again = match &result {
-                Ok((response, ..)) => !self.is_good(response) && self.may_repeat(outgoing),
-                Err(failure) if failure.reason == Reason::Gone => {
-                    return Err(self.refuse(Reason::Gone, String::new()));
-                }
-                // It is the same everywhere, or will be in a moment.
-                Err(failure) if failure.reason == Reason::Forbidden => false,
-                // Never sent, or no harm in doing it twice; either way it must still be here.
-                Err(failure) => outgoing.is_whole() && (failure.reason.is_unsent() || self.may_repeat(outgoing)),
-            };
+            if matches!(&result, Err(failure) if failure.reason == Reason::Gone) {
+                return Err(self.refuse(Reason::Gone, String::new()));
+            }
+            let again = self.wants_again(&result, outgoing);
             if again || result.is_err() {
                 self.tried.push(note(&instance, &result));
             }
@@ -418,7 +412,7 @@ impl Call<'_> {
     }
 
     /// Full jitter, as Envoy: up to base, 3 x base, 7 x base ..., and never less than the instance asked for.
-    async fn back_off(&self, asked_wait: Duration) {
+    pub(crate) async fn back_off(&self, asked_wait: Duration) {
         let retry = &self.scope.sections.retry;
         let steps = (1u64 << self.tried.len().min(20)) - 1;
         let most_ms = retry.backoff_ms.saturating_mul(steps).min(retry.max_backoff_ms.max(retry.backoff_ms));

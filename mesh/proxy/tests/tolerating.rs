@@ -233,6 +233,45 @@ async fn what_is_not_safe_is_not_hedged_and_a_quick_answer_needs_none() {
 }
 
 #[tokio::test]
+async fn hedging_changes_nothing_about_retries() {
+    let flock = Flock::default();
+    let lives = App::named("lives").await;
+    let a = flock.node("a").await;
+    let pair = |name: &'static str, bad: &App, policy: &str| {
+        flock.register(bad.at(name, "1", "a"));
+        flock.register_as(lives.at(name, "2", "a"), |view| change(view, |i| i.zone = "far".parse().unwrap()));
+        flock.policy(name, &format!("[hedge]\nafter_ms = 60000\n{policy}"));
+    };
+    // A short wait is kept, a long one ends the matter.
+    let busy = answers(503, "grpc-retry-pushback-ms", "30").await;
+    pair("soon", &busy, "");
+    let began = std::time::Instant::now();
+    assert_eq!(a.get("soon.mesh", "/").await.text(), "lives");
+    assert!(began.elapsed() >= Duration::from_millis(30), "{:?}", began.elapsed());
+    let busy = answers(503, "retry-after", "60").await;
+    pair("late", &busy, "");
+    assert_eq!(a.get("late.mesh", "/").await.status, 503);
+    // What may be hedged may not therefore be repeated after a failure.
+    for (name, bad) in [("full", answers(503, "", "").await), ("gone", App::hanging_up().await)] {
+        pair(name, &bad, "unsafe_methods = true\n");
+        let answer = a.send("POST", &format!("{name}.mesh"), "/", "", b"buy").await;
+        assert!(answer.status >= 500, "{name}: {answer:?}");
+    }
+    assert_eq!(lives.requests(), 1);
+    // What the budget forbids is counted, and what needs none takes nothing from it.
+    let bad = answers(503, "", "").await;
+    pair("poor", &bad, "[retry.budget]\npercent = 0\nfloor_per_s = 0\n");
+    assert_eq!(a.get("poor.mesh", "/").await.status, 503);
+    let metrics = a.metrics();
+    assert!(metrics.contains("starling_retries_refused_total{service=\"default/poor\"} 1"), "{metrics}");
+    flock.register(bad.at("sole", "1", "a"));
+    flock.policy("sole", "[hedge]\nafter_ms = 60000\n[retry.budget]\npercent = 0\nfloor_per_s = 0\n");
+    assert_eq!(a.get("sole.mesh", "/").await.status, 503);
+    let metrics = a.metrics();
+    assert!(metrics.contains("starling_retries_refused_total{service=\"default/sole\"} 0"), "{metrics}");
+}
+
+#[tokio::test]
 async fn of_forks_the_first_good_answer_wins_and_a_failing_one_does_not() {
     let flock = Flock::default();
     let (busy, lives) = (answers(503, "", "").await, App::named("lives").await);
@@ -306,6 +345,73 @@ async fn a_broadcast_reaches_all_and_fails_by_share() {
     assert_eq!(answer.status, 502);
     let reason = answer.header("x-starling-reason").unwrap();
     assert!(reason.starts_with("broadcast_failed: 1 of 3"), "{reason}");
+}
+
+#[tokio::test]
+async fn what_cannot_be_told_to_all_is_told_to_none() {
+    let flock = Flock::default();
+    let apps = [App::named("told").await, App::named("told").await];
+    let a = flock.node_with("a", |settings| settings.max_replay_bytes = 4).await;
+    flock.register(apps[0].at("orders", "1", "a"));
+    flock.register(apps[1].at("orders", "2", "a"));
+    flock.policy("orders", "[tolerate]\nmode = \"broadcast\"\n");
+    let counts = || (apps[0].requests(), apps[1].requests());
+    let refused = a.send("POST", "orders.mesh", "/", "", b"more than four").await;
+    assert_eq!((refused.status, counts()), (502, (0, 0)));
+    let reason = refused.header("x-starling-reason").unwrap();
+    assert!(reason.starts_with("broadcast_failed: only a body") && reason.contains("4 bytes"), "{reason}");
+    let upgrade = a.send("GET", "orders.mesh", "/", "connection: upgrade\r\nupgrade: websocket\r\n", b"").await;
+    assert_eq!((upgrade.status, counts()), (502, (0, 0)));
+    // Telling all repeats nothing: whoever is called a second time tells all, too.
+    let answer = a.send("POST", "orders.mesh", "/", "x-starling-attempt: 02\r\n", b"four").await;
+    assert_eq!((answer.text().as_str(), counts()), ("told", (1, 1)));
+}
+
+#[tokio::test]
+async fn a_broadcast_is_no_success_where_an_instance_is_broken_or_all_fail_in_their_own_way() {
+    let flock = Flock::default();
+    let (hangs_up, good) = (App::hanging_up().await, App::named("good").await);
+    let a = flock.node("a").await;
+    flock.register(hangs_up.at("orders", "1", "a"));
+    flock.register(good.at("orders", "2", "a"));
+    flock.policy(
+        "orders",
+        "[tolerate]\nmode = \"broadcast\"\nbroadcast_fail_percent = 1\n[breaker]\nconsecutive_failures = 1\n",
+    );
+    for told in 1..4 {
+        let answer = a.get("orders.mesh", "/").await;
+        let reason = answer.header("x-starling-reason").unwrap_or_default();
+        assert!(answer.status == 502 && reason.starts_with("broadcast_failed: 1 of 2"), "{told}: {answer:?}");
+        assert_eq!(good.requests(), told);
+    }
+    let bad = [answers(500, "", "").await, answers(500, "", "").await];
+    flock.register(bad[0].at("stock", "1", "a"));
+    flock.register(bad[1].at("stock", "2", "a"));
+    flock.policy("stock", "[tolerate]\nmode = \"broadcast\"\n");
+    let answer = a.get("stock.mesh", "/").await;
+    assert_eq!((answer.status, bad[0].requests(), bad[1].requests()), (502, 1, 1));
+}
+
+#[tokio::test]
+async fn a_failure_of_the_applications_own_wins_no_race_and_is_not_repeated() {
+    let flock = Flock::default();
+    let (bad, (late, go)) = (answers(500, "", "").await, App::held_back("late").await);
+    let a = flock.node("a").await;
+    flock.register(bad.at("orders", "1", "a"));
+    flock.register(late.at("orders", "2", "a"));
+    flock.policy("orders", "[tolerate]\nmode = \"forking\"\n");
+    let mut client = Client::connect(a.addr()).await;
+    client.send("GET", "orders.mesh", "/", "", b"").await;
+    eventually("the failure is there", || async { (bad.requests() + late.requests() == 2).then_some(()) }).await;
+    go.add_permits(1);
+    assert_eq!(client.answer().await.text(), "late");
+
+    let others = [answers(500, "", "").await, answers(500, "", "").await];
+    flock.register(others[0].at("stock", "1", "a"));
+    flock.register(others[1].at("stock", "2", "a"));
+    flock.policy("stock", "[hedge]\nafter_ms = 60000\n");
+    assert_eq!(a.get("stock.mesh", "/").await.status, 500);
+    assert_eq!(others[0].requests() + others[1].requests(), 1);
 }
 
 #[tokio::test]

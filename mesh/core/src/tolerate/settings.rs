@@ -31,10 +31,12 @@ pub enum Mode {
     Failfast,
     /// A failure is counted and logged, and the caller gets an empty good answer (204).
     Failsafe,
-    /// Several at once, and the first good answer is the caller's; the others are cancelled. A request that may not be
-    /// repeated, or whose body is not held, is sent to one.
+    /// Several at once, and the first good answer (none of 500 and above) is the caller's; the others are cancelled. A
+    /// request that may not be repeated, or whose body is not held, is sent to one.
     Forking,
-    /// All instances at once; the caller gets the last good answer, unless too many fail.
+    /// All instances at once, those whose breaker is open too; the caller gets the last good answer (none of 500 and
+    /// above), unless too many fail. What cannot be sent to all is refused: a body that is not held, and a change of
+    /// protocol.
     Broadcast,
 }
 
