@@ -268,6 +268,9 @@ impl Node {
         for (service, listen) in self.upstreams() {
             tracing::info!("  port   {listen} leads to {service}");
         }
+        if let Some(listen) = self.proxy.redirected() {
+            tracing::info!("  port   {listen} takes redirected connections");
+        }
         tracing::info!("  API    http://{}; try: starling --peer {} status", self.addresses.api, self.addresses.api);
     }
 }

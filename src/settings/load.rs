@@ -319,7 +319,11 @@ impl Layers {
         self.check_services(&settings);
         settings.upstreams = std::mem::take(&mut self.upstreams);
         settings.proxy.upstreams = settings.upstreams.iter().map(UpstreamSettings::bound_port).collect();
-        let taken = [("proxy.listen", settings.proxy.listen), ("api.listen", settings.api.listen)];
+        let redirected = settings.proxy.redirect_listen.map(|address| ("proxy.redirect_listen", address));
+        let taken: Vec<_> = [("proxy.listen", settings.proxy.listen), ("api.listen", settings.api.listen)]
+            .into_iter()
+            .chain(redirected)
+            .collect();
         self.problems.extend(UpstreamSettings::check_all(&settings.upstreams, &taken));
         self.problems.extend(settings.proxy.check().err().map(|error| format!("proxy.{error}")));
         self.problems.extend(settings.gossip.check().err().map(|error| format!("gossip.{error}")));

@@ -10,6 +10,7 @@
 mod curl;
 mod grpc;
 mod programs;
+mod redirect;
 mod redis;
 #[path = "../support/mod.rs"]
 mod support;

@@ -11,9 +11,21 @@ fn required() -> bool {
     std::env::var_os("STARLING_FOREIGN").is_some_and(|word| word == "required")
 }
 
+/// Whether this is root; says so, or fails where nothing may be missing, if not.
+pub(crate) fn is_root() -> bool {
+    let is_root = run(Command::new("id").arg("-u")).trim() == "0";
+    if !is_root {
+        skip("skipped: needs root");
+    }
+    is_root
+}
+
 /// Says what is missing, or fails where nothing may be.
 fn missing(what: &str, package: &str) {
-    let skipped = format!("skipped: needs {what} (apt-get install {package})");
+    skip(&format!("skipped: needs {what} (apt-get install {package})"));
+}
+
+fn skip(skipped: &str) {
     assert!(!required(), "{skipped}");
     println!("{skipped}");
 }

@@ -438,8 +438,13 @@ pub(crate) struct App {
 impl App {
     /// Starts one on a port the system chooses.
     pub(crate) fn start(name: &'static str) -> App {
+        Self::start_at("127.0.0.1", name)
+    }
+
+    /// The same at another of this host's addresses.
+    pub(crate) fn start_at(ip: &str, name: &'static str) -> App {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+        let listener = runtime.block_on(tokio::net::TcpListener::bind((ip, 0))).unwrap();
         let address = listener.local_addr().unwrap();
         let (answering, waiting) = (Arc::new(watch::Sender::new(true)), Arc::new(AtomicUsize::new(0)));
         let (gate, counter) = (answering.clone(), waiting.clone());

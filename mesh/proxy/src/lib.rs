@@ -17,6 +17,7 @@
 //! | `stack` | what happens to a request, in order: read this first |
 //! | `outbound`, `inbound`, `serve` | the listener for applications, tunnels from other nodes, one connection |
 //! | `bound`, `connect`, `tcp` | ports that lead to one service each; ways asked for by CONNECT; bytes to a service |
+//! | `redirect` | connections meant for somebody else that the kernel brought here |
 //! | `detect` | what a client speaks, told from its first bytes |
 //! | `attempts` | when a request is sent once more, or to several at once |
 //! | `client`, `exchange`, `relay`, `pool` | a request on its way; one attempt; a response on its way; connections to instances |
@@ -54,6 +55,7 @@ mod policies;
 mod pool;
 mod quotas;
 mod reason;
+mod redirect;
 mod relay;
 mod report;
 mod rewound;
@@ -67,6 +69,7 @@ mod tls;
 mod trace;
 mod workers;
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
@@ -77,6 +80,7 @@ pub use bound::BoundPort;
 pub use h1::forwarded::Forwarded;
 pub use http2::Http2Settings;
 pub use outbound::listen;
+pub use redirect::RedirectUnknown;
 pub use settings::ProxySettings;
 use starling_core::id::ServiceKey;
 use starling_core::observe::MetricSource;
@@ -89,8 +93,10 @@ use crate::clock::Clock;
 use crate::directory::Directory;
 use crate::mesh::{Arrival, Knock, Mesh};
 use crate::metrics::Connections;
+use crate::outbound::Gate;
 use crate::policies::Ground;
 use crate::pool::{Counted, Gauge};
+use crate::redirect::Redirect;
 use crate::serve::{Entrance, Lifetime, Phase};
 use crate::stack::Carrier;
 use crate::system::Host;
@@ -124,6 +130,14 @@ pub enum StartError {
         /// The system's reason.
         error: std::io::Error,
     },
+    /// The listener for redirected connections could not be opened.
+    #[error("cannot listen for redirected connections on {address}: {error}; change proxy.redirect_listen")]
+    Redirected {
+        /// The address, as set.
+        address: SocketAddr,
+        /// The system's reason.
+        error: std::io::Error,
+    },
     /// A thread could not be started.
     #[error("cannot start a worker: {0}")]
     Worker(io::Error),
@@ -133,6 +147,7 @@ pub enum StartError {
 pub struct Proxy {
     local_addr: SocketAddr,
     bound: Vec<(ServiceKey, SocketAddr)>,
+    redirected: Option<SocketAddr>,
     carrier: Arc<Carrier>,
     phase: watch::Sender<Phase>,
     /// Closed when no task is left.
@@ -182,13 +197,23 @@ impl Proxy {
         let failed = |error| StartError::Listen { address, error };
         let local_addr = listener.local_addr().map_err(failed)?;
         let tunnel_places = Arc::new(Semaphore::new(settings.max_tunnels));
-        let mut listeners = vec![(listener, Entrance::Any)];
+        let mut entrances = BTreeMap::from([(local_addr, Entrance::Any)]);
+        let mut listeners = vec![(listener, Gate::Entrance(Entrance::Any))];
         let mut bound = Vec::new();
         for port in &settings.upstreams {
             let failed = |error| StartError::Bound { port: port.clone(), error };
             let listener = outbound::listen(port.listen).map_err(failed)?;
-            bound.push((port.service.clone(), listener.local_addr().map_err(failed)?));
-            listeners.push((listener, Entrance::Bound(Arc::new(port.clone()))));
+            let (address, entrance) = (listener.local_addr().map_err(failed)?, Entrance::Bound(Arc::new(port.clone())));
+            bound.push((port.service.clone(), address));
+            entrances.insert(address, entrance.clone());
+            listeners.push((listener, Gate::Entrance(entrance)));
+        }
+        let mut redirected = None;
+        if let Some(address) = settings.redirect_listen {
+            let failed = |error| StartError::Redirected { address, error };
+            let listener = outbound::listen(address).map_err(failed)?;
+            redirected = Some(listener.local_addr().map_err(failed)?);
+            listeners.push((listener, Gate::Redirected));
         }
         let tls = tls::acceptor(&settings.tls).map_err(StartError::Settings)?;
         let clock = Clock::start();
@@ -202,6 +227,7 @@ impl Proxy {
             directory: Directory::new(),
             ground,
             host: Host::new(&settings.system, clock),
+            redirect: redirected.map(|_| Redirect::new(entrances)),
             settings,
             connections: Connections::default(),
             tunnel_places,
@@ -219,14 +245,14 @@ impl Proxy {
         let mut crew = crew.map_err(StartError::Worker)?;
         let threads = crew.take_threads();
         let crew = Arc::new(crew);
-        for (listener, entrance) in listeners {
-            crew.tell(0, Job::Listen(listener, entrance, crew.clone())).await;
+        for (listener, gate) in listeners {
+            crew.tell(0, Job::Listen(listener, gate, crew.clone())).await;
         }
         tokio::spawn(inbound::run(carrier.clone(), tunnels, crew, lifetime.clone()));
         tokio::spawn(quotas::run(carrier.clone(), lifetime.clone()));
         tokio::spawn(system::run(carrier.clone(), lifetime.clone()));
         tokio::spawn(sweep(carrier.clone(), lifetime));
-        Ok(Proxy { local_addr, bound, carrier, phase, alive, threads })
+        Ok(Proxy { local_addr, bound, redirected, carrier, phase, alive, threads })
     }
 
     /// Where applications reach it.
@@ -237,6 +263,11 @@ impl Proxy {
     /// The ports that lead to one service each, in the order of the settings.
     pub fn bound(&self) -> &[(ServiceKey, SocketAddr)] {
         &self.bound
+    }
+
+    /// Where redirected connections are taken, if any are.
+    pub fn redirected(&self) -> Option<SocketAddr> {
+        self.redirected
     }
 
     /// Its metrics.
@@ -273,9 +304,9 @@ impl Proxy {
 /// What is given to a worker.
 pub(crate) enum Job {
     /// Accept connections here, for all workers.
-    Listen(std::net::TcpListener, Entrance, Arc<Crew<Job>>),
+    Listen(std::net::TcpListener, Gate, Arc<Crew<Job>>),
     /// Serve an application's connection.
-    Application(std::net::TcpStream, Entrance, OwnedSemaphorePermit, Counted),
+    Application(std::net::TcpStream, Gate, OwnedSemaphorePermit, Counted),
     /// Serve a tunnel.
     Tunnel(Arrival, OwnedSemaphorePermit, Counted),
 }
@@ -297,11 +328,11 @@ async fn work(
         while let Some(job) = jobs.recv().await {
             let (carrier, lifetime) = (carrier.clone(), lifetime.clone());
             match job {
-                Job::Listen(listener, entrance, crew) => {
-                    tokio::spawn(outbound::run(carrier, listener, entrance, crew, places.clone(), lifetime));
+                Job::Listen(listener, gate, crew) => {
+                    tokio::spawn(outbound::run(carrier, listener, gate, crew, places.clone(), lifetime));
                 }
-                Job::Application(stream, entrance, place, share) => {
-                    outbound::serve_dealt(carrier, stream, entrance, (place, share), lifetime);
+                Job::Application(stream, gate, place, share) => {
+                    outbound::serve_dealt(carrier, stream, gate, (place, share), lifetime);
                 }
                 Job::Tunnel(arrival, place, share) => inbound::serve_dealt(carrier, arrival, (place, share), lifetime),
             }

@@ -151,7 +151,10 @@ impl MetricSource for Carrier {
                 out.sample(name, &[("service", service)], counter(metrics).load(Relaxed) as f64);
             }
         }
-        traffic(out, &services);
+        traffic(out, &services, self.redirect.as_ref().map(|redirect| &redirect.passing));
+        if let Some(redirect) = &self.redirect {
+            redirect.collect(out);
+        }
         let now: Vec<_> = entries.iter().map(|(key, entry)| (key.to_string(), entry.broken_and_in_flight())).collect();
         out.family("starling_breakers_open", "gauge", "Instances taken out by their breaker, those being probed too.");
         for (service, (broken, _)) in &now {
@@ -197,13 +200,13 @@ fn for_each_side(services: &[(String, &ServiceMetrics)], mut f: impl FnMut(&str,
     }
 }
 
-/// Connections of bytes.
-fn traffic(out: &mut Exposition, services: &[(String, &ServiceMetrics)]) {
+/// Connections of bytes; redirected ones that pass through are of the service `elsewhere`, which can be none's name.
+fn traffic(out: &mut Exposition, services: &[(String, &ServiceMetrics)], elsewhere: Option<&Traffic>) {
     let all: Vec<(&str, &str, &Traffic)> = services
         .iter()
-        .flat_map(|(service, m)| [(service, "outbound", &m.outbound_tcp), (service, "inbound", &m.inbound_tcp)])
+        .flat_map(|(service, m)| [(&**service, "outbound", &m.outbound_tcp), (service, "inbound", &m.inbound_tcp)])
+        .chain(elsewhere.map(|traffic| ("elsewhere", "outbound", traffic)))
         .filter(|(_, _, traffic)| !traffic.is_empty())
-        .map(|(service, direction, traffic)| (service.as_str(), direction, traffic))
         .collect();
     out.family("starling_tcp_connections_open", "gauge", "Connections of bytes that are open.");
     for (service, direction, traffic) in &all {

@@ -12,6 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::Job;
 use crate::h1::forwarded::{Forwarded, Peer};
 use crate::pool::{Counted, Gauge};
+use crate::redirect;
 use crate::serve::{Door, Entrance, Lifetime, serve};
 use crate::stack::Carrier;
 use crate::workers::Crew;
@@ -20,6 +21,15 @@ use crate::workers::Crew;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How many connections wait in the kernel to be accepted; Linux allows no more by default (`net.core.somaxconn`).
 const BACKLOG: u32 = 4_096;
+
+/// What a listener is for.
+#[derive(Debug, Clone)]
+pub(crate) enum Gate {
+    /// Applications that connect to it.
+    Entrance(Entrance),
+    /// Those that want to go elsewhere, and are redirected to it.
+    Redirected,
+}
 
 /// Opens a listener for applications, which does not block.
 ///
@@ -36,7 +46,7 @@ pub fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
 pub(crate) async fn run(
     carrier: Arc<Carrier>,
     listener: std::net::TcpListener,
-    entrance: Entrance,
+    gate: Gate,
     crew: Arc<Crew<Job>>,
     places: Arc<Semaphore>,
     mut lifetime: Lifetime,
@@ -54,7 +64,7 @@ pub(crate) async fn run(
         };
         // Not within the choice: what has been accepted must not be dropped while a worker's queue is full.
         if let Some((stream, place)) = accepted {
-            deal(&crew, stream, &entrance, place).await;
+            deal(&crew, stream, &gate, place).await;
         }
     }
     // The system is asked, not what is known of its readiness: the last to come would be reset.
@@ -63,7 +73,7 @@ pub(crate) async fn run(
         let Ok(place) = places.clone().try_acquire_owned() else { return };
         let Ok((stream, _)) = listener.accept() else { return };
         if stream.set_nonblocking(true).is_ok() {
-            deal(&crew, stream, &entrance, place).await;
+            deal(&crew, stream, &gate, place).await;
         }
     }
 }
@@ -89,17 +99,17 @@ async fn accept(
     }
 }
 
-async fn deal(crew: &Crew<Job>, stream: std::net::TcpStream, entrance: &Entrance, place: OwnedSemaphorePermit) {
+async fn deal(crew: &Crew<Job>, stream: std::net::TcpStream, gate: &Gate, place: OwnedSemaphorePermit) {
     // Without workers there is no proxy any more.
     let Some(dealt) = crew.place().await else { return };
-    dealt.queue.send(Job::Application(stream, entrance.clone(), place, dealt.share));
+    dealt.queue.send(Job::Application(stream, gate.clone(), place, dealt.share));
 }
 
 /// Serves what [`run`] has dealt to this worker.
 pub(crate) fn serve_dealt(
     carrier: Arc<Carrier>,
     stream: std::net::TcpStream,
-    entrance: Entrance,
+    gate: Gate,
     held: (OwnedSemaphorePermit, Counted),
     lifetime: Lifetime,
 ) {
@@ -109,9 +119,16 @@ pub(crate) fn serve_dealt(
     let is_told = carrier.settings.forwarded != Forwarded::Off || !carrier.settings.forwarded_keep;
     let peer =
         if is_told { stream.peer_addr().ok().map(|peer| Peer { ip: peer.ip(), encrypted: false }) } else { None };
-    tokio::spawn(async move {
-        let _held = held;
-        let _counted = Gauge::count(&carrier.connections.outbound);
-        serve(stream, peer, &carrier, Door::Application(entrance), lifetime).await;
-    });
+    let held = (held, Gauge::count(&carrier.connections.outbound));
+    // Two kinds of tasks, so that the common one is no larger for the other.
+    match gate {
+        Gate::Entrance(entrance) => tokio::spawn(async move {
+            let _held = held;
+            serve(stream, peer, &carrier, Door::Application(entrance), lifetime).await;
+        }),
+        Gate::Redirected => tokio::spawn(async move {
+            let _held = held;
+            redirect::serve(stream, peer, &carrier, lifetime).await;
+        }),
+    };
 }

@@ -121,11 +121,21 @@ pub(crate) async fn serve<S: Stream>(
     io: S,
     peer: Option<Peer>,
     carrier: &Arc<Carrier>,
-    mut door: Door,
+    door: Door,
     lifetime: Lifetime,
 ) {
     let mut client = Client::new(io);
     client.peer = peer;
+    serve_from(client, carrier, door, lifetime).await;
+}
+
+/// The same for a client that has been listened to.
+pub(crate) async fn serve_from<S: Stream>(
+    mut client: Client<S>,
+    carrier: &Arc<Carrier>,
+    mut door: Door,
+    lifetime: Lifetime,
+) {
     // Within a connection there may be another, asked for by CONNECT; within that, none.
     while let Some((inner, port)) = serve_client(client, carrier, door, lifetime.clone()).await {
         (client, door) = (inner, Door::Application(Entrance::Bound(port)));
@@ -599,7 +609,7 @@ fn within(arrived: Instant, patience: Duration, request: &Request) -> Result<Ins
 }
 
 /// Whether a head may have ended in what came since the last try: heads that come byte by byte are not read as often.
-fn may_be_whole(data: &[u8], tried: usize) -> bool {
+pub(crate) fn may_be_whole(data: &[u8], tried: usize) -> bool {
     if tried == 0 {
         return true;
     }

@@ -12,6 +12,7 @@ use starling_core::tolerate::RetrySettings;
 use crate::bound::BoundPort;
 use crate::h1::forwarded::Forwarded;
 use crate::http2::Http2Settings;
+use crate::redirect::RedirectUnknown;
 use crate::tls::ProxyTlsSettings;
 
 /// The data plane's settings. Durations are milliseconds.
@@ -21,6 +22,13 @@ pub struct ProxySettings {
     /// Where local applications reach the sidecar; loopback unless everybody on the network may call as this host.
     /// Default `127.0.0.1:15001`; port 0 takes a free one.
     pub listen: SocketAddr,
+    /// Where connections are taken that the kernel redirects (nftables' `redirect`), so that programs need not be pointed at
+    /// the sidecar: IP:PORT, on Linux. Empty (default): nowhere.
+    #[serde(with = "address_or_none")]
+    pub redirect_listen: Option<SocketAddr>,
+    /// What becomes of redirected connections that mean nothing of the mesh: "pass" (default) carries their bytes to where
+    /// they were meant to go, "refuse" does not.
+    pub redirect_unknown: RedirectUnknown,
     /// The last label of host names that mean services: `orders.mesh`. One label; default "mesh".
     pub suffix: String,
     /// The service on whose behalf the applications of this host call, as SERVICE or NAMESPACE/SERVICE: what rules of access
@@ -93,6 +101,8 @@ impl Default for ProxySettings {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 15_001)),
+            redirect_listen: None,
+            redirect_unknown: RedirectUnknown::Pass,
             suffix: "mesh".into(),
             identity: String::new(),
             forwarded: Forwarded::Off,
@@ -209,6 +219,27 @@ impl ProxySettings {
     }
 }
 
+/// An address to listen on; none is the empty text.
+mod address_or_none {
+    use std::net::SocketAddr;
+
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    pub(super) fn serialize<S: Serializer>(address: &Option<SocketAddr>, serializer: S) -> Result<S::Ok, S::Error> {
+        match address {
+            Some(address) => serializer.collect_str(address),
+            None => serializer.serialize_str(""),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let wrong =
+            || de::Error::custom(format!("{text:?} is no address to listen on: write IP:PORT, or \"\" for none"));
+        if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(|_| wrong()) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -234,5 +265,15 @@ mod tests {
         assert!(serde_json::from_str::<ProxySettings>(r#"{"listn": "127.0.0.1:1"}"#).is_err());
         let settings: ProxySettings = serde_json::from_str(r#"{"breaker": {"open_ms": 200}}"#).unwrap();
         assert_eq!(settings.breaker.open_ms, 200);
+    }
+
+    #[test]
+    fn an_address_for_redirected_connections_is_one_or_the_empty_text_for_none() {
+        let read = |text: &str| serde_json::from_str::<ProxySettings>(&format!("{{\"redirect_listen\": {text:?}}}"));
+        assert_eq!(read("").unwrap().redirect_listen, None);
+        let settings = read("127.0.0.1:15006").unwrap();
+        assert_eq!(settings.redirect_listen.unwrap().port(), 15_006);
+        assert_eq!(serde_json::to_value(&settings).unwrap()["redirect_listen"], "127.0.0.1:15006");
+        assert!(read("15006").unwrap_err().to_string().contains("write IP:PORT"));
     }
 }

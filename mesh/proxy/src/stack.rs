@@ -50,6 +50,7 @@ use crate::metrics::Connections;
 use crate::policies::Ground;
 use crate::pool::{Pool, Upstream};
 use crate::reason::{self, Reason, Refused, Tried};
+use crate::redirect::Redirect;
 use crate::relay::{Arrived, Home};
 use crate::serve::Facts;
 use crate::settings::ProxySettings;
@@ -76,6 +77,8 @@ pub(crate) struct Carrier {
     /// This host's own guard, if anything of it is limited.
     pub(crate) host: Option<Host>,
     pub(crate) connections: Connections,
+    /// For redirected connections, if any are taken.
+    pub(crate) redirect: Option<Redirect>,
     /// For tunnels from other nodes, on all workers together.
     pub(crate) tunnel_places: Arc<Semaphore>,
 }

@@ -242,19 +242,13 @@ async fn a_port_to_a_service_of_http_takes_requests_whatever_host_they_name() {
     assert_eq!((answer.status, answer.text().as_str()), (200, "www.example.org"));
 }
 
-/// How a connection ends that brings nothing: a busy machine hears of the end before it hears that it is connected.
-async fn end_of(port: SocketAddr) -> std::io::ErrorKind {
-    let brought = async { TcpStream::connect(port).await?.read_u8().await };
-    timeout(PATIENCE, brought).await.expect("it ends").expect_err("it brings nothing").kind()
-}
-
 #[tokio::test]
 async fn without_an_instance_a_connection_is_cut_off_and_a_trace_says_why() {
     let flock = Flock::default();
     let ports =
         vec![starling_proxy::BoundPort { protocol: Some(starling_core::registry::Protocol::Tcp), ..port_to("db") }];
     let a = flock.node_with("a", |settings| settings.upstreams = ports).await;
-    assert_eq!(end_of(a.port_to("db")).await, std::io::ErrorKind::ConnectionReset);
+    assert_eq!(cut_off_at(a.port_to("db")).await, std::io::ErrorKind::ConnectionReset);
     assert!(
         a.metrics()
             .contains(r#"starling_tcp_connections_total{service="unknown",direction="outbound",end="failed"} 1"#)
@@ -287,7 +281,7 @@ async fn who_may_not_call_a_service_of_bytes_is_cut_off_before_its_instance_hear
     let (a, b) = near_and_far(&flock, &app).await;
     for service in ["near", "far"] {
         flock.document("access", service, "[[allow]]\ncallers = [\"shop\"]");
-        assert_eq!(end_of(a.port_to(service)).await, std::io::ErrorKind::ConnectionReset, "{service}");
+        assert_eq!(cut_off_at(a.port_to(service)).await, std::io::ErrorKind::ConnectionReset, "{service}");
     }
     assert_eq!(app.connections.load(SeqCst), 0);
     for (bird, service) in [(&a, "near"), (&b, "far")] {

@@ -23,7 +23,7 @@ use tokio::time::Instant;
 
 use crate::client::{Alarm, some};
 use crate::h1::Buffer;
-use crate::metrics::Traffic;
+use crate::metrics::{End, Traffic};
 
 /// The most bytes of one read.
 const READ: usize = 64 * 1024;
@@ -48,6 +48,15 @@ pub(crate) enum Ended {
 }
 
 impl Ended {
+    /// As it is counted.
+    pub(crate) fn kind(&self) -> End {
+        match self {
+            Self::Whole => End::Whole,
+            Self::Idle => End::Idle,
+            Self::Client(_) | Self::Instance(_) => End::Broken,
+        }
+    }
+
     /// What went wrong, if anything did.
     pub(crate) fn error(&self) -> Option<String> {
         match self {

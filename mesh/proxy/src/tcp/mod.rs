@@ -34,7 +34,7 @@ use crate::directory::Entry;
 use crate::exchange::{self, Failure, Way};
 use crate::mesh::Stream;
 use crate::metrics::{End, Traffic};
-use crate::pool::{Counted, Gauge, Pool, Upstream};
+use crate::pool::{Counted, Gauge, Pipe, Pool, Upstream};
 use crate::reason::{self, Reason, Refused, Tried};
 use crate::stack::{Carrier, Known};
 use crate::trace::{Context, OpenSpan};
@@ -177,6 +177,10 @@ impl Connected {
     /// Carries bytes until both ends have ended; the client's connection is at its end then.
     pub(crate) async fn carry<S: Stream>(self, carrier: &Carrier, client: &mut Client<S>) {
         let Self { mut upstream, in_flight, permit, span, instance, entry, _open } = self;
+        let _own = match (&carrier.redirect, &upstream.pipe) {
+            (Some(redirect), Pipe::Tcp(stream)) => redirect.own_end(stream),
+            _ => None,
+        };
         let traffic = &entry.metrics.outbound_tcp;
         let began = Instant::now();
         let (ended, moved) = {
@@ -218,11 +222,7 @@ fn finish(ended: &Ended, (sent, received): (u64, u64), traffic: &Traffic, mut sp
         span.attributes.insert("bytes.sent".into(), sent.to_string());
         span.attributes.insert("bytes.received".into(), received.to_string());
     });
-    traffic.ended(match ended {
-        Ended::Whole => End::Whole,
-        Ended::Idle => End::Idle,
-        Ended::Client(_) | Ended::Instance(_) => End::Broken,
-    });
+    traffic.ended(ended.kind());
     match ended.error() {
         None => span.end(),
         Some(error) => span.fail(&error),

@@ -250,6 +250,14 @@ impl Knock for Waiting {
     fn refuse(self, _: TunnelRefusal) {}
 }
 
+/// How a connection to this address ends that says nothing and hears nothing. One that is cut off at once may hear of that
+/// already while it connects.
+pub(crate) async fn cut_off_at(address: SocketAddr) -> std::io::ErrorKind {
+    let connection = async { TcpStream::connect(address).await?.read_u8().await };
+    let end = tokio::time::timeout(PATIENCE, connection).await.expect("it ends");
+    end.expect_err("nothing is said").kind()
+}
+
 /// A port of a node that leads to this service.
 pub(crate) fn port_to(service: &str) -> BoundPort {
     BoundPort { listen: "127.0.0.1:0".parse().unwrap(), service: service_key(service), protocol: None }
