@@ -21,7 +21,7 @@ use std::time::Duration;
 use starling_core::balance::{HashOn, InFlight, Outcome, hash_of};
 use starling_core::guard::BudgetSettings;
 use starling_core::id::{InstanceId, NodeId, ServiceKey};
-use starling_core::policy::Fields;
+use starling_core::policy::{Fields, Scope};
 use starling_core::tolerate::Mode;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
@@ -464,7 +464,10 @@ fn named<'a>(mut pairs: impl Iterator<Item = &'a str>, name: &str) -> Option<u64
 }
 
 /// What the policy calls tolerable is an empty good answer to the caller, and counted.
-pub(crate) fn tolerate(entry: &Entry, carried: Result<Arrived, Refused>) -> Result<Arrived, Refused> {
+pub(crate) fn tolerate(scope: &Scope, entry: &Entry, carried: Result<Arrived, Refused>) -> Result<Arrived, Refused> {
+    if scope.sections.tolerate.mode != Mode::Failsafe {
+        return carried;
+    }
     let (why, service, tried) = match carried {
         Ok(arrived) if !arrived.response.verdict().is_server_error() => return Ok(arrived),
         Ok(arrived) => (format!("it answered {}", arrived.response.status.as_u16()), None, Vec::new()),

@@ -106,15 +106,11 @@ impl Attempt<'_> {
             let mut reused = idle.is_some();
             let mut upstream = match idle {
                 Some(upstream) => upstream,
-                None => self.connect().await?,
+                None => self.connect(self.left()?).await?,
             };
             // A shared connection may have been closing as we came, too.
             reused |= trust_idle && matches!(upstream.pipe, Pipe::Call(_));
-            let left = self.deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(Failure::new(Reason::TimedOut, "no time was left to begin with it"));
-            }
-            outgoing.begin(self.span, left, self.number);
+            outgoing.begin(self.span, self.left()?, self.number);
             client.out.clear();
             let ended = self.send_and_wait(client, outgoing, asked, &mut upstream).await;
             match ended {
@@ -185,8 +181,15 @@ impl Attempt<'_> {
         self.carrier.mesh.view().member(node).is_some_and(|member| member.state == MemberState::Lost)
     }
 
-    async fn connect(&self) -> Result<Upstream, Failure> {
-        let limit = Duration::from_millis(self.timeouts.connect_ms);
+    /// What is left of its time. Nothing left is nothing sent, and no word against the instance.
+    fn left(&self) -> Result<Duration, Failure> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        let begins = !left.is_zero();
+        begins.then_some(left).ok_or_else(|| Failure::new(Reason::Late, "no time was left to begin with it"))
+    }
+
+    async fn connect(&self, left: Duration) -> Result<Upstream, Failure> {
+        let limit = left.min(Duration::from_millis(self.timeouts.connect_ms));
         match self.way {
             Way::Address(address) if matches!(self.protocol, Protocol::Http2 | Protocol::Grpc) => {
                 let call = Call::open(self.carrier, address, limit).await;

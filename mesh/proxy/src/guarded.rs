@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, timeout};
 
 use crate::access::Identity;
+use crate::attempts;
 use crate::client::{Client, Outgoing};
 use crate::clock;
 use crate::guards::{self, Question, came_of};
@@ -35,6 +36,8 @@ pub(crate) struct Guarded<'a> {
     pub(crate) scope: &'a Arc<Scope>,
     pub(crate) identity: &'a Identity,
     pub(crate) deadline: Instant,
+    /// When the caller waits no longer, if it said so.
+    pub(crate) until: Option<Instant>,
 }
 
 /// What a policy's rules see of a request whose head was written for sending on.
@@ -88,7 +91,8 @@ impl Guarded<'_> {
         let Some(fallback) = refused.falls_back(&self.scope.sections) else { return Err(refused) };
         self.known.entry.metrics.fallbacks.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let again = outgoing.is_whole() && (refused.reason.is_unsent() || outgoing.is_repeatable());
-        if let Some(key) = fallback.service.as_deref().and_then(service_named).filter(|_| again) {
+        let in_time = self.until.is_none_or(|until| Instant::now() < until);
+        if let Some(key) = fallback.service.as_deref().and_then(service_named).filter(|_| again && in_time) {
             match self.ask_other(&key, client, outgoing, asked).await {
                 Ok(arrived) => return Ok(arrived),
                 Err(other) => tracing::debug!(service = %key, why = other.why, "the fallback did not answer either"),
@@ -106,9 +110,10 @@ impl Guarded<'_> {
     ) -> Result<Arrived, Refused> {
         let known = Known::other(self.carrier, key.clone())?;
         let scope = known.whole();
-        // What the first has used up of its time is not the other's fault.
-        let deadline = Instant::now() + Duration::from_millis(scope.sections.timeouts.request_ms);
-        let other = Guarded { carrier: self.carrier, known: &known, scope, identity: self.identity, deadline };
+        // What the first has used up of its time is not the other's fault; what the caller has said, holds for both.
+        let patience = Instant::now() + Duration::from_millis(scope.sections.timeouts.request_ms);
+        let (deadline, until) = (self.until.map_or(patience, |until| patience.min(until)), self.until);
+        let other = Guarded { carrier: self.carrier, known: &known, scope, identity: self.identity, deadline, until };
         let arrived = other.admitted(client, outgoing, asked).await?;
         fields::write(&mut client.out, FALLBACK, key.to_string().as_bytes());
         Ok(arrived)
@@ -121,7 +126,7 @@ impl Guarded<'_> {
         outgoing: &mut Outgoing,
         asked: &Asked,
     ) -> Result<Arrived, Refused> {
-        let Guarded { carrier, known, scope, identity, deadline } = *self;
+        let Guarded { carrier, known, scope, identity, deadline, .. } = *self;
         let mut pass = {
             let fields = Written(outgoing.head());
             let about = asked_of(carrier, identity, &outgoing.request, outgoing.head(), &fields);
@@ -130,7 +135,8 @@ impl Guarded<'_> {
             guards::admit(&question).await.map_err(|refused| refused.of(&known.key))?
         };
         self.mirror(outgoing);
-        match stack::carry(carrier, known, identity.service(), scope, client, outgoing, asked, deadline).await {
+        let carried = stack::carry(carrier, known, identity.service(), scope, client, outgoing, asked, deadline).await;
+        let learnt = match carried {
             Ok(mut arrived) => {
                 let head = Written(&client.out);
                 let number = |name| head.field(name).and_then(fields::number);
@@ -144,7 +150,9 @@ impl Guarded<'_> {
                 pass.learn(came_of(&refused), None);
                 Err(refused)
             }
-        }
+        };
+        // Not before: what the caller is not to know of is a failure to the circuit all the same.
+        attempts::tolerate(scope, &known.entry, learnt)
     }
 
     /// Sends copies on their way; nobody waits for them.

@@ -248,7 +248,9 @@ impl Question<'_> {
             if value.is_empty() && *by != LimitBy::All {
                 continue; // it has no such header, parameter or cookie: nothing to count it by
             }
-            let wait = limit.admit(self.clock.now(), value, 1).map_err(|refusal| self.refuse(refusal, name))?;
+            let left = self.deadline.saturating_duration_since(Instant::now());
+            let wait = limit.admit_within(self.clock.now(), value, 1, left);
+            let wait = wait.map_err(|refusal| self.refuse(refusal, name))?;
             if !wait.is_zero() {
                 sleep(wait).await;
             }
@@ -331,11 +333,28 @@ fn ended_by(fault: &Fault) -> Option<Refused> {
 pub(crate) fn came_of(refused: &Refused) -> Came {
     match refused.reason {
         Reason::TimedOut => Came::Timeout,
-        Reason::Gone | Reason::BadRequest | Reason::SlowRequest => Came::Cancelled,
-        _ => Came::Reset,
+        reason if reason.blames_the_callee() => Came::Reset,
+        _ => Came::Cancelled,
     }
 }
 
 fn wall() -> WallTime {
     WallTime(clock::wall_us() / 1_000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_caller_the_rules_or_the_clock_ended_is_no_failure_of_the_callee() {
+        let came = |reason| came_of(&Refused::new(reason, ""));
+        for reason in [Reason::Forbidden, Reason::Unsupported, Reason::Loop, Reason::Gone, Reason::Late] {
+            assert_eq!(came(reason), Came::Cancelled, "{reason:?}");
+        }
+        assert_eq!(came(Reason::TimedOut), Came::Timeout);
+        for reason in [Reason::Connect, Reason::Reset, Reason::NoneUsable, Reason::Broadcast] {
+            assert_eq!(came(reason), Came::Reset, "{reason:?}");
+        }
+    }
 }

@@ -59,6 +59,8 @@ pub(crate) enum Reason {
     Reset,
     /// No answer in time.
     TimedOut,
+    /// Its time was over before an instance was asked.
+    Late,
     /// It failed, and the policy says that this does not matter to the caller.
     Tolerated,
     /// Too many instances failed of those that were all to be told.
@@ -71,7 +73,7 @@ pub(crate) enum Reason {
 
 impl Reason {
     /// Those of which there is one each.
-    const ALL: [Reason; 17] = [
+    const ALL: [Reason; 18] = [
         Self::BadRequest,
         Self::HeadTooLarge,
         Self::SlowRequest,
@@ -86,6 +88,7 @@ impl Reason {
         Self::NotHere,
         Self::Reset,
         Self::TimedOut,
+        Self::Late,
         Self::Fault,
         Self::Tolerated,
         Self::Broadcast,
@@ -107,6 +110,7 @@ impl Reason {
             Self::NotHere => "not_here",
             Self::Reset => "connection_lost",
             Self::TimedOut => "timed_out",
+            Self::Late => "no_time_left",
             Self::Tolerated => "failure_tolerated",
             Self::Broadcast => "broadcast_failed",
             Self::Fault => "fault",
@@ -126,7 +130,7 @@ impl Reason {
             Self::NoSuchService | Self::NoneUsable | Self::Connect | Self::NotHere => StatusCode::SERVICE_UNAVAILABLE,
             Self::Reset | Self::Broadcast => StatusCode::BAD_GATEWAY,
             Self::Tolerated => StatusCode::NO_CONTENT,
-            Self::TimedOut => StatusCode::GATEWAY_TIMEOUT,
+            Self::TimedOut | Self::Late => StatusCode::GATEWAY_TIMEOUT,
             Self::Guard(Guard::List) => StatusCode::FORBIDDEN,
             Self::Guard(Guard::Rate | Guard::Quota) => StatusCode::TOO_MANY_REQUESTS,
             Self::Guard(Guard::Idempotency) => StatusCode::CONFLICT,
@@ -137,6 +141,16 @@ impl Reason {
     /// Whether it is certain that no application saw the request.
     pub(crate) fn is_unsent(self) -> bool {
         !matches!(self, Self::Reset | Self::TimedOut | Self::Gone | Self::Tolerated | Self::Broadcast)
+    }
+
+    /// Whether it says something of the callee. What the caller, the rules or the clock ended before the callee had a part
+    /// in it does not: one caller without permission must not cost all others of its host the instance.
+    pub(crate) fn blames_the_callee(self) -> bool {
+        let is_the_callers = matches!(
+            self,
+            Self::BadRequest | Self::HeadTooLarge | Self::SlowRequest | Self::Gone | Self::Loop | Self::Unsupported
+        );
+        !is_the_callers && !matches!(self, Self::Forbidden | Self::Late)
     }
 
     /// Reads another sidecar's header; an unknown code counts as [`Reason::Reset`], which promises nothing.
@@ -238,7 +252,8 @@ impl Refused {
     pub(crate) fn falls_back<'a>(&self, sections: &'a Sections) -> Option<&'a Fallback> {
         let when = match self.reason {
             Reason::Guard(_) => When::Refused,
-            Reason::NoneUsable | Reason::Connect | Reason::NotHere | Reason::Reset | Reason::TimedOut => When::Failed,
+            Reason::NoneUsable | Reason::Connect | Reason::NotHere | Reason::Reset => When::Failed,
+            Reason::TimedOut | Reason::Late => When::Failed,
             _ => return None,
         };
         sections.fallback.as_ref().filter(|fallback| fallback.on.contains(&when))

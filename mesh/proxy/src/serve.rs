@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use crate::access::Identity;
+use crate::attempts;
 use crate::bound::{self, BoundPort};
 use crate::client::{Client, Outgoing};
 use crate::connect::{self, Through};
@@ -419,12 +420,14 @@ impl<S: Stream> Connection<'_, S> {
                 let held = Outgoing::hold(request, head, client, max_held, held_by).await;
                 let outgoing = outgoing.insert(held.map_err(|refused| refused.of(&known.key))?);
                 if scope.is_guarded || scope.sections.fallback.is_some() {
-                    let guarded = Guarded { carrier, known, scope, identity: &self.identity, deadline };
+                    let until = outgoing.request.left.map(|left| arrived + left);
+                    let guarded = Guarded { carrier, known, scope, identity: &self.identity, deadline, until };
                     // In a box: what few services need shall not make every connection's task larger.
                     return Box::pin(guarded.carry(client, outgoing, asked)).await;
                 }
                 let caller = self.identity.service();
-                stack::carry(carrier, known, caller, scope, client, outgoing, asked, deadline).await
+                let carried = stack::carry(carrier, known, caller, scope, client, outgoing, asked, deadline).await;
+                attempts::tolerate(scope, &known.entry, carried)
             }
             Door::Tunnel(tunnel) => {
                 let deadline = within(arrived, grpc::patience(call, usual, usual), &request)?;

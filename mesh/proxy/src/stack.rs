@@ -28,7 +28,6 @@ use starling_core::id::{InstanceId, ServiceKey};
 use starling_core::observe::SpanKind;
 use starling_core::policy::{Force, Scope};
 use starling_core::route::{RouteError, route};
-use starling_core::tolerate::Mode;
 use starling_core::view::{InstanceView, ServiceView, View};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -164,7 +163,8 @@ pub(crate) fn find<'a>(
     Ok(known.insert(found))
 }
 
-/// Carries a request from an application on this host to an instance; its response's head is then at the client.
+/// Carries a request from an application on this host to an instance; its response's head is then at the client. A failure
+/// is still one: what is to be tolerated is the caller's to say, once all have learnt from it.
 #[allow(clippy::too_many_arguments)] // one call's all
 pub(crate) async fn carry<S: Stream>(
     carrier: &Carrier,
@@ -184,13 +184,12 @@ pub(crate) async fn carry<S: Stream>(
     let (tried, attempt) = (Vec::new(), outgoing.request.attempt);
     let hash = group.hashes_on().and_then(|on| attempts::hash(on, caller, carrier.mesh.me(), outgoing));
     let call = Call { carrier, caller, service, key, entry, scope, group, context, deadline, tried, attempt, hash };
-    let carried = if call.wants_several(outgoing) {
+    if call.wants_several(outgoing) {
         // In a box: what few services want shall not make every connection's task larger.
         Box::pin(call.several(client, outgoing, asked)).await
     } else {
         call.attempts(client, outgoing, asked).await
-    };
-    if scope.sections.tolerate.mode == Mode::Failsafe { attempts::tolerate(entry, carried) } else { carried }
+    }
 }
 
 /// Leaves a trace of a request the sidecar has answered itself, for the caller is about to be told where to look.
@@ -363,9 +362,7 @@ impl Call<'_> {
             }
             Err(_) => (None, None),
         };
-        // A client that breaks off its own request, or may not send it, says nothing about the instance.
-        if !matches!(&result, Err(failure) if matches!(failure.reason, Reason::BadRequest | Reason::Gone | Reason::Forbidden))
-        {
+        if !matches!(&result, Err(failure) if !failure.reason.blames_the_callee()) {
             self.learn(instance, seat, permit, began, status, asked_wait);
         }
         if let Ok((response, _)) = &result {

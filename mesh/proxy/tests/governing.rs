@@ -333,3 +333,77 @@ async fn the_instances_breakers_are_as_the_policy_says_from_the_next_request_on(
     assert_eq!(a.send("POST", "orders.mesh", "/", "", b"buy").await.status, 502);
     assert!(a.metrics().contains("starling_breakers_open{service=\"default/orders\"} 1"), "{}", a.metrics());
 }
+
+#[tokio::test]
+async fn who_could_not_wait_for_a_paced_place_is_told_at_once() {
+    let pace = "[timeouts]\nrequest_ms = 20000\n[[limit]]\nbehaviour = \"pace\"\nper_ms = 60000\nmax_wait_ms = 60000\n";
+    let (_flock, app, a) = shop(&format!("{pace}count = 1\n")).await;
+    assert_eq!(a.get("orders.mesh", "/").await.status, 200);
+    let refused = a.get("orders.mesh", "/").await;
+    assert_eq!((refused.status, refused.header("retry-after").is_some()), (429, true), "{refused:?}");
+    assert_eq!(app.requests(), 1);
+}
+
+#[tokio::test]
+async fn a_caller_without_permission_opens_no_circuit() {
+    let (flock, app, a) = shop("[circuit]\nconsecutive_failures = 2\nopen_ms = 600000\nmax_open_ms = 600000\n").await;
+    flock.document("access", "orders", "[[allow]]\ncallers = [\"till\"]");
+    for _ in 0..3 {
+        let refused = a.get("orders.mesh", "/").await;
+        assert_eq!(refused.status, 403, "{refused:?}");
+    }
+    flock.document("access", "orders", "[[allow]]\ncallers = [\"*\"]");
+    assert_eq!(a.get("orders.mesh", "/").await.status, 200, "others were never kept out");
+    assert_eq!(app.requests(), 1);
+}
+
+#[tokio::test]
+async fn what_failsafe_keeps_from_the_caller_it_does_not_keep_from_the_circuit() {
+    let (flock, app) = (Flock::default(), App::answering(|_| async { text(500, "broken") }).await);
+    let a = flock.node("a").await;
+    flock.register(app.at("orders", "1", "a"));
+    let policy = "[retry]\nmax_retries = 0\n[tolerate]\nmode = \"failsafe\"\n[failure]\nresets = false\n\
+        [circuit]\nconsecutive_failures = 2\nopen_ms = 600000\nmax_open_ms = 600000\n";
+    flock.policy("orders", policy);
+    for _ in 0..2 {
+        assert_eq!(a.get("orders.mesh", "/").await.status, 204);
+    }
+    let refused = a.get("orders.mesh", "/").await;
+    assert_eq!(refused.header("x-starling-reason"), Some("breaker: open (rule circuit)"));
+}
+
+#[tokio::test]
+async fn a_fallback_gives_the_caller_no_more_time_than_it_said_it_has() {
+    let (flock, (slow, _go), (other, _on)) =
+        (Flock::default(), App::held_back("late").await, App::held_back("later").await);
+    let a = flock.node("a").await;
+    flock.register(slow.at("slow", "1", "a"));
+    flock.register(Place { service: "down", id: "1", owner: "a", address: nowhere().await });
+    flock.register(other.at("other", "1", "a"));
+    flock.policy("*", "[timeouts]\nrequest_ms = 600000\n[retry]\nmax_retries = 0\n");
+    let fallback = "[fallback]\nservice = \"other\"\nstatus = 503\nbody = \"neither\"\n";
+    for service in ["slow", "down"] {
+        flock.policy(service, fallback);
+        let asked = a.send("GET", &format!("{service}.mesh"), "/", "x-starling-deadline-ms: 500\r\n", b"").await;
+        assert_eq!((asked.status, asked.text().as_str()), (503, "neither"));
+        assert!(service == "down" || other.requests() == 0, "whose time is over is not asked for elsewhere");
+    }
+}
+
+#[tokio::test]
+async fn connecting_takes_no_longer_than_the_request_may() {
+    let flock = Flock::default();
+    let full = tokio::net::TcpSocket::new_v4().unwrap();
+    full.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    // One may wait to be accepted, and one more (as Linux counts); who comes after them is not answered.
+    let full = full.listen(1).unwrap();
+    let address = full.local_addr().unwrap();
+    let _waiting = [(); 2].map(|()| std::net::TcpStream::connect(address).unwrap());
+    let a = flock.node("a").await;
+    flock.register(Place { service: "orders", id: "1", owner: "a", address });
+    flock.policy("orders", "[timeouts]\nrequest_ms = 300\nconnect_ms = 60000\n[retry]\nmax_retries = 0\n");
+    let answer = a.get("orders.mesh", "/").await;
+    let reason = answer.header("x-starling-reason").unwrap();
+    let (_, limit) = reason.split_once(&format!("no connection to {address} within ")).expect(reason);
+    assert!(limit.split_once(" ms").unwrap().0.parse::<u64>().unwrap() <= 300, "{reason}");
+}

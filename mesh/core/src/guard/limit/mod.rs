@@ -106,16 +106,25 @@ impl Limit {
     /// # Errors
     /// A refusal that says when there will be room.
     pub fn admit(&self, now: Instant, value: &[u8], cost: u32) -> Result<Duration, Refusal> {
+        self.admit_within(now, value, cost, self.max_wait)
+    }
+
+    /// The same for a call that has no more than `left`: what it could not wait for, it takes no place for.
+    ///
+    /// # Errors
+    /// A refusal that says when there will be room.
+    pub fn admit_within(&self, now: Instant, value: &[u8], cost: u32, left: Duration) -> Result<Duration, Refusal> {
+        let max_wait = self.max_wait.min(left);
         let taken = match &self.buckets {
             Buckets::One(tat) => {
                 let rate = self.warm_up.as_ref().map_or(self.rate, |warm_up| warm_up.rate(now, self.rate));
-                bucket::take(tat, rate, cost, now, self.max_wait)
+                bucket::take(tat, rate, cost, now, max_wait)
             }
             Buckets::Many(keyed) => {
                 let key = KeyHash::of(value);
                 let own = self.values.binary_search_by_key(&key, |(key, _)| *key);
                 let rate = own.map_or(self.rate, |place| self.values[place].1);
-                bucket::take(keyed.bucket(key, now), rate, cost, now, self.max_wait)
+                bucket::take(keyed.bucket(key, now), rate, cost, now, max_wait)
             }
         };
         match taken {

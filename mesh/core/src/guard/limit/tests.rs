@@ -53,6 +53,15 @@ fn paced_calls_go_one_by_one_and_those_that_would_wait_too_long_are_refused() {
 }
 
 #[test]
+fn who_has_less_time_than_it_would_wait_is_refused_and_takes_nobodys_place() {
+    let limit = limit(LimitSettings { behaviour: Behaviour::Pace, max_wait_ms: 60_000, ..per_second(1) });
+    assert_eq!(limit.admit(ms(0), b"", 1), Ok(Duration::ZERO));
+    let hurried = limit.admit_within(ms(0), b"", 1, Duration::from_millis(300));
+    assert_eq!(hurried, Err(Refusal::until(Guard::Rate, "over the rate", Duration::from_millis(700))));
+    assert_eq!(limit.admit(ms(0), b"", 1), Ok(Duration::from_secs(1)), "the next place is still free");
+}
+
+#[test]
 fn each_value_has_its_own_limit_and_some_have_another() {
     let values = BTreeMap::from([("vip".to_owned(), 50)]);
     let limit = limit(LimitSettings { by: LimitBy::Caller, values, ..per_second(10) });
