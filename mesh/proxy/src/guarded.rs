@@ -141,7 +141,8 @@ impl Guarded<'_> {
                 let head = Written(&client.out);
                 let number = |name| head.field(name).and_then(fields::number);
                 let grpc = number("grpc-status").and_then(|code| u8::try_from(code).ok());
-                let told = number("retry-after").map(Duration::from_secs);
+                // One that says "never" (of gRPC) says nothing of when.
+                let told = arrived.response.asks_wait.filter(|wait| *wait != Duration::MAX);
                 pass.learn(Came::Answer { status: arrived.response.status.as_u16(), grpc }, told);
                 arrived.pass = Some(Box::new(pass));
                 Ok(arrived)

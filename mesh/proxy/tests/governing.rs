@@ -407,3 +407,25 @@ async fn connecting_takes_no_longer_than_the_request_may() {
     let (_, limit) = reason.split_once(&format!("no connection to {address} within ")).expect(reason);
     assert!(limit.split_once(" ms").unwrap().0.parse::<u64>().unwrap() <= 300, "{reason}");
 }
+
+#[tokio::test]
+async fn a_switch_turned_from_all_to_some_classes_lets_the_others_pass_the_circuit_again() {
+    let (flock, _app, a) = shop("[circuit]\n[degrade]\nmode = \"force_open\"\n").await;
+    assert_eq!(a.get("orders.mesh", "/").await.status, 503);
+    flock.policy("orders", "[circuit]\n[degrade]\nmode = \"force_open\"\ncriticality = [\"sheddable\"]\n");
+    assert_eq!(a.send("GET", "orders.mesh", "/", "x-criticality: sheddable\r\n", b"").await.status, 503);
+    assert_eq!(a.get("orders.mesh", "/").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_circuit_heeds_how_long_an_answer_of_grpc_says_to_stay_away() {
+    let head = "HTTP/1.1 200 OK\r\ncontent-type: application/grpc\r\ngrpc-status: 14\r\n\
+        grpc-retry-pushback-ms: 300000\r\ncontent-length: 0\r\n\r\n";
+    let (flock, app) = (Flock::default(), App::saying(head).await);
+    let a = flock.node("a").await;
+    flock.register(app.at("orders", "1", "a"));
+    flock.policy("orders", "[retry]\nmax_retries = 0\n[circuit]\nmax_retry_after_ms = 600000\n");
+    assert_eq!(a.get("orders.mesh", "/").await.header("grpc-status"), Some("14"));
+    let refused = a.get("orders.mesh", "/").await;
+    assert_eq!(refused.header("x-starling-reason"), Some("breaker: open (rule circuit)"));
+}

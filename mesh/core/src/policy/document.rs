@@ -239,7 +239,19 @@ impl Reader<'_> {
         let mut problems: Vec<Problem> = std::iter::once(service).chain(routes).filter_map(Result::err).collect();
         problems.dedup();
         self.problems.extend(problems);
+        self.problems.extend((0..document.routes.len()).filter_map(|place| idle_switch(document, place)));
     }
+}
+
+/// A route's switch that would drive nothing: all modes that do not refuse drive a circuit, and the service's is not the
+/// route's to drive.
+fn idle_switch(document: &Document, place: usize) -> Option<Problem> {
+    let sections = &document.routes[place].sections;
+    let mode = sections.get("degrade")?.get("mode")?.as_str()?;
+    let has_effect = matches!(mode, "auto" | "force_open") || sections.contains_key("circuit");
+    let field = format!("route[{place}].degrade.mode");
+    let message = format!("is {mode:?}; allowed are auto and force_open, and others where the route has a [circuit]");
+    (!has_effect).then(|| Problem { line: document.line_of(&field), field, message })
 }
 
 fn holds(table: &Table, path: &str) -> bool {
@@ -323,5 +335,21 @@ mod tests {
         assert!(problems(&" ".repeat(MAX_DOCUMENT_BYTES + 1))[0].contains("allowed are 65536"));
         let many = "[[route]]\n".repeat(MAX_ROUTES + 1);
         assert!(problems(&many)[0].contains("257 routes; allowed are 256"));
+    }
+
+    #[test]
+    fn a_routes_switch_must_have_something_to_drive() {
+        let route = "[[route]]\npath = \"/a\"\n";
+        for (mode, circuit, fine) in [
+            ("force_open", "", true),
+            ("auto", "", true),
+            ("disabled", "circuit.failures = 3\n", true),
+            ("disabled", "", false),
+            ("force_closed", "", false),
+        ] {
+            let found = problems(&format!("[circuit]\n{route}degrade.mode = \"{mode}\"\n{circuit}"));
+            assert_eq!(found.is_empty(), fine, "{mode} {circuit}: {found:?}");
+            assert!(found.iter().all(|problem| problem.contains("route[0].degrade.mode")), "{found:?}");
+        }
     }
 }

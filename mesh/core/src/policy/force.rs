@@ -229,12 +229,14 @@ impl Scope {
         let bulkhead = guard!(bulkhead, Bulkhead, BulkheadSettings);
         let concurrency = guard!(concurrency, Concurrency, ConcurrencySettings);
         let circuit = guard!(circuit, Circuit, CircuitSettings);
-        if let Some(circuit) =
-            circuit.as_ref().filter(|_| shared("circuit").is_none() && sections.degrade.criticality.is_empty())
-        {
+        if let Some(circuit) = circuit.as_ref().filter(|_| shared("circuit").is_none()) {
             let left = sections.degrade.until.map(|until| until.saturating_sub(at.wall.0));
-            let mode = if left == Some(0) { Mode::Auto } else { sections.degrade.mode };
-            circuit.switch(mode, left.map(|ms| Instant(at.now.0 + ms * 1_000)));
+            // A circuit knows no classes: those are refused before it (`forced_open`). It may have been taken over from
+            // when it was driven for all.
+            let is_for_all = sections.degrade.criticality.is_empty() && left != Some(0);
+            let mode = if is_for_all { sections.degrade.mode } else { Mode::Auto };
+            let until = left.map(|ms| Instant(at.now.0.saturating_add(ms.saturating_mul(1_000))));
+            circuit.switch(mode, until);
         }
         let inherited = service.map_or(0, |service| service.sections.limit.len());
         let limits: Vec<Arc<Limit>> = sections

@@ -151,6 +151,7 @@ impl Sections {
         part("breaker", Some(&self.breaker), BreakerSettings::check)?;
         part("failure", Some(&self.failure), FailureSettings::check)?;
         part("classes", Some(&self.classes), Classes::check)?;
+        part("degrade", Some(&self.degrade), SwitchSettings::check)?;
         part("callers", self.callers.as_ref(), ListSettings::check)?;
         part("shed", self.shed.as_ref(), ShedSettings::check)?;
         part("bulkhead", self.bulkhead.as_ref(), BulkheadSettings::check)?;

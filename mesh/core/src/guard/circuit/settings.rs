@@ -283,10 +283,29 @@ fn is_in(bits: &[u64; 10], status: u16) -> bool {
 pub struct SwitchSettings {
     /// What the circuit does instead of what it would do.
     pub mode: Mode,
-    /// Until when, in milliseconds since the Unix epoch; after that it is `auto` again. Without it: until changed.
+    /// Until when, in milliseconds since the Unix epoch; after that it is `auto` again. 0 to 253,402,300,799,999 (the end of
+    /// the year 9999). Without it: until changed.
     pub until: Option<u64>,
-    /// Which classes of requests it is for; without any: all.
+    /// Which classes of requests it is for, with `force_open` only: a circuit counts all classes together. Without any: all.
     pub criticality: Vec<Criticality>,
+}
+
+/// The end of the year 9999: what is later was meant in another unit.
+const LAST_UNTIL_MS: u64 = 253_402_300_799_999;
+
+impl SwitchSettings {
+    /// What is out of its bounds, if anything.
+    ///
+    /// # Errors
+    /// The first such field.
+    pub fn check(&self) -> Result<(), Invalid> {
+        all_within([("until", self.until.unwrap_or_default(), 0..=LAST_UNTIL_MS)])?;
+        let knows_classes = matches!(self.mode, Mode::Auto | Mode::ForceOpen);
+        match self.criticality.first().filter(|_| !knows_classes) {
+            Some(class) => Err(Invalid::new("criticality", class, "none but with mode force_open")),
+            None => Ok(()),
+        }
+    }
 }
 
 /// How a circuit is driven.
@@ -330,6 +349,20 @@ mod tests {
         for status in ["", "6xx", "99", "600", "599-500", "5x", "-", "500-"] {
             let wrong = FailureSettings { statuses: vec![status.into()], ..FailureSettings::default() };
             assert!(wrong.check().is_err(), "{status}");
+        }
+    }
+
+    #[test]
+    fn a_switch_is_for_classes_only_where_it_refuses_and_ends_within_the_calendar() {
+        let switch = |mode, until, criticality: &[Criticality]| {
+            let settings = SwitchSettings { mode, until, criticality: criticality.to_vec() };
+            settings.check().map_err(|invalid| invalid.field)
+        };
+        let some = [Criticality::Sheddable];
+        assert_eq!(switch(Mode::ForceOpen, Some(LAST_UNTIL_MS), &some), Ok(()));
+        assert_eq!(switch(Mode::ForceOpen, Some(u64::MAX), &[]), Err("until".into()));
+        for mode in [Mode::ForceClosed, Mode::Disabled, Mode::MetricsOnly] {
+            assert_eq!((switch(mode, None, &[]), switch(mode, None, &some)), (Ok(()), Err("criticality".into())));
         }
     }
 
