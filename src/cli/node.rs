@@ -4,14 +4,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
-use starling_proxy::ProxySettings;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::failure::Failure;
 use super::output::{Cell, Out, Style, Table, notice};
 
 use crate::node::{self, Node};
-use crate::settings::{Flag, Loaded, Sources, load};
+use crate::settings::{Flag, Loaded, Settings, Sources, load};
 use crate::sockets::Sockets;
 
 /// `starling node`
@@ -102,7 +101,7 @@ pub(crate) fn run(args: NodeArgs, out: &mut Out) -> Result<(), Failure> {
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
-    open_files(&loaded.settings.proxy);
+    open_files(&loaded.settings);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let program = program()?;
     let result = runtime.block_on(serve(loaded, args.ready_file.as_deref(), &program));
@@ -121,11 +120,13 @@ pub(crate) fn run(args: NodeArgs, out: &mut Out) -> Result<(), Failure> {
 }
 
 /// Lets the node have as many open files as the system allows, and says when that is fewer than its connections may take.
-fn open_files(proxy: &ProxySettings) {
+fn open_files(settings: &Settings) {
+    let proxy = &settings.proxy;
     // A connection of an application, and one to an instance for it; tunnels need only the second.
     let wanted = (2 * proxy.max_connections + proxy.max_tunnels) as u64;
     match rlimit::increase_nofile_limit(u64::MAX) {
-        Ok(limit) if limit >= wanted => {}
+        // Nobody tries things out with thousands of connections.
+        Ok(limit) if limit >= wanted || settings.dev => {}
         Ok(limit) => tracing::warn!(
             limit,
             wanted,
