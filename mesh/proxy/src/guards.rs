@@ -32,7 +32,7 @@ use starling_core::guard::concurrency::{ConcurrencyAdmission, ConcurrencyPermit}
 use starling_core::guard::limit::LimitBy;
 use starling_core::guard::shed::Level;
 use starling_core::guard::{Guard, Outcome, Refusal};
-use starling_core::policy::{Asked, Fault, Scope, value_of};
+use starling_core::policy::{Asked, Fault, Held, Scope, value_of};
 use starling_core::time::{Instant as Moment, WallTime};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -107,6 +107,8 @@ pub(crate) struct Pass {
     outcome: Outcome,
     /// How fast the response's body may pass, by a fault.
     pub(crate) throttle: Option<u64>,
+    /// The faults that slow it down.
+    throttled: Vec<Held<Fault>>,
 }
 
 impl Pass {
@@ -164,6 +166,7 @@ pub(crate) async fn admit(question: &Question<'_>) -> Result<Pass, Refused> {
         place: None,
         outcome: Outcome::Ignored,
         throttle: None,
+        throttled: Vec::new(),
     };
     question.degrade()?;
     question.callers()?;
@@ -201,7 +204,7 @@ impl Question<'_> {
             if !fault.rule.percent.takes(clock::random()) {
                 continue;
             }
-            let Some(_held) = fault.hold(fault.rule.max_active) else { continue };
+            let Some(held) = fault.hold(fault.rule.max_active) else { continue };
             if fault.rule.delay_ms > 0 {
                 let until = Instant::now() + Duration::from_millis(fault.rule.delay_ms);
                 tokio::time::sleep_until(until.min(self.deadline)).await;
@@ -217,6 +220,9 @@ impl Question<'_> {
             }
             if let Some(end) = ended_by(&fault.rule) {
                 return Err(end);
+            }
+            if fault.rule.throttle_bytes_per_s > 0 {
+                pass.throttled.push(held); // it is in the fault's hands until its body has ended
             }
         }
         Ok(())

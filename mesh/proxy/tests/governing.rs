@@ -429,3 +429,16 @@ async fn a_circuit_heeds_how_long_an_answer_of_grpc_says_to_stay_away() {
     let refused = a.get("orders.mesh", "/").await;
     assert_eq!(refused.header("x-starling-reason"), Some("breaker: open (rule circuit)"));
 }
+
+#[tokio::test]
+async fn a_fault_slows_down_no_more_bodies_at_once_than_it_may() {
+    let (flock, app) = (Flock::default(), App::answering(|_| async { text(200, "x".repeat(3_000)) }).await);
+    let a = flock.node("a").await;
+    flock.register(app.at("orders", "1", "a"));
+    flock.policy("orders", "[[fault]]\nthrottle_bytes_per_s = 1\nmax_active = 1\n");
+    let mut crawls = Client::connect(a.addr()).await;
+    crawls.send("GET", "orders.mesh", "/", "", b"").await;
+    eventually("it arrives", || async { (app.requests() == 1).then_some(()) }).await;
+    let spared = tokio::time::timeout(std::time::Duration::from_secs(60), a.get("orders.mesh", "/")).await;
+    assert_eq!(spared.expect("3,000 bytes at a byte a second").body.len(), 3_000);
+}
