@@ -180,11 +180,16 @@ impl Quotas {
 
     /// A neighbour said something. What is news is passed on a little later.
     pub fn heard(&mut self, now: Now, me: &NodeId, from: &NodeId, words: Vec<Word>, ask: bool, out: &mut Vec<Saying>) {
+        // A node that uses no quota itself has no other occasion.
+        self.forget_old(now.elapsed);
         for word in words {
             self.hear(now.elapsed, me, from, word);
         }
         if ask {
-            let mut words: Vec<Word> = self.others.values().map(|heard| heard.word.clone()).collect();
+            // Only of those that are still heard of: whoever is told takes a word for new, and would set the share of
+            // one that is dead aside once more.
+            let fresh = |heard: &&Heard| now.elapsed.since(heard.at) <= FRESH;
+            let mut words: Vec<Word> = self.others.values().filter(fresh).map(|heard| heard.word.clone()).collect();
             words.extend((!self.told.is_empty()).then(|| self.own_word(me)));
             if !words.is_empty() {
                 out.push(Saying { to: from.clone(), words, ask: false });
@@ -454,6 +459,21 @@ mod tests {
         out.clear();
         quotas.heard(now(200), &node("me"), &node("d"), vec![], true, &mut out);
         assert_eq!(out[0].words.iter().map(|word| word.node.as_str()).collect::<Vec<_>>(), ["b", "me"]);
+    }
+
+    #[test]
+    fn the_word_of_who_is_not_heard_of_any_more_is_not_repeated_to_who_asks() {
+        let mut quotas = Quotas::default();
+        hear(&mut quotas, 0, word("b", 1, 40, 40));
+        let mut asked = |ms| {
+            let mut out = Vec::new();
+            quotas.heard(now(ms), &node("me"), &node("a"), vec![], true, &mut out);
+            (out.len(), quotas.others.len())
+        };
+        assert_eq!(asked(1_000), (1, 1));
+        assert_eq!(asked(FRESH.as_millis() as u64 + 1), (0, 1), "it is set aside here, and not there");
+        assert_eq!(asked(3_600_000), (0, 0), "nor kept by one that uses no quota");
+        assert_eq!(quotas.usages, 0);
     }
 
     #[test]
