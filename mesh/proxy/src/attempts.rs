@@ -22,7 +22,7 @@ use starling_core::balance::{HashOn, InFlight, Outcome, hash_of};
 use starling_core::guard::BudgetSettings;
 use starling_core::id::{InstanceId, NodeId, ServiceKey};
 use starling_core::policy::{Fields, Scope};
-use starling_core::tolerate::Mode;
+use starling_core::tolerate::{Mode, Quantile};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
@@ -485,16 +485,20 @@ pub(crate) fn tolerate(scope: &Scope, entry: &Entry, carried: Result<Arrived, Re
 
 /// An attempt that is given up because another one was quicker has taken at least so long: without that, whoever is
 /// always overtaken is never known to be slow.
-struct Unfinished {
+struct Unfinished<'a> {
+    /// Where hedges go by how long answers usually take.
+    latency: Option<(&'a Quantile, u32)>,
     seat: Option<Arc<starling_core::balance::Seat<Pool>>>,
     clock: crate::clock::Clock,
     began: starling_core::time::Instant,
 }
 
-impl Unfinished {
-    fn of(call: &Call<'_>, in_flight: &InFlight<Pool>) -> Self {
+impl<'a> Unfinished<'a> {
+    fn of(call: &Call<'a>, in_flight: &InFlight<Pool>) -> Self {
         let clock = call.carrier.clock;
-        Self { seat: Some(in_flight.seat().clone()), clock, began: clock.now() }
+        let percent = call.scope.sections.hedge.after_percentile;
+        let latency = (percent > 0).then_some((&call.entry.latency, percent));
+        Self { latency, seat: Some(in_flight.seat().clone()), clock, began: clock.now() }
     }
 
     fn is_over(&mut self) {
@@ -502,11 +506,14 @@ impl Unfinished {
     }
 }
 
-impl Drop for Unfinished {
+impl Drop for Unfinished<'_> {
     fn drop(&mut self) {
         let Some(seat) = &self.seat else { return };
         let now = self.clock.now();
         let took = now.since(self.began);
+        if let Some((latency, percent)) = self.latency {
+            latency.observe_at_least(percent, took);
+        }
         let known_us = seat.load.latency_us(now).unwrap_or(0.0);
         if took.as_micros() as f32 > known_us {
             seat.load.observe(now, took, Outcome::Good);

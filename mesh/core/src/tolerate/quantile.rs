@@ -36,6 +36,14 @@ impl Quantile {
         }
     }
 
+    /// An answer was not waited for any longer than this: where that is above the estimate, so is the answer; else it
+    /// says nothing.
+    pub fn observe_at_least(&self, percent: u32, took: Duration) {
+        if self.get().is_some_and(|known| took > known) {
+            self.observe(percent, took);
+        }
+    }
+
     /// The estimate, when enough has been seen.
     pub fn get(&self) -> Option<Duration> {
         let known = f32::from_bits(self.micros.load(Relaxed));
@@ -46,6 +54,23 @@ impl Quantile {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn it_does_not_sink_where_no_slow_answer_is_waited_for() {
+        let quantile = Quantile::default();
+        let mut rng = fastrand::Rng::with_seed(5);
+        for _ in 0..10_000 {
+            let took = Duration::from_micros(rng.u64(0..1_000));
+            // Whoever is slower than the estimate is overtaken, and given up a little later.
+            let given_up = quantile.get().map(|known| known + Duration::from_micros(1)).filter(|up| took > *up);
+            match given_up {
+                Some(given_up) => quantile.observe_at_least(95, given_up),
+                None => quantile.observe(95, took),
+            }
+        }
+        let found = quantile.get().unwrap().as_micros();
+        assert!((800..=1_100).contains(&found), "{found}");
+    }
 
     #[test]
     fn it_finds_its_quantile_and_follows_it() {
