@@ -62,7 +62,7 @@ impl Guards {
             spare: None,
             inbound_only: false,
         };
-        let quota = Quota::new(None, &QuotaSettings { count: 1_000_000, ..QuotaSettings::default() });
+        let quota = Quota::new(None, &QuotaSettings { count: 1_000_000, ..QuotaSettings::default() }, 1);
         quota.set_share(Some(1_000_000_000));
         Self {
             list: List::new(&list),

@@ -45,7 +45,7 @@ impl Ground {
     /// What of the settings no policy may say.
     pub(crate) fn new(settings: &ProxySettings, clock: Clock) -> Result<Self, String> {
         let layer = settings.as_policy();
-        let bare = Force::new(&Layers { node: &layer, mesh: None, service: None }, None, moment(clock));
+        let bare = Force::new(&Layers { node: &layer, mesh: None, service: None }, None, moment(clock, 1));
         Ok(Self { bare: Arc::new(bare.map_err(|problem| problem.to_string())?), layer })
     }
 }
@@ -103,7 +103,8 @@ impl Standing {
         let [mesh, service] = &read;
         let layers = Layers { node: &ground.layer, mesh: mesh.as_deref(), service: service.as_deref() };
         let before = previous.as_ref().map(|made| &*made.force);
-        let force = match Force::new(&layers, before, moment(clock)) {
+        let members = view.alive().count() as u32;
+        let force = match Force::new(&layers, before, moment(clock, members)) {
             Ok(force) => {
                 *good = read;
                 Arc::new(force)
@@ -121,8 +122,8 @@ impl Standing {
     }
 }
 
-fn moment(clock: Clock) -> Moment {
-    Moment { now: clock.now(), wall: WallTime(clock::wall_us() / 1_000) }
+fn moment(clock: Clock, members: u32) -> Moment {
+    Moment { now: clock.now(), wall: WallTime(clock::wall_us() / 1_000), members }
 }
 
 fn stamp(key: &ConfigKey, view: &View) -> Option<Stamp> {

@@ -70,9 +70,11 @@ type Used = (ServiceKey, Arc<Quota>);
 /// The quotas of all services that somebody asks for.
 fn used(carrier: &Carrier) -> BTreeMap<QuotaId, Used> {
     let mut used = BTreeMap::new();
+    let members = carrier.mesh.view().alive().count() as u32;
     for (key, entry) in carrier.directory.entries().iter() {
         let Some(force) = entry.policy.last() else { continue };
         let quotas = force.scopes().flat_map(|scope| &scope.quotas);
+        let quotas = quotas.inspect(|quota| quota.set_members(members));
         used.extend(quotas.filter(|quota| quota.is_used()).map(|quota| (quota.id(key), (key.clone(), quota.clone()))));
     }
     used

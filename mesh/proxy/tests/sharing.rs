@@ -4,6 +4,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
+use starling_core::view::MemberState;
 use support::*;
 
 /// Calls a second that all nodes together may let through.
@@ -13,6 +14,7 @@ const QUOTA: u32 = 20;
 async fn two_sidecars_together_let_through_what_the_quota_says() {
     let (flock, app) = (Flock::default(), App::named("well").await);
     let (a, b) = (flock.node("a").await, flock.node("b").await);
+    ["a", "b"].into_iter().for_each(|node| flock.member(node, MemberState::Alive));
     flock.register(app.at("orders", "1", "a"));
     flock.policy("orders", &format!("[[quota]]\nname = \"all\"\ncount = {QUOTA}\n"));
     let began = Instant::now();
@@ -33,7 +35,7 @@ async fn two_sidecars_together_let_through_what_the_quota_says() {
     assert!(answer.header("retry-after").is_some());
     let reason = answer.header("x-starling-reason").unwrap();
     assert!(reason.contains("quota") && reason.contains("rule all"), "{reason}");
-    // What the quota allows in this time, a second's saving of each share, and the tenth that each took before it knew.
+    // What the quota allows in this time, a second's saving of each share, and what was not known of the other.
     let allowed = f64::from(QUOTA) * (began.elapsed().as_secs_f64() + 1.0 + 2.0 * 0.1 * 1.5);
     assert!(f64::from(passed.iter().sum::<u32>()) <= allowed + 2.0, "{passed:?} of {allowed}");
     assert!(passed.iter().all(|passed| *passed > 0), "{passed:?}");

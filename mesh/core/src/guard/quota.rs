@@ -1,7 +1,7 @@
 //! One node's part of a quota of the whole mesh: a token bucket whose rate is what the heart says this node's share is
 //! ([`crate::quotas`]), and a measure of how much is asked for, by which the heart shares out.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -75,7 +75,8 @@ const BELIEVED: f64 = 0.3;
 /// it. (Calls that come at random, measured like this, differ by 0.84 times the root of their rate; twice that is rare.)
 /// A share is the smallest of a second's: noise would make all of them smaller.
 const DIFFERS: (f64, f64) = (0.1, 1.7);
-/// No share is known: a tenth of the quota is taken until it is, a quarter of a second or so.
+/// No share is known: what all nodes would have if all used it alike is taken until it is, a quarter of a second or so,
+/// and nothing counts as saved up.
 const UNKNOWN: u64 = u64::MAX;
 /// Below so many calls a second there are none.
 const NOTHING: f64 = 0.01;
@@ -89,6 +90,8 @@ pub struct Quota {
     tat: AtomicU64,
     /// Thousandths of a call a second; [`UNKNOWN`] before the heart has spoken.
     share_milli: AtomicU64,
+    /// How many nodes there are.
+    members: AtomicU32,
     asked: AtomicU64,
     /// What had been asked when it was reported last, and when.
     reported: AtomicU64,
@@ -117,13 +120,15 @@ pub struct QuotaSnapshot {
 }
 
 impl Quota {
-    /// The part of a node that has no share yet. `route` is whose it is, if not the service's as a whole.
-    pub fn new(route: Option<&str>, settings: &QuotaSettings) -> Self {
+    /// The part of a node that has no share yet, one of so many nodes. `route` is whose it is, if not the service's as a
+    /// whole.
+    pub fn new(route: Option<&str>, settings: &QuotaSettings, members: u32) -> Self {
         Self {
             name: route.map_or_else(|| settings.name.clone(), |route| format!("{route}/{}", settings.name)),
             settings: settings.clone(),
             tat: AtomicU64::new(0),
             share_milli: AtomicU64::new(UNKNOWN),
+            members: AtomicU32::new(members),
             asked: AtomicU64::new(0),
             reported: AtomicU64::new(0),
             reported_us: AtomicU64::new(0),
@@ -154,10 +159,19 @@ impl Quota {
         self.share_milli.store(share_milli.map_or(UNKNOWN, |share| share.min(UNKNOWN - 1)), Relaxed);
     }
 
-    fn share_milli(&self) -> u64 {
+    /// Takes note of how many nodes there are.
+    pub fn set_members(&self, members: u32) {
+        self.members.store(members, Relaxed);
+    }
+
+    /// This node's share, and whether it is known.
+    fn share_milli(&self) -> (u64, bool) {
         match self.share_milli.load(Relaxed) {
-            UNKNOWN => (self.settings.limit_milli() / 10).max(1),
-            known => known,
+            UNKNOWN => {
+                let members = u64::from(self.members.load(Relaxed).max(1));
+                ((self.settings.limit_milli() / members).max(1), false)
+            }
+            known => (known, true),
         }
     }
 
@@ -167,11 +181,12 @@ impl Quota {
     /// A refusal that says when this node's share will allow another, if that does not change.
     pub fn admit(&self, now: Instant) -> Result<(), Refusal> {
         self.asked.fetch_add(1, Relaxed);
-        let share_milli = self.share_milli();
+        let (share_milli, is_known) = self.share_milli();
         let taken = match 1_000_000_000_000_u64.checked_div(share_milli) {
             None => Err(Duration::from_secs(1)),
             Some(interval_ns) => {
-                let burst_ns = (self.settings.burst_ms * 1_000_000).max(interval_ns);
+                let saved_ns = if is_known { self.settings.burst_ms * 1_000_000 } else { 0 };
+                let burst_ns = saved_ns.max(interval_ns);
                 take(&self.tat, Rate { interval_ns: interval_ns.max(1), burst_ns }, 1, now, Duration::ZERO).map(|_| ())
             }
         };
@@ -216,7 +231,7 @@ impl Quota {
         QuotaSnapshot {
             name: self.name.clone(),
             limit_per_s: self.settings.limit_milli() as f64 / 1e3,
-            share_per_s: self.share_milli() as f64 / 1e3,
+            share_per_s: self.share_milli().0 as f64 / 1e3,
             demand_per_s: f64::from_bits(self.demand.load(Relaxed)),
             asked: self.asked.load(Relaxed),
             refused: self.refused.load(Relaxed),
@@ -235,7 +250,7 @@ mod tests {
     fn quota(count: u32) -> Quota {
         let settings = QuotaSettings { count, ..QuotaSettings::default() };
         assert_eq!(settings.check(), Ok(()));
-        Quota::new(None, &settings)
+        Quota::new(None, &settings, 10)
     }
 
     #[test]
@@ -252,12 +267,12 @@ mod tests {
     }
 
     #[test]
-    fn before_it_has_a_share_a_node_allows_a_tenth_and_one_call_always() {
+    fn before_it_has_a_share_a_node_allows_an_even_part_without_savings_and_one_call_always() {
         let passed = |count| {
             let quota = quota(count);
             (0..250).filter(|at| quota.admit(ms(*at)).is_ok()).count()
         };
-        assert_eq!((passed(1_000), passed(1)), (124, 1), "a second's saving, and a quarter's");
+        assert_eq!((passed(1_000), passed(1)), (25, 1), "a tenth for one of ten nodes, for a quarter of a second");
     }
 
     #[test]

@@ -122,6 +122,8 @@ pub struct Moment {
     pub now: Instant,
     /// The wall's.
     pub wall: WallTime,
+    /// How many nodes there are, for quotas that have no share yet.
+    pub members: u32,
 }
 
 impl Force {
@@ -255,19 +257,20 @@ impl Scope {
             let known = service.into_iter().map(|service| &**service).chain(before).flat_map(|scope| &scope.quotas);
             // The service's own, or the one it was before.
             let found = { known }.find(|quota| quota.settings() == settings).cloned();
-            found.unwrap_or_else(|| Arc::new(Quota::new(route.as_deref(), settings)))
+            found.unwrap_or_else(|| Arc::new(Quota::new(route.as_deref(), settings, at.members)))
         });
         let quotas = quotas.collect();
         let mut scope = Self {
             failures: Failures::new(&sections.failure),
             callers: sections.callers.as_ref().map(List::new),
-            balance: match before.or(service.map(|service| &**service)) {
-                // Whoever keeps what was made of it goes by its address, and the breakers belong to that.
-                Some(other) if *other.balance == sections.balance && other.sections.breaker == sections.breaker => {
-                    other.balance.clone()
-                }
-                _ => Arc::new(sections.balance.clone()),
-            },
+            // Whoever keeps what was made of it goes by its address, and the breakers belong to that. The service's
+            // first: after an edit that concerns all, all routes share one again.
+            balance: service
+                .map(|service| &**service)
+                .into_iter()
+                .chain(before)
+                .find(|other| *other.balance == sections.balance && other.sections.breaker == sections.breaker)
+                .map_or_else(|| Arc::new(sections.balance.clone()), |other| other.balance.clone()),
             faults: active(
                 &sections.fault,
                 before.map(|before| &before.faults),
@@ -369,4 +372,26 @@ fn bare(path: &str) -> &str {
 fn pair<'a>(text: &'a str, between: char, name: &str) -> Option<&'a [u8]> {
     let mut pairs = text.split(between).filter_map(|pair| pair.trim_start().split_once('='));
     pairs.find(|(key, _)| *key == name).map(|(_, value)| value.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Document;
+    use super::*;
+
+    #[test]
+    fn after_an_edit_that_concerns_all_routes_they_share_one_way_to_balance() {
+        let node = toml::Table::new();
+        let at = Moment { now: Instant(1), wall: WallTime(1), members: 1 };
+        let routes = "[[route]]\npath = \"/a\"\n[[route]]\npath = \"/b\"\n";
+        let mut force: Option<Force> = None;
+        for percent in [10, 20, 30] {
+            let text = format!("[balance]\npanic_percent = {percent}\n{routes}");
+            let document = Document::parse(&text).unwrap();
+            let layers = Layers { node: &node, mesh: None, service: Some(&document) };
+            let next = Force::new(&layers, force.as_ref(), at).unwrap();
+            assert!(next.scopes().all(|scope| Arc::ptr_eq(&scope.balance, &next.service.balance)), "{percent}");
+            force = Some(next);
+        }
+    }
 }

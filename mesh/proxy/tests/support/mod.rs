@@ -279,7 +279,8 @@ pub(crate) fn change(view: &mut InstanceView, f: impl FnOnce(&mut Instance)) {
 
 impl Mesh for Node {
     fn use_quotas(&self, uses: Vec<QuotaUse>) {
-        self.shares.send_replace(self.flock.0.quotas.used(&self.me, uses));
+        let members = self.view().alive().count();
+        self.shares.send_replace(self.flock.0.quotas.used(&self.me, members, uses));
     }
 
     fn shares(&self) -> watch::Receiver<Vec<(QuotaId, u64)>> {

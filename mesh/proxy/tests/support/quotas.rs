@@ -15,8 +15,8 @@ pub(super) struct Sharing {
 }
 
 impl Sharing {
-    /// What a node may use.
-    pub(super) fn used(&self, me: &NodeId, uses: Vec<QuotaUse>) -> Vec<(QuotaId, u64)> {
+    /// What a node may use, of so many that membership knows.
+    pub(super) fn used(&self, me: &NodeId, members: usize, uses: Vec<QuotaUse>) -> Vec<(QuotaId, u64)> {
         let us = self.began.get_or_init(Instant::now).elapsed().as_micros() as u64;
         let now = Now { elapsed: time::Instant(us), wall: WallTime(us / 1_000) };
         let mut hearts = self.hearts.lock().unwrap();
@@ -24,7 +24,7 @@ impl Sharing {
         let others: Vec<NodeId> = hearts.keys().filter(|node| *node != me).cloned().collect();
         let mut said = Vec::new();
         let mine = hearts.get_mut(me).unwrap();
-        let shares = mine.used(now, me, uses, others.len() + 1, &others, &mut said);
+        let shares = mine.used(now, me, uses, members.max(others.len() + 1), &others, &mut said);
         for Saying { to, words, ask } in said {
             let mut answers = Vec::new();
             hearts.entry(to.clone()).or_default().heard(now, &to, me, words, ask, &mut answers);
