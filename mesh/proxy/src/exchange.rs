@@ -116,6 +116,11 @@ impl Attempt<'_> {
             match ended {
                 Ended::Answered(response) => return self.accept(response, upstream),
                 Ended::Failed(failure) => return Err(failure),
+                Ended::Broken { error: Some(error), .. }
+                    if let Some(why) = http2::unsayable_in(&error).map(ToString::to_string) =>
+                {
+                    return Err(Failure::new(Reason::BadRequest, why));
+                }
                 // An idle connection that dies without a byte was most likely being closed as we sent; whoever may be
                 // repeated gets a fresh one. Others may have been seen.
                 Ended::Broken { silent: true, .. }

@@ -267,3 +267,26 @@ async fn an_instance_whose_calls_fail_is_taken_out_though_it_answers_200() {
     assert_eq!(bad.requests(), asked);
     assert!(a.metrics().contains("class=\"5xx\""), "its failures are counted as such: {}", a.metrics());
 }
+
+#[tokio::test]
+async fn what_http2_cannot_say_is_refused_at_once_and_is_no_fault_of_the_instance() {
+    let (flock, app) = (Flock::default(), App2::named("well").await);
+    let a = flock.node("a").await;
+    let _b = flock.node("b").await;
+    near_and_far(&flock, &app, Protocol::Http2);
+    for service in ["near", "far"] {
+        // As often as would open a breaker.
+        for _ in 0..10 {
+            let answer = a.get(service, "/a<b>").await;
+            let reason = answer.header("x-starling-reason").unwrap_or_default().to_owned();
+            assert_eq!(answer.status, 400, "{service}: {reason}");
+            assert!(reason.contains("HTTP/2, which cannot say the request"), "{reason}");
+        }
+        assert_eq!(a.get(service, "/").await.text(), "well", "{service}: others are served as before");
+    }
+    let metrics = a.metrics();
+    for counter in ["starling_breaker_opens_total{", "starling_retries_total{"] {
+        let mut counts = metrics.lines().filter(|line| line.starts_with(counter)).peekable();
+        assert!(counts.peek().is_some() && counts.all(|line| line.ends_with(" 0")), "{metrics}");
+    }
+}

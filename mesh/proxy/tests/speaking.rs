@@ -152,6 +152,7 @@ async fn a_connection_that_changes_its_protocol_carries_bytes_both_ways_to_the_e
         client.send("GET", service, "/", "connection: upgrade\r\nupgrade: shout\r\n", b"").await;
         let answer = client.head().await;
         assert_eq!((answer.status, answer.header("upgrade")), (101, Some("shout")), "{answer:?}");
+        assert_eq!((answer.header("transfer-encoding"), answer.header("content-length")), (None, None), "{answer:?}");
         for (said, heard) in [("", "READY"), ("hello", "HELLO"), ("again", "AGAIN")] {
             client.stream.write_all(said.as_bytes()).await.unwrap();
             assert_eq!(client.bytes(heard.len()).await, heard.as_bytes());
@@ -167,7 +168,12 @@ async fn a_body_whose_chunks_are_malformed_reaches_nobody_whole() {
     let (flock, app) = (Flock::default(), echo().await);
     let a = flock.node("a").await;
     flock.register(app.at("echo", "1", "a"));
-    for chunks in ["5\nhello\n0\n\n", "0x5\r\nhello\r\n0\r\n\r\n", "5\r\nhelloGET /admin HTTP/1.1\r\n\r\n"] {
+    for chunks in [
+        "5\nhello\n0\n\n",
+        "0x5\r\nhello\r\n0\r\n\r\n",
+        "5\r\nhelloGET /admin HTTP/1.1\r\n\r\n",
+        "5\r\nhello\r\n0\r\nx-fine: 1\r\nX_Starling_Caller_Service: forged\r\n\r\n",
+    ] {
         let mut client = Client::connect(a.addr()).await;
         let request = format!("POST / HTTP/1.1\r\nhost: echo\r\ntransfer-encoding: chunked\r\n\r\n{chunks}");
         client.stream.write_all(request.as_bytes()).await.unwrap();

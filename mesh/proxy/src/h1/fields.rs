@@ -99,10 +99,19 @@ pub(crate) fn with_room<'b, R>(most: usize, parse: impl FnOnce(&mut [MaybeUninit
     parse(&mut many)
 }
 
-/// What a field is, by its name.
+/// Whether a field may stand behind a body: nothing that says how to read the message, or whose it is
+/// (RFC 9110, section 6.5.1).
+pub(crate) fn is_trailer(name: &str) -> bool {
+    use Field::{Date, GrpcStatus, Other, Pushback, RetryAfter};
+    matches!(field(name), Other | Date | GrpcStatus | RetryAfter | Pushback)
+}
+
+/// What a field is, by its name. What tells who calls is known by `_` in place of `-`, too: applications behind CGI and
+/// WSGI cannot tell the two apart.
 pub(crate) fn field(name: &str) -> Field {
     let bytes = name.as_bytes();
     let is = |word: &[u8]| bytes.eq_ignore_ascii_case(word);
+    let resembles = |word: &[u8]| resembles(bytes, word);
     match bytes.len() {
         2 if is(b"te") => Field::Hop,
         4 if is(b"host") => Field::Host,
@@ -110,9 +119,9 @@ pub(crate) fn field(name: &str) -> Field {
         6 if is(b"expect") => Field::Expect,
         7 if is(b"upgrade") => Field::Upgrade,
         9 if is(b"forwarded") => Field::Forwarded,
-        15 if is(b"x-forwarded-for") => Field::ForwardedFor,
-        16 if is(b"x-forwarded-host") => Field::ForwardedHost,
-        17 if is(b"x-forwarded-proto") => Field::ForwardedProto,
+        15 if resembles(b"x-forwarded-for") => Field::ForwardedFor,
+        16 if resembles(b"x-forwarded-host") => Field::ForwardedHost,
+        17 if resembles(b"x-forwarded-proto") => Field::ForwardedProto,
         10 if is(b"connection") => Field::Connection,
         10 if is(b"keep-alive") => Field::Hop,
         10 if is(b"tracestate") => Field::TraceState,
@@ -125,15 +134,23 @@ pub(crate) fn field(name: &str) -> Field {
         12 if is(b"content-type") => Field::ContentType,
         12 if is(b"grpc-timeout") => Field::GrpcTimeout,
         14 if is(b"content-length") => Field::ContentLength,
+        14 if is(b"http2-settings") => Field::Hop,
         16 if is(b"proxy-connection") => Field::Hop,
         17 if is(b"transfer-encoding") => Field::TransferEncoding,
         19 if is(b"proxy-authorization") => Field::Hop,
         15 if is(b"x-starling-hops") => Field::Hops,
         17 if is(b"x-starling-reason") => Field::Reason,
         25 if is(CALLER_SERVICE) => Field::CallerService,
-        12.. if bytes[..OWN_PREFIX.len()].eq_ignore_ascii_case(OWN_PREFIX) => Field::Own,
+        12.. if self::resembles(&bytes[..OWN_PREFIX.len()], OWN_PREFIX) => Field::Own,
         _ => Field::Other,
     }
+}
+
+/// Whether it is `word`, in any case and with `_` for any `-`.
+fn resembles(name: &[u8], word: &[u8]) -> bool {
+    let mut pairs = name.iter().zip(word);
+    name.len() == word.len()
+        && pairs.all(|(byte, wanted)| byte.eq_ignore_ascii_case(wanted) || (*byte == b'_' && *wanted == b'-'))
 }
 
 /// What `Connection` fields say.
@@ -223,6 +240,10 @@ mod tests {
             ("Content-Length", Field::ContentLength),
             ("X-Starling-Hops", Field::Hops),
             ("x-starling-caller-node", Field::Own),
+            ("X_Starling_Caller_Service", Field::Own),
+            ("x-starling_hops", Field::Own),
+            ("x_forwarded-For", Field::ForwardedFor),
+            ("x_request_id", Field::Other),
             ("x-starling-", Field::Other),
             ("x-starlings", Field::Other),
             ("dates", Field::Other),

@@ -2,6 +2,8 @@
 //! else some reader somewhere might accept is an error here. A chunked body is passed on byte for byte; being strict
 //! is what makes sure that the next reader sees the same chunks.
 
+use super::fields;
+
 /// How a message's body is delimited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Framing {
@@ -55,7 +57,9 @@ pub(crate) enum BodyReader {
     ChunkEnd(u8),
     /// At the beginning of a trailer line; bytes of trailers so far.
     TrailerLine(usize),
-    /// Within a trailer line.
+    /// Within the name of a trailer.
+    TrailerName(usize, Name),
+    /// Within a trailer line, behind its name.
     Trailer(usize),
     /// A trailer line's line feed is missing.
     TrailerEnd(usize),
@@ -65,6 +69,36 @@ pub(crate) enum BodyReader {
     UntilClose,
     /// Nothing is missing.
     Done,
+}
+
+/// The name of a trailer, as far as it says what the field means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Name {
+    bytes: [u8; NAME],
+    length: u8,
+}
+
+/// One byte more than the longest name that is known, but for those that are known by how they begin.
+const NAME: usize = 23;
+
+impl Name {
+    fn new(first: u8) -> Self {
+        Self { bytes: [0; NAME], length: 0 }.and(first)
+    }
+
+    fn and(mut self, byte: u8) -> Self {
+        if let Some(place) = self.bytes.get_mut(usize::from(self.length)) {
+            *place = byte;
+            self.length += 1;
+        }
+        self
+    }
+
+    /// Whether such a field may stand behind a body.
+    fn check(&self) -> Result<(), BadBody> {
+        let name = std::str::from_utf8(&self.bytes[..usize::from(self.length)]).unwrap_or_default();
+        if fields::is_trailer(name) { Ok(()) } else { Err(BadBody("a trailer says what only a head may")) }
+    }
 }
 
 impl BodyReader {
@@ -90,7 +124,10 @@ impl BodyReader {
 
     /// Whether the next byte stands behind the last chunk: a trailer's, or the empty line's at the end.
     pub(crate) fn is_in_trailers(self) -> bool {
-        matches!(self, Self::TrailerLine(_) | Self::Trailer(_) | Self::TrailerEnd(_) | Self::LastEnd)
+        matches!(
+            self,
+            Self::TrailerLine(_) | Self::TrailerName(..) | Self::Trailer(_) | Self::TrailerEnd(_) | Self::LastEnd
+        )
     }
 
     /// The connection has ended: whether the body may end so.
@@ -160,17 +197,32 @@ impl BodyReader {
             (Self::ChunkEnd(2), b'\r') => Self::ChunkEnd(1),
             (Self::ChunkEnd(1), b'\n') => Self::Size(0, 0),
             (Self::TrailerLine(_), b'\r') => Self::LastEnd,
-            (Self::TrailerLine(MAX_TRAILERS..) | Self::Trailer(MAX_TRAILERS..), _) => {
+            (
+                Self::TrailerLine(MAX_TRAILERS..)
+                | Self::TrailerName(MAX_TRAILERS.., _)
+                | Self::Trailer(MAX_TRAILERS..),
+                _,
+            ) => {
                 return Err(BadBody("the trailers are too long"));
             }
             (Self::Trailer(length), b'\r') => Self::TrailerEnd(length + 1),
-            (Self::TrailerLine(length), b'!'..=b'~') => Self::Trailer(length + 1),
+            (Self::TrailerName(length, name), b':') => {
+                name.check()?;
+                Self::Trailer(length + 1)
+            }
+            (Self::TrailerName(length, name), byte) if is_token(byte) => Self::TrailerName(length + 1, name.and(byte)),
+            (Self::TrailerLine(length), byte) if is_token(byte) => Self::TrailerName(length + 1, Name::new(byte)),
             (Self::Trailer(length), b'\t' | b' '..=b'~' | 0x80..) => Self::Trailer(length + 1),
             (Self::TrailerEnd(length), b'\n') => Self::TrailerLine(length + 1),
             (Self::LastEnd, b'\n') => Self::Done,
             _ => return Err(BadBody("the chunks are malformed")),
         })
     }
+}
+
+/// Whether a byte may be part of a field's name (RFC 9110, section 5.6.2).
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 #[cfg(test)]
@@ -224,8 +276,32 @@ mod tests {
             b"0\r\n\n",
             b"0\r\nx: y\n\r\n",
             b"0\r\n folded\r\n\r\n",
+            b"0\r\nno field\r\n\r\n",
+            b"0\r\nno-field\r\n\r\n",
+            b"0\r\nx : y\r\n\r\n",
+            b"0\r\n: y\r\n\r\n",
         ] {
             assert!(data_of(Framing::Chunked, bad, 1).is_err(), "{:?}", String::from_utf8_lossy(bad));
+        }
+        for name in [
+            "x-starling-caller-node",
+            "X_Starling_Caller_Service",
+            "x-starling-deadline-ms",
+            "Content-Length",
+            "transfer-encoding",
+            "host",
+            "forwarded",
+            "X-Forwarded-For",
+            "connection",
+            "te",
+        ] {
+            let chunks = format!("5\r\nhello\r\n0\r\nx-fine: 1\r\n{name}: 1\r\n\r\n");
+            assert!(data_of(Framing::Chunked, chunks.as_bytes(), 1).is_err(), "{name}");
+        }
+        for name in ["grpc-status", "grpc-retry-pushback-ms", "grpc-retry-pushback-msg", "x-checksum-of-all-that-came"]
+        {
+            let chunks = format!("5\r\nhello\r\n0\r\n{name}: 1\r\n\r\n");
+            assert!(data_of(Framing::Chunked, chunks.as_bytes(), 1).unwrap().2, "{name}");
         }
         let endless = [b"0\r\n".to_vec(), vec![b'x'; 9_000]].concat();
         assert!(data_of(Framing::Chunked, &endless, 100).is_err());

@@ -192,7 +192,7 @@ fn write(
     }
     host.clear();
     host.extend_from_slice(named);
-    let upgrades = gathered.connection.upgrade && gathered.upgrade.is_some() && framing == Framing::Empty;
+    let upgrades = gathered.connection.upgrade && gathered.upgrade.is_some_and(may_switch) && framing == Framing::Empty;
 
     out.clear();
     out.extend_from_slice(method.as_str().as_bytes());
@@ -326,6 +326,16 @@ fn framing(gathered: &Gathered<'_>, http_10: bool) -> Result<Framing, Refused> {
     Ok(Framing::Chunked)
 }
 
+/// Whether the connection may go on in one of these protocols. Not in another version or cover of HTTP: what is then
+/// asked for would be requests that nobody here reads, and so rules of access do not hold for.
+fn may_switch(protocols: &[u8]) -> bool {
+    let mut tokens = protocols.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+    tokens.all(|token| {
+        let name = token.split(|byte| *byte == b'/').next().unwrap_or_default();
+        ![&b"h2c"[..], b"h2", b"h3", b"http", b"tls"].iter().any(|known| name.eq_ignore_ascii_case(known))
+    })
+}
+
 /// Authority (if the target names one) and path of a target in origin, absolute or asterisk form.
 fn split_target<'a>(method: &Method, target: &'a str) -> Result<(Option<&'a str>, &'a str), Refused> {
     let target = target.split('#').next().unwrap_or_default();
@@ -396,7 +406,8 @@ mod tests {
         let (_, out, _) = read(
             "POST / HTTP/1.1\r\nConnection: close, X-Private, host\r\nconnection: content-length\r\nx-private: 1\r\n\
              keep-alive: 5\r\nte: trailers\r\nhost: a\r\ncontent-length: 3\r\nx-public: 1\r\n\
-             x-starling-caller-node: forged\r\nX-Starling-Caller-Service: forged\r\nupgrade: h2c\r\nexpect: 100-continue\r\n\r\n",
+             x-starling-caller-node: forged\r\nX-Starling-Caller-Service: forged\r\n\
+             X_Starling_Caller_Service: forged\r\nx-starling_caller-node: forged\r\nupgrade: h2c\r\nexpect: 100-continue\r\n\r\n",
         )
         .unwrap();
         let own = |line: &&str| !line.starts_with("traceparent: ") && !line.starts_with("x-starling-deadline-ms: ");
@@ -473,5 +484,18 @@ mod tests {
         assert!(request.upgrades && out.contains("connection: upgrade\r\nupgrade: websocket\r\n"), "{out}");
         let (request, out, _) = read("GET / HTTP/1.1\r\nhost: a\r\nupgrade: websocket\r\n\r\n").unwrap();
         assert!(!request.upgrades && !out.contains("upgrade"), "{out}");
+    }
+
+    #[test]
+    fn a_connection_never_becomes_one_of_requests_that_nobody_reads() {
+        for protocols in ["h2c", "H2C", "h2", "websocket, h2c", "HTTP/2.0", "TLS/1.2, HTTP/1.1", "tls", "h2c/1 , x"] {
+            let settings = "connection: upgrade, http2-settings\r\nhttp2-settings: AAMAAABk";
+            let head = format!("GET / HTTP/1.1\r\nhost: a\r\nupgrade: {protocols}\r\n{settings}\r\nx: y\r\n\r\n");
+            let (request, out, _) = read(&head).unwrap();
+            assert!(!request.upgrades && out.contains("\r\nx: y\r\n"), "{out}");
+            assert!(!out.contains("upgrade") && !out.contains("http2-settings"), "{out}");
+        }
+        let (_, out, _) = read("GET / HTTP/1.1\r\nhost: a\r\nhttp2-settings: AAMAAABk\r\n\r\n").unwrap();
+        assert!(!out.contains("http2-settings"), "{out}");
     }
 }

@@ -167,6 +167,8 @@ fn write(
         }
     }
     match response.delivery(asked) {
+        // What follows is no body of HTTP (RFC 9110, section 7.8).
+        _ if switches => {}
         Delivery::InChunks => fields::write(out, b"transfer-encoding", b"chunked"),
         Delivery::AsItIs if framing == Framing::Chunked => fields::write(out, b"transfer-encoding", b"chunked"),
         _ => {}

@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::bodies::{Reader, Writer, malformed};
 use super::channel::{self, Place};
 use super::heads::{self, Body, Pieces};
-use super::{Unprocessed, broken};
+use super::{Unprocessed, Unsayable, broken};
 use crate::h1::Framing;
 use crate::stack::Carrier;
 
@@ -28,9 +28,26 @@ pub(crate) struct Call {
     head_only: bool,
     reader: Reader,
     begun: bool,
-    /// Why it could not begin.
-    failed: Option<String>,
+    /// Why it could not be sent: whoever waits for an answer hears it, too.
+    failed: Option<Failed>,
     max_headers: usize,
+}
+
+/// Why a request could not be sent.
+#[derive(Debug, Clone)]
+enum Failed {
+    /// The connection was at its end.
+    Ended(String),
+    Unsayable(Unsayable),
+}
+
+impl From<Failed> for io::Error {
+    fn from(failed: Failed) -> Self {
+        match failed {
+            Failed::Ended(why) => Unprocessed::ended(why).into(),
+            Failed::Unsayable(unsayable) => unsayable.into(),
+        }
+    }
 }
 
 impl Call {
@@ -54,6 +71,10 @@ impl Call {
         })
     }
 
+    fn fail(&mut self, failed: Failed) -> Poll<io::Result<usize>> {
+        Poll::Ready(Err(self.failed.insert(failed).clone().into()))
+    }
+
     fn write(&mut self, parts: [&[u8]; 2], cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         if self.begun {
             let Some(writer) = &mut self.writer else { return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())) };
@@ -64,8 +85,11 @@ impl Call {
             return Poll::Ready(Ok(written));
         }
         let most = self.max_headers;
-        let taken = self.pieces.take(parts, |text| heads::read_request(text, most)).map_err(malformed)?;
-        let (taken, Some((head, rest))) = taken else { return Poll::Ready(Ok(taken.0)) };
+        let (taken, whole) = match self.pieces.take(parts, |text| heads::read_request(text, most)) {
+            Ok(taken) => taken,
+            Err(why) => return self.fail(Failed::Unsayable(why.into())),
+        };
+        let Some((head, rest)) = whole else { return Poll::Ready(Ok(taken)) };
         self.head_only = *head.message.method() == Method::HEAD;
         let ends = matches!(head.framing, Framing::Empty | Framing::Length(0));
         let (waiting, stream) = match self.place.sender().send_request(head.message, ends) {
@@ -73,8 +97,7 @@ impl Call {
             Err(error) => {
                 // The connection is at its end; nothing of this has been sent.
                 self.place.give_up();
-                self.failed = Some(error.to_string());
-                return Poll::Ready(Err(Unprocessed::ended(error.to_string()).into()));
+                return self.fail(Failed::Ended(error.to_string()));
             }
         };
         self.begun = true;
@@ -91,7 +114,7 @@ impl Call {
     fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Some(waiting) = &mut self.waiting else {
             return match &self.failed {
-                Some(why) => Poll::Ready(Err(Unprocessed::ended(why.clone()).into())),
+                Some(failed) => Poll::Ready(Err(failed.clone().into())),
                 None => Poll::Pending, // nothing has been asked yet: the write that asks comes from the same task
             };
         };

@@ -12,7 +12,7 @@ use http::{Method, Request, Response, StatusCode, request, response};
 
 use crate::grpc;
 use crate::h1::Framing;
-use crate::h1::fields::{self, Field, field};
+use crate::h1::fields::{self, Field, field, is_trailer};
 
 /// The message makes no sense; the stream ends with PROTOCOL_ERROR.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -293,17 +293,7 @@ fn append(fields: &mut HeaderMap, line: &httparse::Header<'_>) -> Result<(), Mal
 
 /// Whether a field concerns one connection, and so has no place in HTTP/2.
 fn is_of_connection(name: &str) -> bool {
-    match field(name) {
-        Field::Connection | Field::TransferEncoding | Field::Upgrade | Field::Hop => true,
-        Field::Other => name.eq_ignore_ascii_case("http2-settings"),
-        _ => false,
-    }
-}
-
-/// Whether a field may stand behind a body: nothing that says how to read the message, or whose it is
-/// (RFC 9110, section 6.5.1).
-fn is_trailer(name: &str) -> bool {
-    matches!(field(name), Field::Other | Field::GrpcStatus)
+    matches!(field(name), Field::Connection | Field::TransferEncoding | Field::Upgrade | Field::Hop)
 }
 
 #[cfg(test)]

@@ -68,6 +68,22 @@ pub(crate) fn unprocessed_in(error: &io::Error) -> Option<&Unprocessed> {
     error.get_ref()?.downcast_ref()
 }
 
+/// HTTP/2 has no words for the request, which is nobody's fault but the client's: whoever speaks it would be asked in vain.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("the instance speaks HTTP/2, which cannot say the request: {0}")]
+pub(crate) struct Unsayable(#[from] heads::Malformed);
+
+impl From<Unsayable> for io::Error {
+    fn from(unsayable: Unsayable) -> Self {
+        Self::new(io::ErrorKind::InvalidInput, unsayable)
+    }
+}
+
+/// Whether there is no way to say the request in HTTP/2.
+pub(crate) fn unsayable_in(error: &io::Error) -> Option<&Unsayable> {
+    error.get_ref()?.downcast_ref()
+}
+
 /// An error of a stream or its connection.
 fn broken(error: &h2::Error) -> io::Error {
     use h2::Reason;
