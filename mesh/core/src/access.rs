@@ -31,6 +31,7 @@
 //! **What a path is.** What applications make of `/a/../b`, `//b` or `%62` differs, and whoever is kept out tries them all. So
 //! rules see the path as the most daring server would: decoded, dots resolved, slashes merged. Where even that is open
 //! (an encoded slash, a backslash, a NUL), every `[[deny]]` rule fits that names paths, and no `[[allow]]` rule that does.
+//! Nor do all applications tell `/Internal` from `/internal`, or `get` from `GET`: `[[deny]]` rules do not, `[[allow]]` rules do.
 
 use std::borrow::Cow;
 
@@ -153,11 +154,11 @@ impl Access {
         called: Called<'_>,
     ) -> Result<(), Denied> {
         let call = Call::new(service, caller, called);
-        if let Some((at, rule)) = self.deny.iter().enumerate().find(|(_, rule)| rule.fits(&call, true)) {
+        if let Some((at, rule)) = self.deny.iter().enumerate().find(|(_, rule)| rule.fits(&call, Side::Deny)) {
             let name = rule.name.as_ref().map_or_else(|| format!("deny[{at}]"), |name| format!("{name:?}"));
             return Err(Denied(format!("rule {name} of access/{} denies it to {}", service.service, call.who())));
         }
-        if self.allow.iter().any(|rule| rule.fits(&call, false)) {
+        if self.allow.iter().any(|rule| rule.fits(&call, Side::Allow)) {
             return Ok(());
         }
         let denied = |what: String| Err(Denied(format!("{what} denies it to {}", call.who())));
@@ -237,18 +238,18 @@ impl Rule {
         }
     }
 
-    fn fits(&self, call: &Call<'_>, when_open: bool) -> bool {
+    fn fits(&self, call: &Call<'_>, side: Side) -> bool {
         let any =
             |list: &[String], fits: &dyn Fn(&str) -> bool| list.is_empty() || list.iter().any(|entry| fits(entry));
         any(&self.callers, &|entry| call.is_from(entry))
             && match &call.called {
                 Asked::Bytes => self.methods.is_empty() && self.paths.is_empty(),
                 Asked::Http { method, path } => {
-                    any(&self.methods, &|entry| entry == *method)
+                    any(&self.methods, &|entry| side.equal(entry, method))
                         && (self.paths.is_empty()
                             || path
                                 .as_ref()
-                                .map_or(when_open, |path| any(&self.paths, &|entry| path_fits(entry, path))))
+                                .map_or(side == Side::Deny, |path| any(&self.paths, &|entry| side.path(entry, path))))
                 }
             }
     }
@@ -366,8 +367,25 @@ fn decode(path: &str) -> Option<String> {
     String::from_utf8(decoded).ok()
 }
 
-fn path_fits(entry: &str, path: &str) -> bool {
-    entry.strip_suffix('*').map_or(entry == path, |beginning| path.starts_with(beginning))
+/// What a rule is for: whoever is in doubt is denied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Allow,
+    Deny,
+}
+
+impl Side {
+    fn equal(self, entry: &str, said: &str) -> bool {
+        match self {
+            Self::Allow => entry == said,
+            Self::Deny => entry.eq_ignore_ascii_case(said),
+        }
+    }
+
+    fn path(self, entry: &str, path: &str) -> bool {
+        let Some(beginning) = entry.strip_suffix('*') else { return self.equal(entry, path) };
+        path.get(..beginning.len()).is_some_and(|path| self.equal(beginning, path))
+    }
 }
 
 fn check_caller(entry: &str) -> Result<(), String> {
@@ -500,6 +518,8 @@ mod tests {
             "/v1/%zz",
             "/internal?x",
             "/internal#x",
+            "/Internal",
+            "/v1/%2e%2e/INTERNAL/x",
         ] {
             assert!(!may(ORDERS, "n1", "GET", path), "{path}");
             assert!(!may(ORDERS, "n1 shop", "GET", path), "{path}");
@@ -507,6 +527,9 @@ mod tests {
         for path in ["/v1/a%20b", "/v1/a+b=c,d&(e)!'*", "/v1/./x", "/v1/.well-known", "/v1/a..b", "/v2/../v1/x"] {
             assert!(may(ORDERS, "n1", "GET", path), "{path}");
         }
+        assert!(!may(ORDERS, "n1", "GET", "/V1/x") && !may(ORDERS, "n1", "get", "/v1/x"), "an allow rule is exact");
+        let no_posts = "[[deny]]\nmethods = [\"POST\"]";
+        assert!(!may(no_posts, "n1", "post", "/") && may(no_posts, "n1", "get", "/"));
     }
 
     #[test]

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use starling_core::access::{Access, Called, Caller, GROUP, MESH, MeshAccess};
+use starling_core::access::{Access, Called, Caller, Denied, GROUP, MESH, MeshAccess, Stance};
 use starling_core::id::{ConfigKey, Namespace, NodeId, ServiceKey};
 use starling_core::view::{Revision, View};
 
@@ -24,11 +24,31 @@ pub(crate) struct Seen {
     mesh: Document<MeshAccess>,
 }
 
-/// The last good version of a document, and which one was looked at last.
+/// What a document says, and which version was looked at last.
 #[derive(Debug)]
 struct Document<T> {
     looked_at: Option<Revision>,
-    good: Option<Arc<T>>,
+    state: State<T>,
+}
+
+#[derive(Debug)]
+enum State<T> {
+    /// There is none.
+    Absent,
+    /// The last good version.
+    Good(Arc<T>),
+    /// It cannot be read, and no version before it could: whoever it was to keep out is kept out.
+    Unreadable,
+}
+
+impl<T> Clone for State<T> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Absent => Self::Absent,
+            Self::Good(good) => Self::Good(good.clone()),
+            Self::Unreadable => Self::Unreadable,
+        }
+    }
 }
 
 /// The service on whose behalf this node's applications call, as of one view.
@@ -57,15 +77,28 @@ pub(crate) fn check(
     called: Called<'_>,
 ) -> Result<(), Failure> {
     let seen = entry.access(&carrier.mesh.view());
-    let mesh = seen.mesh.good.as_deref().copied().unwrap_or_default();
-    let decided = match &seen.service.good {
-        Some(access) => access.decide(service, mesh, caller, called),
-        None => mesh.decide(caller),
+    let unreadable =
+        |document: &str| Err(Denied(format!("{document} cannot be read by this node: it denies it to all")));
+    let decided = match (&seen.service.state, &seen.mesh.state) {
+        (State::Unreadable, _) => unreadable(&format!("{GROUP}/{}", service.service)),
+        (State::Absent, State::Unreadable) => unreadable(&format!("{}/{}", MESH.0, MESH.1)),
+        (State::Absent, mesh) => mesh.default().decide(caller),
+        (State::Good(access), mesh) => access.decide(service, mesh.default(), caller, called),
     };
     decided.map_err(|denied| {
         entry.metrics.access_denied.fetch_add(1, Relaxed);
         Failure::new(Reason::Forbidden, denied.0)
     })
+}
+
+impl State<MeshAccess> {
+    fn default(&self) -> MeshAccess {
+        match self {
+            Self::Absent => MeshAccess::default(),
+            Self::Good(mesh) => **mesh,
+            Self::Unreadable => MeshAccess { default: Stance::Deny },
+        }
+    }
 }
 
 impl Seen {
@@ -102,22 +135,26 @@ impl<T> Document<T> {
         let looked_at = found.map(|document| document.revision);
         let before = before.filter(|before| before.looked_at.is_some());
         if let Some(before) = before.filter(|before| before.looked_at == looked_at) {
-            return Self { looked_at, good: before.good.clone() };
+            return Self { looked_at, state: before.state.clone() };
         }
         let text = found.and_then(|document| document.served()).and_then(|version| version.body.as_ref());
-        let good = text.and_then(|body| {
-            let parsed = body.as_text().ok_or_else(|| "it is not text".to_owned()).and_then(parse);
-            match parsed {
-                Ok(good) => Some(Arc::new(good)),
-                // Whoever took it should have refused it: a peer of another version, most likely.
-                Err(why) => {
-                    let key = key.as_ref().map(ToString::to_string).unwrap_or_default();
-                    tracing::warn!(document = key, "the last good version goes on being used: {why}");
-                    before.and_then(|before| before.good.clone())
-                }
+        let Some(body) = text else { return Self { looked_at, state: State::Absent } };
+        let parsed = body.as_text().ok_or_else(|| "it is not text".to_owned()).and_then(parse);
+        let state = match (parsed, before.map(|before| &before.state)) {
+            (Ok(good), _) => State::Good(Arc::new(good)),
+            // Whoever took it should have refused it: a peer of another version, most likely.
+            (Err(why), Some(State::Good(good))) => {
+                let key = key.as_ref().map(ToString::to_string).unwrap_or_default();
+                tracing::warn!(document = key, "the last good version goes on being used: {why}");
+                State::Good(good.clone())
             }
-        });
-        Self { looked_at, good }
+            (Err(why), _) => {
+                let key = key.as_ref().map(ToString::to_string).unwrap_or_default();
+                tracing::warn!(document = key, "it cannot be read, so it is taken to deny: {why}");
+                State::Unreadable
+            }
+        };
+        Self { looked_at, state }
     }
 }
 

@@ -362,7 +362,10 @@ impl Call<'_> {
             }
             Err(_) => (None, None),
         };
-        if !matches!(&result, Err(failure) if !failure.reason.blames_the_callee()) {
+        let deadline = attempt.deadline;
+        let says_nothing =
+            |failure: &Failure| !failure.reason.blames_the_callee() || self.was_hurried(failure, deadline, outgoing);
+        if !result.as_ref().is_err_and(says_nothing) {
             self.learn(instance, seat, permit, began, status, asked_wait);
         }
         if let Ok((response, _)) = &result {
@@ -373,6 +376,17 @@ impl Call<'_> {
         }
         let (response, upstream) = result?;
         Ok((response, upstream, in_flight))
+    }
+
+    /// Whether an attempt failed only because its caller waits far less than its policy lets an instance take: one caller's
+    /// impatience shall not take an instance from all others. A caller that gives it half of that time says no less than
+    /// the policy, nor does the limit of one try.
+    fn was_hurried(&self, failure: &Failure, deadline: Instant, outgoing: &Outgoing) -> bool {
+        let limit = Duration::from_millis(self.scope.sections.timeouts.request_ms);
+        let in_a_hurry = outgoing.request.left.is_some_and(|left| left < limit / 2);
+        in_a_hurry
+            && deadline >= self.deadline
+            && (failure.reason == Reason::TimedOut || Instant::now() >= self.deadline)
     }
 
     /// What an attempt, answered with `status` or not at all, says of the instance.

@@ -124,6 +124,23 @@ async fn the_mesh_denies_by_default_where_it_is_told_to_and_a_bad_document_chang
 }
 
 #[tokio::test]
+async fn a_document_that_could_never_be_read_denies_until_it_can() {
+    let flock = Flock::default();
+    let (a, _b, app) = (flock.node("a").await, flock.node("b").await, told_who_calls().await);
+    flock.register(app.at("orders", "1", "b"));
+    for (group, name) in [("access", "orders"), ("mesh", "access")] {
+        flock.document(group, name, "[[allow]]\ncalers = []");
+        let answer = a.get("orders", "/").await;
+        assert_eq!(answer.status, 403, "{}", answer.text());
+        assert!(answer.text().contains(&format!("{group}/{name} cannot be read by this node")), "{}", answer.text());
+        flock.document(group, name, "default = \"allow\"");
+        assert_eq!(a.get("orders", "/").await.status, 200);
+        flock.document(group, name, "");
+        assert_eq!(a.get("orders", "/").await.status, 200);
+    }
+}
+
+#[tokio::test]
 async fn a_refusal_is_final_and_no_fault_of_the_instance() {
     let flock = Flock::default();
     let (a, b, _c) = (flock.node("a").await, flock.node("b").await, flock.node("c").await);

@@ -217,6 +217,22 @@ async fn a_reset_travels_from_end_to_end() {
 }
 
 #[tokio::test]
+async fn whoever_only_writes_learns_that_the_instance_is_gone() {
+    let app = App::talking(|mut stream| async move { stream.write_all(b"BYE").await.unwrap_or_default() }).await;
+    let flock = Flock::default();
+    let (a, _b) = near_and_far(&flock, &app).await;
+    for service in ["near", "far"] {
+        let mut stream = TcpStream::connect(a.port_to(service)).await.unwrap();
+        assert_eq!(rest(&mut stream).await, b"BYE", "{service}");
+        eventually("it cannot write any more", || async {
+            let written = stream.try_write(b"more");
+            written.is_err_and(|error| error.kind() != std::io::ErrorKind::WouldBlock).then_some(())
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
 async fn a_port_to_a_service_of_http_takes_requests_whatever_host_they_name() {
     let (flock, app) = (
         Flock::default(),

@@ -290,3 +290,20 @@ async fn what_http2_cannot_say_is_refused_at_once_and_is_no_fault_of_the_instanc
         assert!(counts.peek().is_some() && counts.all(|line| line.ends_with(" 0")), "{metrics}");
     }
 }
+
+#[tokio::test]
+async fn a_connection_whose_client_never_answers_the_farewell_ends_all_the_same() {
+    let (flock, app) = (Flock::default(), App2::named("well").await);
+    let a = flock.node_with("a", |settings| settings.http2.idle_timeout_ms = 1_000).await;
+    near_and_far(&flock, &app, Protocol::Http2);
+    let mut raw = Raw::connect(a.addr()).await;
+    let head = [(":method", "GET"), (":scheme", "http"), (":authority", "near"), (":path", "/")];
+    raw.head(1, &head, true).await;
+    assert_eq!(raw.outcome(1).await, Outcome::Well);
+    let (no_stream, no_error) = (u32::MAX, Outcome::Ended(0));
+    let mut outcomes = [raw.outcome(no_stream).await, Outcome::Closed];
+    while outcomes[0] == no_error {
+        outcomes = [raw.outcome(no_stream).await, outcomes[0]];
+    }
+    assert_eq!(outcomes, [Outcome::Closed, no_error], "it is told to go, and then closed");
+}

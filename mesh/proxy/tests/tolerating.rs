@@ -194,6 +194,19 @@ async fn a_caller_that_waits_less_is_answered_sooner() {
 }
 
 #[tokio::test]
+async fn a_caller_in_a_hurry_says_nothing_of_the_instance() {
+    let (flock, (silent, _held)) = (Flock::default(), App::held_back("late").await);
+    let a = flock.node("a").await;
+    flock.register(silent.at("orders", "1", "a"));
+    let grpc = "content-type: application/grpc\r\ngrpc-timeout: 30m\r\n";
+    for hurry in ["x-starling-deadline-ms: 30\r\n", grpc].repeat(10) {
+        a.send("GET", "orders.mesh", "/", hurry, b"").await;
+    }
+    let metrics = a.metrics();
+    assert!(metrics.contains("starling_breaker_opens_total{service=\"default/orders\"} 0\n"), "{metrics}");
+}
+
+#[tokio::test]
 async fn a_hedge_answers_when_the_first_instance_does_not() {
     let (flock, (silent, _held)) = (Flock::default(), App::held_back("late").await);
     let lives = App::named("lives").await;

@@ -48,7 +48,8 @@ pub(crate) async fn serve<S: Stream>(
     };
     let mut draining = pin!(lifetime.leaving());
     let mut closing = false;
-    let mut idle = pin!(tokio::time::sleep(settings.http2.idle_timeout()));
+    let patience = settings.http2.idle_timeout();
+    let mut idle = pin!(tokio::time::sleep(patience));
     let mut last = Instant::now();
     loop {
         tokio::select! {
@@ -67,15 +68,20 @@ pub(crate) async fn serve<S: Stream>(
             },
             () = draining.as_mut(), if !closing => {
                 connection.graceful_shutdown();
-                closing = true;
+                (closing, last) = (true, Instant::now());
+                idle.as_mut().reset(last + patience);
             }
-            () = idle.as_mut(), if !closing => {
-                let due = if desk.busy() > 0 { Instant::now() } else { last } + settings.http2.idle_timeout();
-                if due <= Instant::now() {
-                    connection.graceful_shutdown();
-                    closing = true;
-                } else {
+            () = idle.as_mut() => {
+                let due = if desk.busy() > 0 { Instant::now() } else { last } + patience;
+                if due > Instant::now() {
                     idle.as_mut().reset(due);
+                } else if closing {
+                    // A client that never answers the farewell (with a PONG, as h2 asks) would be kept for ever.
+                    break;
+                } else {
+                    connection.graceful_shutdown();
+                    (closing, last) = (true, Instant::now());
+                    idle.as_mut().reset(last + patience);
                 }
             }
         }

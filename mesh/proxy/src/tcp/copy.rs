@@ -6,7 +6,8 @@
 //!
 //! An end of bytes is passed on and the other direction goes on (half-close). A broken end breaks the other: whoever
 //! reads must never take half of something for all of it. Only an instance that takes nothing more is heard to its end,
-//! for it may have said why; what the client still sends is then dropped, so that it is free to read.
+//! for it may have said why; what the client still sends is then dropped, so that it is free to read, and once that end has
+//! come the client is cut off.
 
 use std::any::Any;
 use std::cell::RefCell;
@@ -29,6 +30,9 @@ use crate::metrics::{End, Traffic};
 const READ: usize = 64 * 1024;
 /// How often one direction is read before others have their turn.
 const TURNS: usize = 16;
+
+/// How long a client that goes on sending may read what came before the instance was gone.
+const LINGER: Duration = Duration::from_secs(1);
 
 thread_local! {
     static LANDING: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ].into());
@@ -78,6 +82,10 @@ pub(crate) struct Copying<'a, C, I> {
     patience: Option<Duration>,
     up: Lane,
     down: Lane,
+    /// Why the instance takes nothing more.
+    refused: Option<io::Error>,
+    /// When the client has had its time to read the last of what an instance said that takes nothing more.
+    lingers_until: Option<Instant>,
 }
 
 /// One direction.
@@ -118,8 +126,9 @@ where
         patience: Option<Duration>,
         traffic: &'a Traffic,
     ) -> Self {
-        let mut copying =
-            Self { client, instance, alarm, traffic, patience, up: Lane::new(sent), down: Lane::new(received) };
+        let (up, down) = (Lane::new(sent), Lane::new(received));
+        let (refused, lingers_until) = (None, None);
+        let mut copying = Self { client, instance, alarm, traffic, patience, up, down, refused, lingers_until };
         copying.be_patient();
         copying
     }
@@ -148,7 +157,8 @@ where
         let before = self.moved();
         // A lane that has ended must not keep the other from being looked at, and an error of one is an end of both.
         let mut up = self.up.poll(self.client, self.instance, cx);
-        if matches!(up, Poll::Ready(Err(Broken::Writing(_)))) {
+        if let Poll::Ready(Err(Broken::Writing(error))) = up {
+            self.refused = Some(error);
             self.up.drop_what_comes();
             up = self.up.poll(self.client, self.instance, cx);
         }
@@ -167,9 +177,19 @@ where
                 Poll::Ready(Ended::Instance(error))
             }
             (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(Ended::Whole),
+            // It has said all it had to say: the client shall not go on sending to nobody.
+            (Poll::Pending, Poll::Ready(Ok(()))) if self.refused.is_some() => self.linger(cx),
             _ if self.patience.is_some() => self.alarm.poll(cx).map(|()| Ended::Idle),
             _ => Poll::Pending,
         }
+    }
+
+    /// Cutting the connection off takes away what the client has not read yet: it has a moment for that.
+    fn linger(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
+        let due = *self.lingers_until.get_or_insert_with(|| Instant::now() + LINGER);
+        self.alarm.set(due);
+        ready!(self.alarm.poll(cx));
+        Poll::Ready(Ended::Instance(self.refused.take().unwrap_or_else(|| io::ErrorKind::BrokenPipe.into())))
     }
 
     fn be_patient(&mut self) {
