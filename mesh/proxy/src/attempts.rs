@@ -11,11 +11,10 @@
 //! of its own: three tries at each of four services in a row would be 81.
 
 use std::future::{Future, poll_fn};
-use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::Duration;
 
 use starling_core::balance::{HashOn, InFlight, Outcome, hash_of};
@@ -23,10 +22,9 @@ use starling_core::guard::BudgetSettings;
 use starling_core::id::{InstanceId, NodeId, ServiceKey};
 use starling_core::policy::{Fields, Scope};
 use starling_core::tolerate::{Mode, Quantile};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
-use crate::client::{Client, Outgoing};
+use crate::client::{Client, Outgoing, Silent};
 use crate::directory::Entry;
 use crate::h1::fields::Written;
 use crate::h1::response::{Asked, Response};
@@ -518,28 +516,5 @@ impl Drop for Unfinished<'_> {
         if took.as_micros() as f32 > known_us {
             seat.load.observe(now, took, Outcome::Good);
         }
-    }
-}
-
-/// A client that says nothing and is never gone.
-struct Silent;
-
-impl AsyncRead for Silent {
-    fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Poll::Pending
-    }
-}
-
-impl AsyncWrite for Silent {
-    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Poll::Ready(Ok(bytes.len()))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
     }
 }

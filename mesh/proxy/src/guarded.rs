@@ -1,20 +1,16 @@
 //! A request to a service whose policy has something to say: through its guards, copied if it shall be, carried, learned
 //! from; and what is answered when that fails. (A request to any other service never comes here.)
 
-use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use starling_core::guard::circuit::Came;
 use starling_core::policy::{self, Fields, Held, Mirror, Scope, service_named};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, timeout};
 
 use crate::access::Identity;
 use crate::attempts;
-use crate::client::{Client, Outgoing};
+use crate::client::{Client, Outgoing, Silent};
 use crate::clock;
 use crate::guards::{self, Question, came_of};
 use crate::h1::fields::{self, Written};
@@ -185,7 +181,7 @@ async fn send_copy(
     _held: Held<Mirror>,
 ) {
     let Ok(known) = Known::other(carrier, key) else { return };
-    let mut client = Client::new(Nowhere);
+    let mut client = Client::new(Silent);
     let asked =
         Asked { head_only: copy.request.method == http::Method::HEAD, upgrades: false, http_10: copy.request.http_10 };
     let deadline = Instant::now() + limit;
@@ -198,28 +194,5 @@ async fn send_copy(
         && relay::is_reusable(&response, &copy, &upstream)
     {
         home.put(upstream);
-    }
-}
-
-/// Where answers to copies go.
-struct Nowhere;
-
-impl AsyncRead for Nowhere {
-    fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Poll::Pending // a client that asks nothing more and stays
-    }
-}
-
-impl AsyncWrite for Nowhere {
-    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Poll::Ready(Ok(bytes.len()))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
     }
 }

@@ -39,35 +39,41 @@ use crate::workers::Crew;
 /// Takes tunnels and deals them to the workers until there are no more or the proxy stops.
 pub(crate) async fn run<T: Knock>(
     carrier: Arc<Carrier>,
-    mut tunnels: mpsc::Receiver<T>,
+    tunnels: mpsc::Receiver<T>,
     crew: Arc<Crew<Job>>,
-    mut lifetime: Lifetime,
+    lifetime: Lifetime,
 ) {
-    loop {
-        let knock = tokio::select! {
-            knock = tunnels.recv() => match knock {
-                Some(knock) => knock,
-                None => return,
-            },
-            () = lifetime.draining() => break,
-        };
-        // Refused, the caller's sidecar knows that nothing was forwarded, and tries another instance.
-        let (Ok(place), Some(dealt)) = (carrier.tunnel_places.clone().try_acquire_owned(), crew.try_place()) else {
-            carrier.connections.tunnels_refused.fetch_add(1, Relaxed);
-            knock.refuse(TunnelRefusal::Busy);
-            continue;
-        };
-        dealt.queue.send(Job::Tunnel(knock.take(), place, dealt.share));
-    }
-    turn_away(tunnels);
+    let deal = |knock: T, place| match crew.try_place() {
+        Some(dealt) => {
+            dealt.queue.send(Job::Tunnel(knock.take(), place, dealt.share));
+            None
+        }
+        None => Some(knock),
+    };
+    take_in(&carrier, tunnels, lifetime, deal).await;
 }
 
 /// Takes the tunnels that arrive at this worker's own lane, until there are no more or the proxy stops.
 pub(crate) async fn run_lane<T: Knock>(
     carrier: Arc<Carrier>,
-    mut tunnels: mpsc::Receiver<T>,
+    tunnels: mpsc::Receiver<T>,
     load: Arc<Gauge>,
+    lifetime: Lifetime,
+) {
+    let others = lifetime.clone();
+    let deal = |knock: T, place| {
+        serve_dealt(carrier.clone(), knock.take(), (place, Gauge::count(&load)), others.clone());
+        None
+    };
+    take_in(&carrier, tunnels, lifetime, deal).await;
+}
+
+/// Gives each tunnel with a place to `deal`, which returns those it cannot take.
+async fn take_in<T: Knock>(
+    carrier: &Carrier,
+    mut tunnels: mpsc::Receiver<T>,
     mut lifetime: Lifetime,
+    deal: impl Fn(T, OwnedSemaphorePermit) -> Option<T>,
 ) {
     loop {
         let knock = tokio::select! {
@@ -77,12 +83,15 @@ pub(crate) async fn run_lane<T: Knock>(
             },
             () = lifetime.draining() => break,
         };
-        let Ok(place) = carrier.tunnel_places.clone().try_acquire_owned() else {
+        let refused = match carrier.tunnel_places.clone().try_acquire_owned() {
+            Ok(place) => deal(knock, place),
+            Err(_) => Some(knock),
+        };
+        // Refused, the caller's sidecar knows that nothing was forwarded, and tries another instance.
+        if let Some(knock) = refused {
             carrier.connections.tunnels_refused.fetch_add(1, Relaxed);
             knock.refuse(TunnelRefusal::Busy);
-            continue;
-        };
-        serve_dealt(carrier.clone(), knock.take(), (place, Gauge::count(&load)), lifetime.clone());
+        }
     }
     turn_away(tunnels);
 }
