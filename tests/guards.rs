@@ -5,42 +5,10 @@
 
 mod support;
 
-use std::io::{Read, Write};
-use std::net::TcpListener;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use starling_core::policy::{Document, Sections};
-use support::{App, Mesh, eventually};
-
-/// An application that answers every request with these bytes, whatever they are, and hangs up.
-struct Rude {
-    port: String,
-    asked: Arc<AtomicUsize>,
-}
-
-impl Rude {
-    fn saying(bytes: &'static str) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port().to_string();
-        let asked = Arc::new(AtomicUsize::new(0));
-        let seen = asked.clone();
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let Ok(mut stream) = stream else { return };
-                let _ = stream.read(&mut [0; 4_096]);
-                seen.fetch_add(1, SeqCst);
-                let _ = stream.write_all(bytes.as_bytes());
-            }
-        });
-        Self { port, asked }
-    }
-
-    fn asked(&self) -> usize {
-        self.asked.load(SeqCst)
-    }
-}
+use support::{App, Backend, Mesh, Mood, eventually};
 
 /// Writes a document beside the nodes and puts it into force through this node.
 fn set(mesh: &Mesh, at: &str, service: &str, text: &str) -> Result<String, String> {
@@ -113,9 +81,9 @@ fn one_key_degrades_a_service_at_every_node_and_gives_it_back() {
 #[test]
 fn a_backend_that_says_429_or_hangs_up_opens_the_circuit_and_is_left_alone() {
     let mesh = Mesh::start(["a"]);
-    for (service, says) in [("busy", "HTTP/1.1 429 Too Many Requests\r\ncontent-length: 0\r\n\r\n"), ("rude", "")] {
-        let rude = Rude::saying(says);
-        mesh.node("a").starling(&["register", service, "--id", "1", "--port", &rude.port]);
+    for (service, mood) in [("busy", Mood::Answers(429)), ("rude", Mood::Resets)] {
+        let rude = Backend::start(service, mood);
+        mesh.node("a").starling(&["register", service, "--id", "1", "--port", &rude.port()]);
         let policy = "[retry]\nmax_retries = 0\n[failure]\nstatuses = [\"5xx\", \"429\"]\n\
             [circuit]\nconsecutive_failures = 2\nopen_ms = 600000\nmax_open_ms = 600000\n";
         set(&mesh, "a", service, policy).unwrap();

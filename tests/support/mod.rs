@@ -2,6 +2,9 @@
 
 #![allow(dead_code, reason = "each test file uses its part of the vocabulary")]
 
+mod backend;
+mod client;
+
 use std::convert::Infallible;
 use std::fs;
 use std::io::{Read, Write};
@@ -21,6 +24,10 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
+
+#[allow(unused_imports, reason = "each test file uses its part of the vocabulary")]
+pub(crate) use backend::{Backend, Mood};
+pub(crate) use client::Line;
 
 /// How long anything may take before a test gives up. Generous: the machine may be busy with other tests.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -294,9 +301,7 @@ impl NodeProcess {
 
     /// A connection to this node's sidecar for one request after the other.
     pub(crate) fn line(&self) -> Line {
-        let stream = TcpStream::connect(self.proxy).unwrap();
-        stream.set_read_timeout(Some(DEADLINE)).unwrap();
-        Line(stream)
+        Line::to(self.proxy)
     }
 
     /// A connection to this node's sidecar, if it takes any.
@@ -366,31 +371,6 @@ fn exchange(to: SocketAddr, host: &str, path: &str) -> Result<String, String> {
     stream.read_to_string(&mut answer).map_err(|error| error.to_string())?;
     let (head, body) = answer.split_once("\r\n\r\n").ok_or("no answer")?;
     if head.starts_with("HTTP/1.1 200") { Ok(body.to_owned()) } else { Err(answer) }
-}
-
-/// A client's connection that is kept.
-pub(crate) struct Line(TcpStream);
-
-impl Line {
-    /// One request without a body, and its answer, head and body.
-    pub(crate) fn ask(&mut self, method: &str, service: &str) -> Result<String, String> {
-        let request = format!("{method} / HTTP/1.1\r\nhost: {service}.mesh\r\ncontent-length: 0\r\n\r\n");
-        self.0.write_all(request.as_bytes()).map_err(|error| error.to_string())?;
-        let (mut answer, mut buffer) = (Vec::new(), [0; 4_096]);
-        loop {
-            match self.0.read(&mut buffer) {
-                Ok(0) => return Err(format!("closed after {:?}", String::from_utf8_lossy(&answer))),
-                Ok(n) => answer.extend_from_slice(&buffer[..n]),
-                Err(error) => return Err(error.to_string()),
-            }
-            let text = String::from_utf8_lossy(&answer);
-            let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
-            let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse::<usize>().ok());
-            if body.len() >= length.unwrap_or(0) {
-                return Ok(text.into_owned());
-            }
-        }
-    }
 }
 
 /// A command on its way.
