@@ -396,7 +396,7 @@ fn show_node(node: &NodeGuards, out: &mut Out) -> io::Result<()> {
         out.table(&table)?;
     }
     if !report.instances.is_empty() {
-        let mut table = Table::new(&["INSTANCE", "NODE", "BREAKER", "IN FLIGHT", "OPENED"]);
+        let mut table = Table::new(&["INSTANCE", "NODE", "BREAKER", "CHECK", "IN FLIGHT", "OPENED"]);
         for instance in &report.instances {
             let left = instance.ends_in_ms.map_or(String::new(), |ms| format!(" for {}", span_of(ms)));
             let style = if instance.breaker == "closed" { Style::Plain } else { Style::Bad };
@@ -404,6 +404,7 @@ fn show_node(node: &NodeGuards, out: &mut Out) -> io::Result<()> {
                 (&instance.instance).into(),
                 (&instance.node).into(),
                 Cell::styled(style, format!("{}{left}", instance.breaker)),
+                instance.check.as_deref().unwrap_or("").into(),
                 Cell::number(instance.in_flight),
                 Cell::number(instance.opened),
             ]);

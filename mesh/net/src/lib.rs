@@ -6,7 +6,7 @@
 //! | [`handle`] | what other crates hold of a running node |
 //! | `driver` | the one loop that owns the heart |
 //! | [`disk`] | what must survive: a checked log, synced before anything is acknowledged |
-//! | `probe` | health probes of this host's instances |
+//! | [`probe`] | health probes of this host's instances |
 //! | [`identity`] | certificates: who a node is |
 //! | [`quic`] | links between nodes: messages, questions, tunnels |
 //! | [`member`] | who is there: chitchat over the links |
@@ -24,7 +24,7 @@ pub mod ground;
 pub mod handle;
 pub mod identity;
 pub mod member;
-mod probe;
+pub mod probe;
 pub mod quic;
 pub mod start;
 

@@ -153,7 +153,11 @@ fn jitter(key: &InstanceKey) -> f64 {
     f64::from(crc32fast::hash(key.to_string().as_bytes())) / f64::from(u32::MAX)
 }
 
-async fn probe(address: &Address, kind: &CheckKind) -> Result<(), String> {
+/// Makes one check, which takes as long as it takes. Of a lease there is nothing to ask but whether a connection is taken.
+///
+/// # Errors
+/// What is wrong, in words.
+pub async fn probe(address: &Address, kind: &CheckKind) -> Result<(), String> {
     let refused = |error: std::io::Error| format!("cannot connect to {address}: {error}");
     let stream = TcpStream::connect((address.host.as_str(), address.port)).await.map_err(refused)?;
     match kind {

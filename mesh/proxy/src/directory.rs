@@ -13,6 +13,7 @@ use starling_core::tolerate::Quantile;
 use starling_core::view::{ServiceView, View};
 
 use crate::access::Seen;
+use crate::checking::Checks;
 use crate::guards::Refusals;
 use crate::metrics::ServiceMetrics;
 use crate::policies::Standing;
@@ -44,6 +45,7 @@ pub(crate) struct Entry {
     groups: ArcSwap<Vec<Arc<Group<Pool>>>>,
     pub(crate) policy: Standing,
     pub(crate) refusals: Refusals,
+    pub(crate) checks: Checks,
     access: ArcSwapOption<Seen>,
     service: ServiceKey,
     writing: Mutex<()>,
@@ -100,6 +102,7 @@ impl Entry {
             groups: ArcSwap::default(),
             policy: Standing::default(),
             refusals: Refusals::default(),
+            checks: Checks::default(),
             access: ArcSwapOption::empty(),
             service,
             writing: Mutex::new(()),
@@ -156,9 +159,7 @@ impl Entry {
             return group.clone();
         }
         let newest = groups.last().map(|group| group.roster());
-        let guards = |roster: &&Arc<Roster<Pool>>| {
-            roster.slots().first().is_none_or(|slot| *slot.seat.breaker.settings() == breaker)
-        };
+        let guards = |roster: &&Arc<Roster<Pool>>| *roster.breaker() == breaker;
         let newest_fits = newest.filter(|roster| is_current(roster.service())).filter(guards);
         let roster = newest_fits.cloned().unwrap_or_else(|| {
             let previous = newest.map(|roster| &**roster);

@@ -25,6 +25,7 @@
 //! | `tls` | applications that encrypt |
 //! | `grpc` | who speaks it, how long they wait, what an outcome is called there |
 //! | `http2`, `rewound` | HTTP/2 and gRPC at both ends, as the HTTP/1.1 all other rooms speak; bytes that were looked at |
+//! | `checking` | how instances are that breakers have taken out |
 //! | `access` | who calls, and whether they may |
 //! | `guards`, `guarded`, `throttle` | what a request passes before it goes anywhere: the list of guards; copies and fallbacks |
 //! | `directory`, `policies` | what is remembered of each service: candidates, budget, counters; its policy in force |
@@ -36,6 +37,7 @@
 mod access;
 mod attempts;
 mod bound;
+mod checking;
 mod client;
 mod clock;
 mod connect;
@@ -87,7 +89,7 @@ use starling_core::observe::MetricSource;
 use starling_core::policy::Governor;
 use starling_net::{Handle, IncomingTunnel};
 pub use tls::ProxyTlsSettings;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 use crate::clock::Clock;
 use crate::directory::Directory;
@@ -231,6 +233,8 @@ impl Proxy {
             settings,
             connections: Connections::default(),
             tunnel_places,
+            ejected: Notify::new(),
+            answered: Semaphore::new(checking::MAX_ANSWERED),
         });
         let (phase, phase_seen) = watch::channel(Phase::Running);
         let (alive_held, alive) = mpsc::channel(1);
@@ -251,6 +255,7 @@ impl Proxy {
         tokio::spawn(inbound::run(carrier.clone(), tunnels, crew, lifetime.clone()));
         tokio::spawn(quotas::run(carrier.clone(), lifetime.clone()));
         tokio::spawn(system::run(carrier.clone(), lifetime.clone()));
+        tokio::spawn(checking::run(carrier.clone(), lifetime.clone()));
         tokio::spawn(sweep(carrier.clone(), lifetime));
         Ok(Proxy { local_addr, bound, redirected, carrier, phase, alive, threads })
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use http::StatusCode;
 use starling_core::observe::{Exposition, MetricSource};
 
+use crate::directory::Entry;
 use crate::pool::Gauge;
 use crate::quotas;
 use crate::stack::Carrier;
@@ -159,6 +160,18 @@ impl MetricSource for Carrier {
         out.family("starling_breakers_open", "gauge", "Instances taken out by their breaker, those being probed too.");
         for (service, (broken, _)) in &now {
             out.sample("starling_breakers_open", &[("service", service)], *broken as f64);
+        }
+        out.family("starling_ejections_spared_total", "counter", "Instances a breaker left in, too many being out.");
+        for (key, entry) in entries.iter() {
+            let spared = entry.roster().map_or(0, |roster| roster.ejections().spared());
+            out.sample("starling_ejections_spared_total", &[("service", &key.to_string())], spared as f64);
+        }
+        out.family("starling_ejection_checks_total", "counter", "Checks of instances taken out, by what they said.");
+        for (key, Entry { checks, .. }) in entries.iter().map(|(key, entry)| (key.to_string(), &**entry)) {
+            for (word, count) in [("well", &checks.well), ("ill", &checks.ill), ("unknown", &checks.unknown)] {
+                let labels = [("service", key.as_str()), ("word", word)];
+                out.sample("starling_ejection_checks_total", &labels, count.load(Relaxed) as f64);
+            }
         }
         out.family("starling_requests_in_flight", "gauge", "Requests sent whose response is not yet carried.");
         for (service, (_, in_flight)) in &now {

@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use serde_json::Value;
-use starling_core::guard::BreakerState;
+use starling_core::balance::Roster;
+use starling_core::guard::{BreakerState, Word};
 use starling_core::id::ServiceKey;
 use starling_core::policy::{Governor, Scope};
 use starling_core::time::Instant;
 
 use crate::directory::Entry;
+use crate::pool::Pool;
 use crate::stack::Carrier;
 
 /// The most instances shown of a service, those whose breaker is not closed first.
@@ -46,6 +48,9 @@ struct Instance {
     breaker: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     ends_in_ms: Option<u64>,
+    /// What the last check of it said, if it is out and was checked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    check: Option<&'static str>,
     in_flight: u32,
     opened: u64,
 }
@@ -76,6 +81,10 @@ impl Carrier {
             // A guard a route shares with the service is shown once, as the service's.
             let whole = (!Arc::ptr_eq(scope, &force.service)).then_some(&*force.service);
             show(scope, whole, now, &mut guards);
+        }
+        if let Some(roster) = entry.roster() {
+            let state = serde_json::to_value(Ejected::of(entry, &roster)).unwrap_or_default();
+            guards.push(Guard { route: None, guard: "breaker", state });
         }
         let refusals = entry.refusals.all().map(|(why, count)| Refusal {
             guard: why.guard,
@@ -135,6 +144,35 @@ fn show(scope: &Scope, whole: Option<&Scope>, now: Instant, guards: &mut Vec<Gua
     }
 }
 
+/// How many instances are out.
+#[derive(Serialize)]
+struct Ejected {
+    instances: usize,
+    ejected: u32,
+    /// So many may be, of those that answer.
+    at_most: u32,
+    /// How often one more was left in.
+    spared: u64,
+    /// What checks of those that were out have said.
+    checks_well: u64,
+    checks_ill: u64,
+}
+
+impl Ejected {
+    fn of(entry: &Entry, roster: &Roster<Pool>) -> Self {
+        let read = |counter: &Counter| counter.load(std::sync::atomic::Ordering::Relaxed);
+        let places = roster.ejections();
+        Self {
+            instances: roster.slots().len(),
+            ejected: places.out(),
+            at_most: places.most(),
+            spared: places.spared(),
+            checks_well: read(&entry.checks.well),
+            checks_ill: read(&entry.checks.ill),
+        }
+    }
+}
+
 fn same<T>(one: Option<&Arc<T>>, other: Option<&Arc<T>>) -> bool {
     matches!((one, other), (Some(one), Some(other)) if Arc::ptr_eq(one, other))
 }
@@ -173,6 +211,12 @@ fn instances(entry: &Entry, now: Instant) -> Vec<Instance> {
                 node: slot.instance.owner().to_string(),
                 breaker,
                 ends_in_ms: until.map(|until| until.since(now).as_millis() as u64),
+                check: match slot.seat.breaker.word() {
+                    _ if until.is_none() => None,
+                    Word::None => None,
+                    Word::Well => Some("well"),
+                    Word::Ill => Some("ill"),
+                },
                 in_flight: slot.seat.load.in_flight(),
                 opened: slot.seat.breaker.opened(),
             }

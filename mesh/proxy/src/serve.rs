@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use crate::access::Identity;
 use crate::attempts;
 use crate::bound::{self, BoundPort};
+use crate::checking;
 use crate::client::{Client, Outgoing};
 use crate::connect::{self, Through};
 use crate::detect::{self, Spoken};
@@ -166,6 +167,9 @@ async fn serve_client<S: Stream>(
         }
         (Some(Spoken::Other), Door::Tunnel(tunnel)) if client.buffer.data().first() == Some(&tcp::VERSION) => {
             tcp::deliver(client, carrier, tunnel).await;
+        }
+        (Some(Spoken::Other), Door::Tunnel(tunnel)) if client.buffer.data() == [checking::ASKS] => {
+            checking::answer(client, carrier, &tunnel).await;
         }
         (Some(Spoken::Tls), Door::Application(entrance)) if carrier.tls.is_some() => {
             // Apart: what only some connections need is no part of all others' memory.

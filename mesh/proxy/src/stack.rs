@@ -29,7 +29,7 @@ use starling_core::observe::SpanKind;
 use starling_core::policy::{Force, Scope};
 use starling_core::route::{RouteError, route};
 use starling_core::view::{InstanceView, ServiceView, View};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 
@@ -80,6 +80,10 @@ pub(crate) struct Carrier {
     pub(crate) redirect: Option<Redirect>,
     /// For tunnels from other nodes, on all workers together.
     pub(crate) tunnel_places: Arc<Semaphore>,
+    /// Told when a breaker opens.
+    pub(crate) ejected: Notify,
+    /// For other nodes' questions how an instance is.
+    pub(crate) answered: Semaphore,
 }
 
 /// Where a host leads, as long as the view is this one.
@@ -421,6 +425,7 @@ impl Call<'_> {
             }
         } else if permit.fail(if status.is_some() { Fault::Answer } else { Fault::Silence }, now, clock::random()) {
             self.entry.metrics.breaker_opens.fetch_add(1, Relaxed);
+            self.carrier.ejected.notify_one();
             tracing::warn!(instance = %instance.key, "the breaker opened: its answers fail or do not come");
         }
     }

@@ -201,7 +201,7 @@ async fn an_application_that_fails_some_requests_gets_all_of_them_while_there_is
         let answer = a.get("orders", "/bad").await;
         assert_eq!((answer.status, answer.header("x-starling-reason")), (500, None));
     }
-    assert!(a.metrics().contains("starling_breakers_open{service=\"default/orders\"} 2\n"), "{}", a.metrics());
+    assert!(a.metrics().contains("starling_breakers_open{service=\"default/orders\"} 1\n"), "{}", a.metrics());
     for _ in 0..30 {
         assert_eq!(a.get("orders", "/good").await.status, 200);
     }

@@ -129,6 +129,9 @@ pub struct InstanceGuard {
     /// When that ends, if it is not closed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ends_in_ms: Option<u64>,
+    /// What the last check of it has said, if it is out: `well` or `ill`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub check: Option<String>,
     /// Requests in flight there from this node.
     pub in_flight: u32,
     /// How often the breaker has opened.

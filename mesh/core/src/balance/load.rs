@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use crate::guard::{Breaker, BreakerSettings};
+use crate::guard::Breaker;
 use crate::time::Instant;
 
 /// How fast latency and failures are forgotten (Finagle's and Linkerd's decay).
@@ -190,8 +190,8 @@ pub struct Seat<T> {
 
 impl<T: Default> Seat<T> {
     /// A seat nothing is known of; `began`, if its instance is new among others.
-    pub(super) fn new(breaker: BreakerSettings, began: Option<Instant>) -> Self {
-        let breaker = Arc::new(Breaker::new(breaker));
+    pub(super) fn new(breaker: Breaker, began: Option<Instant>) -> Self {
+        let breaker = Arc::new(breaker);
         let began = AtomicU64::new(began.map_or(0, |began| began.0.max(1)));
         Self { load: Load::default(), breaker, extra: T::default(), began }
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::load::Seat;
 use super::prequal::Reports;
-use crate::guard::BreakerSettings;
+use crate::guard::{Breaker, BreakerSettings, Ejections};
 use crate::id::{Incarnation, InstanceId, NodeId, Region, Zone};
 use crate::time::Instant;
 use crate::view::{InstanceView, MemberState, ServiceView, Usability, View};
@@ -22,6 +22,9 @@ pub struct Roster<T> {
     pub(super) me: NodeId,
     /// What instances said of themselves, if anybody asked.
     pub(super) reports: Reports,
+    /// How many of them are out, and may be.
+    ejections: Arc<Ejections>,
+    breaker: BreakerSettings,
     /// How many slots, the first ones, are of instances that are ready; the rest are in doubt. Both by id.
     ready: usize,
 }
@@ -98,17 +101,20 @@ impl<T: Default> Roster<T> {
             previous.into_iter().flat_map(|old| &old.slots).map(|old| (&old.instance.key.instance, old)).collect();
         let here = Here::of(view);
         let began = (!known.is_empty()).then_some(now);
+        let guarded_alike = previous.filter(|previous| previous.breaker == breaker);
+        let ejections = guarded_alike.map_or_else(|| Arc::new(Ejections::new(&breaker)), |old| old.ejections.clone());
         let slot = |instance: &InstanceView| {
             let owner_start = view.member(instance.owner()).map(|owner| owner.facts.incarnation);
-            let same = |old: &&&Slot<T>| *old.seat.breaker.settings() == breaker;
-            let kept =
-                known.get(&instance.key.instance).filter(|old| old.is_current(instance, owner_start)).filter(same);
-            let seat = kept.map_or_else(|| Arc::new(Seat::new(breaker, began)), |old| old.seat.clone());
+            let kept = known.get(&instance.key.instance).filter(|old| old.is_current(instance, owner_start));
+            let kept = kept.filter(|_| guarded_alike.is_some());
+            let new = || Arc::new(Seat::new(Breaker::among(breaker, ejections.clone()), began));
+            let seat = kept.map_or_else(new, |old| old.seat.clone());
             Slot { instance: instance.clone(), seat, distance: here.distance(instance, view), owner_start }
         };
         let candidates = service.candidates();
         let all = candidates.ready.iter().chain(&candidates.doubtful);
         let slots: Vec<Slot<T>> = all.filter(|instance| instance.weight() > 0).map(slot).collect();
+        ejections.resize(slots.len());
         let ready = slots.partition_point(Slot::is_ready);
         let is_missing = |instance: &&InstanceView| match instance.usability {
             Usability::Health => instance.weight() > 0,
@@ -118,7 +124,8 @@ impl<T: Default> Roster<T> {
         let missing = service.instances.iter().filter(is_missing);
         let missing = missing.map(|instance| (instance.clone(), here.distance(instance, view))).collect();
         let reports = Reports::default();
-        let mut roster = Self { service: service.clone(), slots, missing, here, me: view.me.clone(), reports, ready };
+        let (service, me) = (service.clone(), view.me.clone());
+        let mut roster = Self { service, slots, missing, here, me, reports, ejections, breaker, ready };
         if let Some(previous) = previous {
             let number = |old: u32| roster.slot_of(&previous.slots.get(old as usize)?.instance.key.instance);
             roster.reports = previous.reports.renumbered(number);
@@ -131,6 +138,16 @@ impl<T> Roster<T> {
     /// The service it was made from.
     pub fn service(&self) -> &Arc<ServiceView> {
         &self.service
+    }
+
+    /// How many of them their breakers have taken out, and may.
+    pub fn ejections(&self) -> &Ejections {
+        &self.ejections
+    }
+
+    /// What their breakers are made of.
+    pub fn breaker(&self) -> &BreakerSettings {
+        &self.breaker
     }
 
     /// All candidates.

@@ -10,6 +10,7 @@
 //! | Guard | Protects |
 //! |---|---|
 //! | [`breaker`] | callers from an instance that fails, and the instance from more load |
+//! | [`ejections`] | the instances that are left from the load of all that were taken out |
 //! | [`circuit`] | the same for what many instances answer together: a service, a route, a method; the degrade switch |
 //! | [`budget`] | a service from a storm of retries |
 //! | [`limit`] | a service from more calls in a time than it, or one caller's share of it, is worth |
@@ -27,6 +28,7 @@ pub mod bulkhead;
 pub mod circuit;
 pub mod concurrency;
 mod criticality;
+pub mod ejections;
 pub mod idempotency;
 pub mod limit;
 pub mod list;
@@ -38,12 +40,13 @@ pub mod shed;
 pub mod system;
 mod window;
 
-pub use breaker::{Breaker, BreakerSettings, BreakerState, Fault, Permit};
+pub use breaker::{Breaker, BreakerSettings, BreakerState, Fault, Permit, Word};
 pub use budget::{BudgetSettings, RetryBudget};
 pub use bulkhead::{Bulkhead, BulkheadSettings};
 pub use circuit::{Circuit, CircuitSettings};
 pub use concurrency::{Concurrency, ConcurrencySettings};
 pub use criticality::Criticality;
+pub use ejections::Ejections;
 pub use idempotency::{Answers, IdempotencySettings};
 pub use limit::{Limit, LimitSettings};
 pub use list::{List, ListSettings};

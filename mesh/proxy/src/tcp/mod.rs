@@ -241,6 +241,7 @@ fn learn(carrier: &Carrier, entry: &Entry, instance: &InstanceView, permit: Perm
         Some(fault) => {
             if permit.fail(fault, now, clock::random()) {
                 entry.metrics.breaker_opens.fetch_add(1, Relaxed);
+                carrier.ejected.notify_one();
                 tracing::warn!(instance = %instance.key, "the breaker opened: its connections fail");
             }
         }

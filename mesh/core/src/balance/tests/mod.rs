@@ -19,6 +19,11 @@ use proptest::prelude::*;
 
 const NOW: Instant = Instant(1_000_000_000);
 
+/// For what is told of services that are broken as a whole.
+fn all_may_be_out() -> BreakerSettings {
+    BreakerSettings { max_ejected_percent: 100, ..BreakerSettings::default() }
+}
+
 /// A service of instances called `a`, `b`, ... with these weights, zones and usabilities.
 struct Village {
     group: Group<()>,
@@ -61,7 +66,11 @@ impl Village {
     }
 
     fn with(settings: BalanceSettings, instances: &[InstanceView]) -> Self {
-        let roster = Roster::new(&service(instances), &view(1), BreakerSettings::default(), NOW, None);
+        Self::guarded(BreakerSettings::default(), settings, instances)
+    }
+
+    fn guarded(breaker: BreakerSettings, settings: BalanceSettings, instances: &[InstanceView]) -> Self {
+        let roster = Roster::new(&service(instances), &view(1), breaker, NOW, None);
         let group = Group::new(Arc::new(roster), Arc::new(settings));
         Self { group, now: NOW, rng: fastrand::Rng::with_seed(7) }
     }
@@ -284,7 +293,7 @@ fn when_all_are_broken_one_caller_a_second_may_still_try() {
 
 #[test]
 fn when_all_are_broken_by_their_answers_the_least_recently_failed_is_still_asked() {
-    let mut village = Village::ready(&[100, 100, 100]);
+    let mut village = Village::guarded(all_may_be_out(), BalanceSettings::default(), &named(&[100; 3]));
     village.break_down("c");
     village.break_by("a", Fault::Answer);
     assert!((0..100).all(|_| village.choose().unwrap() == "b"), "a broken one is out while another is not");

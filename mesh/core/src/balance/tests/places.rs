@@ -111,7 +111,7 @@ fn a_zone_with_many_callers_and_few_instances_is_not_overrun() {
 fn in_panic_those_broken_by_their_answers_share_the_load_again() {
     for (panic_percent, broken_get) in [(0, 0..1), (50, 650..850)] {
         let settings = BalanceSettings { panic_percent, ..BalanceSettings::default() };
-        let mut village = Village::with(settings, &named(&[100; 4]));
+        let mut village = Village::guarded(all_may_be_out(), settings, &named(&[100; 4]));
         ["a", "b", "c"].iter().for_each(|name| village.break_by(name, Fault::Answer));
         let to_broken = 1_000 - to(&mut village, "d");
         assert!(broken_get.contains(&to_broken), "panic below {panic_percent} %: {to_broken}");
