@@ -7,7 +7,7 @@
 //! | 2 | degrade: the switch | whoever turned it wants nothing below to be asked |
 //! | 3 | callers: lists by name | who has no business here costs nobody a place or a token. (Who *may* call is decided at the instance's side, by certificate: `access`.) |
 //! | 4 | faults: delay, abort, reset | trouble made on purpose stands for the callee's: nothing below may spare it, and it takes no place or token |
-//! | 5 | shed: by criticality | under overload the cheapest no comes first, and the least important requests get it |
+//! | 5 | shed: by criticality | under overload the cheapest no comes first, and the least important requests get it; what it goes by is the waits at 8 and 9 |
 //! | 6 | limits: the service's, then the route's | they count what is asked; what waits for a place below has been counted |
 //! | 7 | quotas: of the mesh as a whole | after this node's own limits: what they refuse asks nothing of others |
 //! | 8 | bulkhead: so many at once | after the limits, so that who is refused there never held a place |
@@ -31,7 +31,7 @@ use starling_core::guard::circuit::{Came, CircuitPermit};
 use starling_core::guard::concurrency::{ConcurrencyAdmission, ConcurrencyPermit};
 use starling_core::guard::limit::LimitBy;
 use starling_core::guard::shed::Level;
-use starling_core::guard::{Guard, Outcome, Refusal};
+use starling_core::guard::{Guard, Outcome, Refusal, Shed};
 use starling_core::policy::{Asked, Fault, Held, Scope, value_of};
 use starling_core::time::{Instant as Moment, WallTime};
 use tokio::time::{Instant, sleep, timeout};
@@ -100,7 +100,6 @@ impl Refusals {
 pub(crate) struct Pass {
     scope: Arc<Scope>,
     clock: Clock,
-    began: Moment,
     circuit: Option<CircuitPermit>,
     concurrency: Option<ConcurrencyPermit>,
     place: Option<Place>,
@@ -127,11 +126,6 @@ impl Pass {
 impl Drop for Pass {
     fn drop(&mut self) {
         let now = self.clock.now();
-        if let Some(shed) = &self.scope.shed
-            && self.outcome == Outcome::Success
-        {
-            shed.took(now, now.since(self.began));
-        }
         if let Some(concurrency) = self.concurrency.take() {
             concurrency.end(self.outcome, now, clock::random());
         }
@@ -160,7 +154,6 @@ pub(crate) async fn admit(question: &Question<'_>) -> Result<Pass, Refused> {
     let mut pass = Pass {
         scope: scope.clone(),
         clock: question.clock,
-        began: question.clock.now(),
         circuit: None,
         concurrency: None,
         place: None,
@@ -174,11 +167,12 @@ pub(crate) async fn admit(question: &Question<'_>) -> Result<Pass, Refused> {
     question.shed()?;
     question.limits().await?;
     question.quotas()?;
-    pass.place = question.bulkhead().await?;
-    pass.concurrency = question.concurrency().await?;
+    question.places(&mut pass).await?;
     pass.circuit = question.circuit()?;
-    pass.began = question.clock.now();
-    scope.watched.iter().for_each(|meter| meter.pass(pass.began));
+    if !scope.watched.is_empty() {
+        let now = question.clock.now();
+        scope.watched.iter().for_each(|meter| meter.pass(now));
+    }
     Ok(pass)
 }
 
@@ -269,17 +263,32 @@ impl Question<'_> {
         quotas.try_for_each(|quota| quota.admit(self.clock.now()).map_err(|refusal| self.refuse(refusal, quota.name())))
     }
 
-    async fn bulkhead(&self) -> Result<Option<Place>, Refused> {
+    /// The places in the bulkhead and the limit of concurrency, one after the other. What they cost in time is what
+    /// shedding goes by.
+    async fn places(&self, pass: &mut Pass) -> Result<(), Refused> {
+        let heard = self.scope.heard;
+        let mut queued = heard.bulkhead.then(|| Queued::of(self)).flatten();
+        pass.place = self.bulkhead(&mut queued).await?;
+        if !heard.concurrency {
+            drop(queued.take()); // what follows is none of its queues
+        } else if queued.is_none() {
+            queued = Queued::of(self);
+        }
+        pass.concurrency = self.concurrency(&mut queued).await?;
+        Ok(())
+    }
+
+    async fn bulkhead(&self, queued: &mut Option<Queued<'_>>) -> Result<Option<Place>, Refused> {
         let Some(bulkhead) = &self.scope.bulkhead else { return Ok(None) };
-        match bulkhead.admit(self.clock.now()).map_err(|refusal| self.refuse(refusal, "bulkhead"))? {
+        match bulkhead.admit(self.clock.now()).map_err(|refusal| self.full(refusal, "bulkhead", queued))? {
             Admission::Pass(place) => Ok(Some(place)),
             Admission::Wait(waiting) => self.wait(waiting, bulkhead.max_wait(), "bulkhead").await.map(Some),
         }
     }
 
-    async fn concurrency(&self) -> Result<Option<ConcurrencyPermit>, Refused> {
+    async fn concurrency(&self, queued: &mut Option<Queued<'_>>) -> Result<Option<ConcurrencyPermit>, Refused> {
         let Some(concurrency) = &self.scope.concurrency else { return Ok(None) };
-        match concurrency.admit(self.clock.now()).map_err(|refusal| self.refuse(refusal, "concurrency"))? {
+        match concurrency.admit(self.clock.now()).map_err(|refusal| self.full(refusal, "concurrency", queued))? {
             ConcurrencyAdmission::Permit(permit) => Ok(Some(permit)),
             ConcurrencyAdmission::Wait(waiting) => {
                 let place = self.wait(waiting, concurrency.max_wait(), "concurrency").await?;
@@ -303,6 +312,14 @@ impl Question<'_> {
         waited.map_err(|refusal| self.refuse(refusal, rule))
     }
 
+    /// Refused without a wait: there was no room for one.
+    fn full(&self, refusal: Refusal, rule: &str, queued: &mut Option<Queued<'_>>) -> Refused {
+        if let Some(queued) = queued {
+            queued.is_full = true;
+        }
+        self.refuse(refusal, rule)
+    }
+
     fn refuse(&self, refusal: Refusal, rule: &str) -> Refused {
         let guard = refusal.guard.name();
         let rule = match &self.scope.route {
@@ -318,6 +335,32 @@ impl Question<'_> {
     /// Whether a guard belongs to the route; limits are named by themselves.
     fn is_own(&self, guard: Guard) -> bool {
         self.scope.route.is_some() && guard != Guard::Rate && guard != Guard::Quota
+    }
+}
+
+/// A request on its way to its places. When that has ended, however it did, its client's going away included, shedding hears
+/// how long it took.
+struct Queued<'a> {
+    shed: &'a Shed,
+    clock: Clock,
+    since: Moment,
+    is_full: bool,
+}
+
+impl<'a> Queued<'a> {
+    fn of(question: &Question<'a>) -> Option<Self> {
+        let (shed, clock) = (question.scope.shed.as_deref()?, question.clock);
+        Some(Self { shed, clock, since: clock.now(), is_full: false })
+    }
+}
+
+impl Drop for Queued<'_> {
+    fn drop(&mut self) {
+        if self.is_full {
+            self.shed.found_full();
+        } else {
+            self.shed.waited(self.clock.now().since(self.since));
+        }
     }
 }
 

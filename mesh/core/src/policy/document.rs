@@ -97,9 +97,10 @@ impl Document {
         }
     }
 
-    /// What is allowed and hardly meant: routes that no request can take, since one before them takes all.
+    /// What is allowed and hardly meant: routes that no request can take, since one before them takes all; shedding without
+    /// a queue to measure.
     pub fn warnings(&self) -> Vec<Problem> {
-        let mut warnings = Vec::new();
+        let mut warnings = self.deaf();
         for (place, route) in self.routes.iter().enumerate() {
             let Some(earlier) =
                 self.routes[..place].iter().position(|earlier| earlier.matching.takes_all_of(&route.matching))
@@ -112,6 +113,23 @@ impl Document {
             warnings.push(Problem { line: self.line_of(&field), field, message });
         }
         warnings
+    }
+
+    /// Shedding that hears of no queue, but for what another document may add.
+    fn deaf(&self) -> Vec<Problem> {
+        let queues = |sections: &Table| sections.contains_key("bulkhead") || sections.contains_key("concurrency");
+        let routes = self.routes.iter().enumerate().map(|(place, route)| (format!("route[{place}]."), &route.sections));
+        let scopes = std::iter::once((String::new(), &self.sections)).chain(routes);
+        let deaf = scopes.filter(|(_, sections)| {
+            sections.contains_key("shed") && !queues(sections) && !queues(&self.sections)
+        });
+        let warning = |(prefix, _)| {
+            let field = format!("{prefix}shed");
+            let message = "measures how long calls wait for a place, and there is none to wait for: add [bulkhead] or \
+                [concurrency] with queue.max_queue (fine if another document of this service has one)";
+            Problem { line: self.line_of(&field), field, message: message.into() }
+        };
+        deaf.map(warning).collect()
     }
 
     /// The line of a field, or of what holds it.
@@ -317,6 +335,16 @@ mod tests {
         let text = "[[route]]\npath_prefix = \"/a\"\n[[route]]\nmethod = \"GET\"\npath = \"/a/b\"\n[[route]]\npath = \"/ab\"\n";
         let warnings: Vec<String> = Document::parse(text).unwrap().warnings().iter().map(ToString::to_string).collect();
         assert_eq!(warnings, ["line 3: route[1]: no request takes it: route route-1 before it takes them all"]);
+    }
+
+    #[test]
+    fn shedding_without_a_queue_to_measure_is_warned_of() {
+        let warned = |text: &str| Document::parse(text).unwrap().warnings().len();
+        assert_eq!([warned("[shed]\n"), warned("[shed]\n[bulkhead]\n"), warned("[shed]\n[concurrency]\n")], [1, 0, 0]);
+        let route = "[[route]]\npath = \"/a\"\nshed.target_ms = 5\n";
+        let found = Document::parse(route).unwrap().warnings();
+        assert_eq!((found[0].line, found[0].field.as_str(), found.len()), (Some(3), "route[0].shed", 1));
+        assert_eq!([warned(&format!("[bulkhead]\n{route}")), warned(&format!("{route}bulkhead.max_concurrent = 1\n"))], [0, 0]);
     }
 
     #[test]

@@ -49,6 +49,8 @@ pub struct Scope {
     pub callers: Option<List>,
     /// Shedding by criticality.
     pub shed: Option<Arc<Shed>>,
+    /// Whose queues the shedding hears of.
+    pub heard: Heard,
     /// So many at once.
     pub bulkhead: Option<Arc<Bulkhead>>,
     /// As many at once as the callee can do.
@@ -69,6 +71,16 @@ pub struct Scope {
     pub mirrors: Vec<Arc<Active<Mirror>>>,
     /// Whether any of this has to be asked: without, a request passes by one look at this.
     pub is_guarded: bool,
+}
+
+/// Which waits say something to a scope's shedding: those in a queue that is as wide as it, or wider. A route with a bulkhead of
+/// its own was set apart from the service, and its queue shall get no request of another route refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Heard {
+    /// Those for a place in the bulkhead.
+    pub bulkhead: bool,
+    /// Those for a place in the limit of concurrency.
+    pub concurrency: bool,
 }
 
 /// A rule that has some requests in its hands.
@@ -230,6 +242,13 @@ impl Scope {
         let shed = guard!(shed, Shed, ShedSettings);
         let bulkhead = guard!(bulkhead, Bulkhead, BulkheadSettings);
         let concurrency = guard!(concurrency, Concurrency, ConcurrencySettings);
+        let heard = |section: &str, is_there: bool| {
+            shed.is_some() && is_there && (shared("shed").is_none() || shared(section).is_some())
+        };
+        let heard = Heard {
+            bulkhead: heard("bulkhead", bulkhead.is_some()),
+            concurrency: heard("concurrency", concurrency.is_some()),
+        };
         let circuit = guard!(circuit, Circuit, CircuitSettings);
         if let Some(circuit) = circuit.as_ref().filter(|_| shared("circuit").is_none()) {
             let left = sections.degrade.until.map(|until| until.saturating_sub(at.wall.0));
@@ -284,6 +303,7 @@ impl Scope {
             route,
             sections,
             shed,
+            heard,
             bulkhead,
             concurrency,
             circuit,

@@ -35,7 +35,7 @@ mod text;
 
 pub use actions::{Classes, Fallback, Fault, Mirror, Share, When, service_named};
 pub use document::{Document, Problem, RouteDocument};
-pub use force::{Active, Force, Held, Moment, Scope, value_of};
+pub use force::{Active, Force, Heard, Held, Moment, Scope, value_of};
 pub use govern::Governor;
 pub use layers::{Effective, Layers, Origin};
 pub use matching::{Asked, Callers, Fields, HeaderRule, RouteMatch, Template};
