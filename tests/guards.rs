@@ -61,6 +61,37 @@ fn a_bad_policy_is_refused_by_line_and_what_is_in_force_says_where_it_came_from(
 }
 
 #[test]
+fn which_documents_are_in_force_is_said_and_why_one_is_not() {
+    let mesh = Mesh::start(["a"]);
+    let show = || mesh.node("a").starling(&["policy", "show", "orders", "--effective"]);
+    set(&mesh, "a", "*", "[breaker]\nmax_open_ms = 5500\n").unwrap();
+    let shown = show();
+    assert!(shown.contains("default/policy/*: in force\ndefault/policy/orders: there is none\n"), "{shown}");
+    set(&mesh, "a", "orders", "[breaker]\nopen_ms = 6000\n").unwrap();
+    let shown = show();
+    assert!(shown.contains("default/policy/*: not in force here\n  "), "{shown}");
+    assert!(shown.contains("breaker.max_open_ms: is 5500; allowed are 6000 to 3600000"), "{shown}");
+    assert!(shown.contains("default/policy/orders: in force\n"), "{shown}");
+    let max = shown.lines().find(|line| line.contains("breaker.max_open_ms ")).unwrap_or_default();
+    assert!(
+        max.contains("60000") && max.contains("default"),
+        "what is not in force is not shown as if it were: {shown}"
+    );
+}
+
+#[test]
+fn routes_for_all_services_are_refused_wherever_they_are_written() {
+    let mesh = Mesh::start(["a"]);
+    let route = "[[route]]\npath = \"/a\"\ntimeouts.request_ms = 5\n";
+    let error = set(&mesh, "a", "*", route).unwrap_err();
+    assert!(error.contains("line 1: route: cannot be set for all services"), "{error}");
+    let checked = |more: &[&str]| mesh.node("a").try_starling(&[&["policy", "check", "policy.toml"], more].concat());
+    assert!(checked(&[]).is_ok() && checked(&["--for-all"]).is_err());
+    let raw = mesh.node("a").try_starling(&["config", "put", "*", "policy.toml", "--group", "policy"]).unwrap_err();
+    assert!(raw.contains("cannot be set for all services"), "the node checks too: {raw}");
+}
+
+#[test]
 fn one_key_degrades_a_service_at_every_node_and_gives_it_back() {
     let mesh = Mesh::start(["a", "b"]);
     let app = App::start("well");

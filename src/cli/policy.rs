@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use clap::{Args, Subcommand, ValueEnum};
 use starling_api::model::{ConfigList, GuardInfo, GuardsDetail, NodeGuards, PolicyDetail, PolicyValue};
 use starling_core::id::{Namespace, ServiceName};
-use starling_core::policy::{Document, GROUP, MESH_KEY};
+use starling_core::policy::{Document, GROUP, LayerState, MESH_KEY};
 
 use super::client::{Ask, Client};
 use super::config::{Note, read_file};
@@ -80,6 +80,9 @@ pub(crate) struct Whose {
 pub(crate) struct CheckArgs {
     /// The document; '-' reads standard input
     file: PathBuf,
+    /// It is to be the document for all services ('*'), which has no routes
+    #[arg(long)]
+    for_all: bool,
 }
 
 /// `starling policy set`
@@ -168,7 +171,7 @@ pub(crate) fn run(command: PolicyCommand, client: &Client, out: &mut Out) -> Res
         PolicyCommand::Check(args) => check(&args, out),
         PolicyCommand::Set(args) => {
             let body = read_file(&args.file)?;
-            parsed(&args.file.display().to_string(), &body)?;
+            parsed(&args.file.display().to_string(), &body, args.whose.name == MESH_KEY)?;
             let ask = args.note.onto(args.whose.ask("PUT")).body("application/toml", body);
             let what = format!("{} is in force", args.whose.shown());
             written(&client.fetch(ask)?, &what, out)
@@ -199,9 +202,10 @@ impl Whose {
 }
 
 /// A document as it is read, or everything that is wrong with it.
-fn parsed(file: &str, body: &[u8]) -> Result<Document, Failure> {
+fn parsed(file: &str, body: &[u8], for_all: bool) -> Result<Document, Failure> {
     let text = std::str::from_utf8(body).map_err(|_| Failure::Refused(format!("{file}: not UTF-8 text")))?;
-    Document::parse(text).map_err(|problems| {
+    let document = if for_all { Document::parse_for_all(text) } else { Document::parse(text) };
+    document.map_err(|problems| {
         let lines: Vec<String> = problems.iter().map(|problem| format!("{file}, {problem}")).collect();
         Failure::Refused(lines.join("\n"))
     })
@@ -209,7 +213,7 @@ fn parsed(file: &str, body: &[u8]) -> Result<Document, Failure> {
 
 fn check(args: &CheckArgs, out: &mut Out) -> Result<(), Failure> {
     let file = args.file.display().to_string();
-    let document = parsed(&file, &read_file(&args.file)?)?;
+    let document = parsed(&file, &read_file(&args.file)?, args.for_all)?;
     for warning in document.warnings() {
         notice(&format!("starling: {file}, {warning}"));
     }
@@ -229,8 +233,19 @@ fn effective(args: &ShowArgs, client: &Client, out: &mut Out) -> Result<(), Fail
 
 fn show_effective(detail: &PolicyDetail, out: &mut Out) -> io::Result<()> {
     out.styled(Style::Bold, &format!("{}/{} at node {}", detail.namespace, detail.service, detail.node))?;
-    for problem in &detail.problems {
-        out.styled(Style::Bad, &format!("{} is not in force: {}", problem.document, problem.problem))?;
+    for layer in &detail.layers {
+        let document = &layer.document;
+        match layer.state {
+            LayerState::Absent => out.styled(Style::Dim, &format!("{document}: there is none"))?,
+            LayerState::InForce => out.line(&format!("{document}: in force"))?,
+            LayerState::LastGood => {
+                out.styled(Style::Bad, &format!("{document}: not in force here, but the last good version of it is"))?;
+            }
+            LayerState::LeftOut => out.styled(Style::Bad, &format!("{document}: not in force here"))?,
+        }
+        for problem in detail.problems.iter().filter(|problem| problem.document == *document) {
+            out.styled(Style::Bad, &format!("  {}", problem.problem))?;
+        }
     }
     show_values(&detail.values, out)?;
     for route in &detail.routes {
@@ -292,7 +307,7 @@ fn drive(args: &DriveArgs, client: &Client, out: &mut Out) -> Result<(), Failure
     };
     let until = args.lasting.map(|lasting| now_unix_ms().saturating_add(lasting.as_millis()));
     let changed = switched(&text, args.mode, until, &args.criticality);
-    parsed(&args.whose.shown(), changed.as_bytes()).map_err(|failure| {
+    parsed(&args.whose.shown(), changed.as_bytes(), args.whose.name == MESH_KEY).map_err(|failure| {
         Failure::Refused(format!("{failure}\nnothing was changed; write [degrade] by hand: starling policy set"))
     })?;
     let ask = args.note.onto(args.whose.ask("PUT")).query("expect", &expect);

@@ -6,7 +6,7 @@ use axum::response::Response;
 use serde::Deserialize;
 use starling_core::config::Body;
 use starling_core::id::{ConfigKey, Namespace, ServiceKey, ServiceName};
-use starling_core::policy::{Document, GROUP, Layers, MESH_KEY, Origin, Value, document_of, is_policy, mesh_document};
+use starling_core::policy::{Document, GROUP, MESH_KEY, Origin, Problem, Value, is_policy};
 use starling_core::wire::{Question, Reply};
 
 use crate::context::Shared;
@@ -14,7 +14,8 @@ use crate::extract::{Names, Params, flag};
 use crate::failure::Failure;
 use crate::lists::encode;
 use crate::model::{
-    DocumentProblem, GuardsDetail, GuardsReport, NodeGuards, PolicyDetail, PolicyRoute, PolicyValue, Unanswered,
+    DocumentProblem, GuardsDetail, GuardsReport, NodeGuards, PolicyDetail, PolicyLayer, PolicyRoute, PolicyValue,
+    Unanswered,
 };
 use crate::reply::json;
 
@@ -27,7 +28,7 @@ pub(crate) fn check(key: &ConfigKey, body: &Body) -> Result<(), Failure> {
         return Ok(());
     }
     check_name(key)?;
-    Document::read(body).map(drop).map_err(|problems| {
+    Document::read(key, body).map(drop).map_err(|problems| {
         let text: Vec<String> = problems.iter().map(ToString::to_string).collect();
         let error = format!("the policy {} was not taken: {}", key.key, text.join("; "));
         Failure::new(StatusCode::UNPROCESSABLE_ENTITY, error)
@@ -74,41 +75,33 @@ pub(crate) async fn policy(
 ) -> Result<Response, Failure> {
     let key = ServiceKey { namespace: query.namespace, service };
     let view = context.mesh.view();
-    let mut problems = Vec::new();
-    let mut read = |key: &ConfigKey| {
-        let body = view.config(key)?.served()?.body.as_ref()?;
-        let told = |problem| DocumentProblem { document: key.to_string(), problem };
-        Document::read(body).map_err(|wrong| problems.extend(wrong.into_iter().map(told))).ok()
-    };
-    let own = document_of(&key);
-    let (mesh, service) = (read(&mesh_document()), read(&own));
+    let judgement = context.mesh.judgement(&key);
     let node = context.mesh.node_policy();
-    let layers = Layers { node: &node, mesh: mesh.as_ref(), service: service.as_ref() };
-    let without = Layers { service: None, ..layers };
-    let whole = layers.service().or_else(|problem| {
-        problems.push(DocumentProblem { document: own.to_string(), problem });
-        without.service()
-    });
-    let whole = whole.map_err(|problem| {
-        let text = format!("what lies under the service's document contradicts itself: {problem}");
+    let layers = judgement.layers(&node);
+    let contradicts = |problem| {
+        let text = format!("what is in force contradicts itself: {problem}");
         Failure::new(StatusCode::INTERNAL_SERVER_ERROR, text)
-    })?;
+    };
+    let whole = layers.service().map_err(contradicts)?;
     let mut routes = Vec::new();
-    for (place, route) in service.iter().flat_map(|document| &document.routes).enumerate() {
-        let effective = match layers.route(place) {
-            Ok(effective) => effective,
-            Err(problem) => {
-                problems.push(DocumentProblem { document: own.to_string(), problem });
-                continue;
-            }
-        };
+    let documents = judgement.service.document.iter();
+    for (place, route) in documents.flat_map(|document| &document.routes).enumerate() {
+        let effective = layers.route(place).map_err(contradicts)?;
         let own = effective.values.iter().filter(|value| !whole.values.contains(value));
         let matches = serde_json::to_value(&route.matching).unwrap_or_default();
         routes.push(PolicyRoute { name: route.matching.name.clone(), matches, values: own.map(shown).collect() });
     }
+    let told = [&judgement.mesh, &judgement.service].into_iter();
+    let problems = told.clone().flat_map(|layer| {
+        let told = |problem: &Problem| DocumentProblem { document: layer.key.to_string(), problem: problem.clone() };
+        layer.problems.iter().map(told)
+    });
+    let problems = problems.collect();
+    let layers = told.map(|layer| PolicyLayer { document: layer.key.to_string(), state: layer.state }).collect();
     let values = whole.values.iter().map(shown).collect();
     let node = view.me.clone();
-    let detail = PolicyDetail { namespace: key.namespace, service: key.service, node, problems, values, routes };
+    let (namespace, service) = (key.namespace, key.service);
+    let detail = PolicyDetail { namespace, service, node, layers, problems, values, routes };
     Ok(json(view.revision, encode(&detail)))
 }
 

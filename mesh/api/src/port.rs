@@ -5,8 +5,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use starling_core::id::NodeId;
-use starling_core::policy::Table;
+use starling_core::id::{NodeId, ServiceKey};
+use starling_core::policy::{Judgement, Table};
 use starling_core::view::{Revision, View};
 use starling_core::wire::{Question, Reply};
 use starling_core::{Answer, Command};
@@ -42,6 +42,11 @@ pub trait MeshPort: Send + Sync + 'static {
     fn node_policy(&self) -> Table {
         Table::new()
     }
+
+    /// Which documents stand for a service here; where nothing carries requests, what would stand.
+    fn judgement(&self, service: &ServiceKey) -> Judgement {
+        Judgement::of(&self.view(), &self.node_policy(), service, None)
+    }
 }
 
 impl MeshPort for Handle {
@@ -72,5 +77,12 @@ impl MeshPort for Handle {
 
     fn node_policy(&self) -> Table {
         Handle::governor(self).map(|governor| governor.layer()).unwrap_or_default()
+    }
+
+    fn judgement(&self, service: &ServiceKey) -> Judgement {
+        match Handle::governor(self) {
+            Some(governor) => governor.judgement(service),
+            None => Judgement::of(&Handle::view(self), &Table::new(), service, None),
+        }
     }
 }

@@ -195,6 +195,7 @@ impl MetricSource for Carrier {
             let problems = entry.policy.problems().len();
             out.sample("starling_policy_problems", &[("service", &key.to_string())], problems as f64);
         }
+        self.ground.collect(out);
         quotas::collect(self, out);
         if let Some(host) = &self.host {
             host.collect(out);

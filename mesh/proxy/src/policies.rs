@@ -1,14 +1,15 @@
 //! What is in force for a service: its documents in the view, read when they change and never twice.
 //!
-//! A document that cannot be read, or that contradicts what lies under it, changes nothing: the last good one stays in
-//! force for as long as this node runs, and what is wrong is shown. Where there was never a good one, it is as if there
-//! were none.
+//! Which of them stand is judged by the core ([`Judgement`]): a bad one changes nothing and takes nothing from the other, the
+//! last good one stays in force for as long as this node runs, and what is wrong is shown.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwapOption;
+use starling_core::guard::limit::KeyBudget;
 use starling_core::id::{ConfigKey, ServiceKey};
-use starling_core::policy::{self, Document, Force, Layers, Moment, Problem};
+use starling_core::observe::Exposition;
+use starling_core::policy::{self, Force, Good, Judgement, Layers, Moment};
 use starling_core::time::{Stamp, WallTime};
 use starling_core::view::View;
 use toml::Table;
@@ -16,10 +17,14 @@ use toml::Table;
 use crate::clock::{self, Clock};
 use crate::settings::ProxySettings;
 
+/// How many values all limits of this node tell apart at most, of all services together: 64 MB.
+const MAX_NODE_KEYS: u64 = 4_000_000;
+
 /// The node's own layer, and what follows from it alone.
 #[derive(Debug)]
 pub(crate) struct Ground {
-    layer: Table,
+    pub(crate) layer: Table,
+    pub(crate) keys: Arc<KeyBudget>,
     /// For services without a document.
     bare: Arc<Force>,
 }
@@ -28,8 +33,8 @@ pub(crate) struct Ground {
 #[derive(Debug, Default)]
 pub(crate) struct Standing {
     now: ArcSwapOption<Made>,
-    /// The last good documents: for all services, and for this one.
-    good: Mutex<[Option<Arc<Document>>; 2]>,
+    /// What stood last; none before the first judgement.
+    stood: Mutex<Option<Good>>,
 }
 
 /// What was made of two versions of documents.
@@ -37,6 +42,7 @@ pub(crate) struct Standing {
 struct Made {
     of: [Option<Stamp>; 2],
     force: Arc<Force>,
+    judgement: Judgement,
     problems: Vec<String>,
 }
 
@@ -44,9 +50,18 @@ impl Ground {
     /// # Errors
     /// What of the settings no policy may say.
     pub(crate) fn new(settings: &ProxySettings, clock: Clock) -> Result<Self, String> {
-        let layer = settings.as_policy();
-        let bare = Force::new(&Layers { node: &layer, mesh: None, service: None }, None, moment(clock, 1));
-        Ok(Self { bare: Arc::new(bare.map_err(|problem| problem.to_string())?), layer })
+        let (layer, keys) = (settings.as_policy(), Arc::new(KeyBudget::of(MAX_NODE_KEYS)));
+        let layers = Layers { node: &layer, mesh: None, service: None };
+        let bare = Force::new(&layers, None, moment(clock, 1, &keys)).map_err(|problem| problem.to_string())?;
+        Ok(Self { bare: Arc::new(bare), keys, layer })
+    }
+
+    /// Shows how much of the memory for limits is given out.
+    pub(crate) fn collect(&self, out: &mut Exposition) {
+        let (used, short) = (self.keys.used() as f64, self.keys.short() as f64);
+        out.single("starling_limit_keys", "gauge", "Values that limits of this node have room to tell apart.", used);
+        let help = "Limits that got room for fewer values than they asked for.";
+        out.single("starling_limit_keys_short_total", "counter", help, short);
     }
 }
 
@@ -62,12 +77,17 @@ impl Standing {
         } else if of == [None, None] {
             return ground.bare.clone();
         }
-        self.renew(&keys, of, view, ground, clock)
+        self.renew(key, of, view, ground, clock)
     }
 
     /// What was in force at the last request, if there is any document.
     pub(crate) fn last(&self) -> Option<Arc<Force>> {
         self.now.load().as_ref().map(|made| made.force.clone())
+    }
+
+    /// How the documents were judged at the last request, if there was one.
+    pub(crate) fn judgement(&self) -> Option<Judgement> {
+        self.now.load().as_ref().map(|made| made.judgement.clone())
     }
 
     /// What is wrong with the documents, in sentences.
@@ -77,59 +97,40 @@ impl Standing {
 
     fn renew(
         &self,
-        keys: &[ConfigKey; 2],
+        key: &ServiceKey,
         of: [Option<Stamp>; 2],
         view: &View,
         ground: &Ground,
         clock: Clock,
     ) -> Arc<Force> {
-        let mut good = self.good.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut stood = self.stood.lock().unwrap_or_else(PoisonError::into_inner);
         let previous = self.now.load_full();
         if let Some(made) = previous.as_ref().filter(|made| made.of == of) {
             return made.force.clone();
         }
-        let mut problems = Vec::new();
-        let mut read: [Option<Arc<Document>>; 2] = [None, None];
-        for place in 0..2 {
-            read[place] = match document(&keys[place], view) {
-                None => None,
-                Some(Ok(document)) => Some(Arc::new(document)),
-                Some(Err(wrong)) => {
-                    problems.extend(wrong.iter().map(|problem| format!("{}: {problem}", keys[place])));
-                    good[place].clone()
-                }
-            };
-        }
-        let [mesh, service] = &read;
-        let layers = Layers { node: &ground.layer, mesh: mesh.as_deref(), service: service.as_deref() };
+        let judgement = Judgement::of(view, &ground.layer, key, stood.as_ref());
+        *stood = Some(judgement.good());
+        let mut problems: Vec<String> = judgement.problems().collect();
         let before = previous.as_ref().map(|made| &*made.force);
         let members = view.alive().count() as u32;
-        let force = match Force::new(&layers, before, moment(clock, members)) {
-            Ok(force) => {
-                *good = read;
-                Arc::new(force)
-            }
-            Err(problem) => {
-                problems.push(format!("{}: {problem}", keys[1]));
-                previous.map_or_else(|| ground.bare.clone(), |made| made.force.clone())
-            }
-        };
+        let made = Force::new(&judgement.layers(&ground.layer), before, moment(clock, members, &ground.keys));
+        let force = made.map(Arc::new).unwrap_or_else(|problem| {
+            // What stands was judged to fit; whatever this is, traffic goes on as it did.
+            problems.push(format!("{}: {problem}", judgement.service.key));
+            previous.map_or_else(|| ground.bare.clone(), |made| made.force.clone())
+        });
         for problem in &problems {
             tracing::warn!(%problem, "a policy cannot be used; the last good one stays in force");
         }
-        self.now.store(Some(Arc::new(Made { of, force: force.clone(), problems })));
+        self.now.store(Some(Arc::new(Made { of, force: force.clone(), judgement, problems })));
         force
     }
 }
 
-fn moment(clock: Clock, members: u32) -> Moment {
-    Moment { now: clock.now(), wall: WallTime(clock::wall_us() / 1_000), members }
+fn moment(clock: Clock, members: u32, keys: &Arc<KeyBudget>) -> Moment<'_> {
+    Moment { now: clock.now(), wall: WallTime(clock::wall_us() / 1_000), members, keys }
 }
 
 fn stamp(key: &ConfigKey, view: &View) -> Option<Stamp> {
     Some(view.config(key)?.served()?.stamp.clone())
-}
-
-fn document(key: &ConfigKey, view: &View) -> Option<Result<Document, Vec<Problem>>> {
-    Some(Document::read(view.config(key)?.served()?.body.as_ref()?))
 }

@@ -7,7 +7,7 @@ use serde_json::Value;
 use starling_core::balance::Roster;
 use starling_core::guard::{BreakerState, Word};
 use starling_core::id::ServiceKey;
-use starling_core::policy::{Governor, Scope};
+use starling_core::policy::{Governor, Judgement, Scope};
 use starling_core::time::Instant;
 
 use crate::directory::Entry;
@@ -57,7 +57,17 @@ struct Instance {
 
 impl Governor for Carrier {
     fn layer(&self) -> toml::Table {
-        self.settings.as_policy()
+        self.ground.layer.clone()
+    }
+
+    fn judgement(&self, service: &ServiceKey) -> Judgement {
+        let view = self.mesh.view();
+        let called = self.directory.entries().get(service).cloned();
+        let judged = called.and_then(|entry| {
+            entry.policy.force(service, &view, &self.ground, self.clock);
+            entry.policy.judgement()
+        });
+        judged.unwrap_or_else(|| Judgement::of(&view, &self.ground.layer, service, None))
     }
 
     fn guards(&self, service: &ServiceKey) -> String {

@@ -4,6 +4,7 @@ mod support;
 
 use std::sync::atomic::Ordering::SeqCst;
 
+use starling_core::policy::LayerState;
 use support::*;
 
 #[tokio::test]
@@ -441,4 +442,70 @@ async fn a_fault_slows_down_no_more_bodies_at_once_than_it_may() {
     eventually("it arrives", || async { (app.requests() == 1).then_some(()) }).await;
     let spared = tokio::time::timeout(std::time::Duration::from_secs(60), a.get("orders.mesh", "/")).await;
     assert_eq!(spared.expect("3,000 bytes at a byte a second").body.len(), 3_000);
+}
+
+#[tokio::test]
+async fn a_bad_document_for_all_services_takes_no_service_its_own_even_after_a_restart() {
+    let (flock, app) = (Flock::default(), App::named("well").await);
+    flock.register(app.at("orders", "1", "a"));
+    flock.policy("orders", "[[limit]]\nname = \"own\"\ncount = 1\nper_ms = 3600000\n");
+    // No TOML; good by itself, but not over this node's settings; routes, which it cannot have.
+    for bad in [
+        "no toml",
+        "[breaker]\nopen_ms = 5000\nmax_open_ms = 5000\n[[route]]\npath = \"/\"\n",
+        "[breaker]\nmax_open_ms = 1500\n",
+    ] {
+        flock.policy("*", bad);
+        // A node that has just started has no last good one of either.
+        let a = flock.node_with("a", |settings| settings.breaker.open_ms = 2_000).await;
+        assert_eq!(a.get("orders.mesh", "/").await.status, 200);
+        let refused = a.get("orders.mesh", "/").await;
+        assert_eq!(refused.header("x-starling-reason"), Some("rate: over the rate (rule own)"), "{bad}");
+        assert!(a.metrics().contains("starling_policy_problems{service=\"default/orders\"} 1"), "{bad}");
+        let judgement = a.proxy.governor().judgement(&service_key("orders"));
+        assert_eq!(
+            [judgement.mesh.state, judgement.service.state],
+            [LayerState::LeftOut, LayerState::InForce],
+            "{bad}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_document_for_all_services_that_turns_bad_stays_as_it_was() {
+    let (flock, _app, a) = shop("[timeouts]\nrequest_ms = 9000\n").await;
+    flock.policy("*", "[degrade]\nmode = \"force_open\"\n");
+    assert_eq!(a.get("orders.mesh", "/").await.status, 503);
+    flock.policy("*", "[degrade]\nmode = \"force_opne\"\n");
+    assert_eq!(a.get("orders.mesh", "/").await.status, 503);
+    let state = |a: &Bird| a.proxy.governor().judgement(&service_key("orders")).mesh.state;
+    assert_eq!(state(&a), LayerState::LastGood);
+    flock.policy("*", "");
+    assert_eq!((a.get("orders.mesh", "/").await.status, state(&a)), (200, LayerState::Absent));
+}
+
+#[tokio::test]
+async fn a_route_that_switches_itself_back_answers_while_its_service_is_degraded() {
+    let degraded = "[circuit]\n[degrade]\nmode = \"force_open\"\n";
+    let (flock, app, a) = shop(&format!("{degraded}[[route]]\npath = \"/pay\"\ndegrade.mode = \"auto\"\n")).await;
+    assert_eq!(a.get("orders.mesh", "/").await.status, 503);
+    assert_eq!(a.get("orders.mesh", "/pay").await.text(), "well");
+    // And so does a service while all are.
+    flock.policy("*", degraded);
+    flock.policy("orders", "[degrade]\nmode = \"auto\"\n");
+    assert_eq!(a.get("orders.mesh", "/").await.text(), "well");
+    assert_eq!(app.requests(), 2);
+}
+
+#[tokio::test]
+async fn a_limit_is_counted_by_the_traffic_of_the_route_it_is_related_to() {
+    let policy = "[[route]]\nname = \"read\"\npath = \"/read\"\n\
+        [[route.limit]]\nname = \"reads\"\nrelated = \"write\"\ncount = 2\nper_ms = 3600000\n\
+        [[route]]\nname = \"write\"\npath = \"/write\"\n";
+    let (_flock, _app, a) = shop(policy).await;
+    let mut told = Vec::new();
+    for path in ["/read", "/read", "/read", "/write", "/read", "/write", "/read", "/write"] {
+        told.push(a.get("orders.mesh", path).await.status);
+    }
+    assert_eq!(told, [200, 200, 200, 200, 200, 200, 429, 200], "while two of the other's have passed lately");
 }

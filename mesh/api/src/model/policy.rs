@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use starling_core::id::{Namespace, NodeId, ServiceName};
-use starling_core::policy::Problem;
+use starling_core::policy::{LayerState, Problem};
 
 use super::Unanswered;
 
@@ -16,12 +16,23 @@ pub struct PolicyDetail {
     pub service: ServiceName,
     /// The node whose settings lie under the documents.
     pub node: NodeId,
-    /// What is wrong with the documents; a document with a problem is not in force here.
+    /// The documents that speak of it, the less specific first, and how much of each is in force here.
+    pub layers: Vec<PolicyLayer>,
+    /// What is wrong with the versions of the documents that the mesh serves: why one of them is not in force here.
     pub problems: Vec<DocumentProblem>,
     /// What is in force for requests no route is for.
     pub values: Vec<PolicyValue>,
     /// The routes, in order.
     pub routes: Vec<PolicyRoute>,
+}
+
+/// A document that speaks of a service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyLayer {
+    /// The document, as `default/policy/orders`.
+    pub document: String,
+    /// How much of it is in force.
+    pub state: LayerState,
 }
 
 /// Something wrong with a document.

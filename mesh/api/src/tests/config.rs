@@ -1,5 +1,7 @@
 //! Documents: bytes in and out, compare-and-set, conflicts.
 
+use starling_core::policy::LayerState;
+
 use super::world::{Server, World};
 use crate::model::{ConfigDocument, ConfigList, GuardsDetail, PolicyDetail, Written};
 
@@ -228,6 +230,8 @@ async fn what_is_in_force_names_the_origin_of_each_value_and_what_of_a_route_dif
     assert_eq!((route.name.as_str(), route.values.len()), ("slow", 1));
     assert_eq!(route.values[0].origin, "route slow, line 6");
     assert!(detail.problems.is_empty());
+    let layers: Vec<_> = detail.layers.iter().map(|layer| (layer.document.as_str(), layer.state)).collect();
+    assert_eq!(layers, [("default/policy/*", LayerState::InForce), ("default/policy/orders", LayerState::InForce)]);
 }
 
 #[tokio::test]

@@ -5,12 +5,15 @@ use std::fmt;
 
 use serde::de::DeserializeOwned;
 use toml::de::{DeTable, DeValue, Deserializer};
-use toml::{Spanned, Table};
+use toml::{Spanned, Table, Value};
 
 use super::layers::{Layers, laid};
 use super::text::{field_at, join, line_at, lines_of};
-use super::{MAX_DOCUMENT_BYTES, MAX_ROUTES, RouteMatch, Sections};
+use super::{MAX_DOCUMENT_BYTES, MAX_KEYS, MAX_ROUTES, MESH_KEY, RouteMatch, Sections};
 use crate::config::Body;
+use crate::guard::LimitSettings;
+use crate::guard::limit::LimitBy;
+use crate::id::ConfigKey;
 
 /// A checked document.
 #[derive(Debug, Clone, PartialEq)]
@@ -61,22 +64,35 @@ impl Problem {
 }
 
 impl Document {
-    /// Reads and checks a document as it is kept.
+    /// Reads and checks a document as it is kept under a key.
     ///
     /// # Errors
     /// All that was found to be wrong, in the order of the text; never empty.
-    pub fn read(body: &Body) -> Result<Self, Vec<Problem>> {
+    pub fn read(key: &ConfigKey, body: &Body) -> Result<Self, Vec<Problem>> {
         match body.as_text() {
+            Some(text) if key.key.as_str() == MESH_KEY => Self::parse_for_all(text),
             Some(text) => Self::parse(text),
             None => Err(vec![Problem::whole("the document is not UTF-8 text; a policy is TOML")]),
         }
     }
 
-    /// Reads and checks a document.
+    /// Reads and checks the document of a service.
     ///
     /// # Errors
     /// All that was found to be wrong, in the order of the text; never empty.
     pub fn parse(text: &str) -> Result<Self, Vec<Problem>> {
+        Self::parse_as(text, false)
+    }
+
+    /// Reads and checks the document for all services, which has no routes.
+    ///
+    /// # Errors
+    /// All that was found to be wrong, in the order of the text; never empty.
+    pub fn parse_for_all(text: &str) -> Result<Self, Vec<Problem>> {
+        Self::parse_as(text, true)
+    }
+
+    fn parse_as(text: &str, is_for_all: bool) -> Result<Self, Vec<Problem>> {
         if text.len() > MAX_DOCUMENT_BYTES {
             let message = format!("the document has {} bytes; allowed are {MAX_DOCUMENT_BYTES}", text.len());
             return Err(vec![Problem::whole(message)]);
@@ -86,7 +102,7 @@ impl Document {
             let line = error.span().map(|span| line_at(text, span.start));
             vec![Problem { line, field: String::new(), message: format!("{}{hint}", error.message()) }]
         })?;
-        let mut reader = Reader { text, root: root.get_ref(), problems: Vec::new() };
+        let mut reader = Reader { text, root: root.get_ref(), is_for_all, problems: Vec::new() };
         let document = reader.document();
         match document {
             Some(document) if reader.problems.is_empty() => Ok(document),
@@ -120,9 +136,8 @@ impl Document {
         let queues = |sections: &Table| sections.contains_key("bulkhead") || sections.contains_key("concurrency");
         let routes = self.routes.iter().enumerate().map(|(place, route)| (format!("route[{place}]."), &route.sections));
         let scopes = std::iter::once((String::new(), &self.sections)).chain(routes);
-        let deaf = scopes.filter(|(_, sections)| {
-            sections.contains_key("shed") && !queues(sections) && !queues(&self.sections)
-        });
+        let deaf = scopes
+            .filter(|(_, sections)| sections.contains_key("shed") && !queues(sections) && !queues(&self.sections));
         let warning = |(prefix, _)| {
             let field = format!("{prefix}shed");
             let message = "measures how long calls wait for a place, and there is none to wait for: add [bulkhead] or \
@@ -148,6 +163,7 @@ impl Document {
 struct Reader<'a> {
     text: &'a str,
     root: &'a DeTable<'a>,
+    is_for_all: bool,
     problems: Vec<Problem>,
 }
 
@@ -169,6 +185,12 @@ impl Reader<'_> {
 
     fn routes(&mut self, routes: Spanned<DeValue<'_>>) -> Option<Vec<RouteDocument>> {
         let line = Some(line_at(self.text, routes.span().start));
+        if self.is_for_all {
+            let message = "cannot be set for all services: which requests a route takes is a service's own matter; write it into \
+                the document of each service that has such requests";
+            self.problems.push(Problem { line, field: "route".into(), message: message.into() });
+            return None;
+        }
         let DeValue::Array(routes) = routes.into_inner() else {
             let message = "is not a list; write [[route]]".into();
             self.problems.push(Problem { line, field: "route".into(), message });
@@ -258,7 +280,47 @@ impl Reader<'_> {
         problems.dedup();
         self.problems.extend(problems);
         self.problems.extend((0..document.routes.len()).filter_map(|place| idle_switch(document, place)));
+        self.problems.extend(rules(document).filter_map(|rule| unrelated(document, &rule)));
+        self.problems.extend(too_many_keys(document));
     }
+}
+
+/// A `[[limit]]` of a document: the field it is, and what it says. Its fields have the right types.
+struct Rule<'a> {
+    field: String,
+    table: &'a Table,
+}
+
+/// All limits of a document, those of its routes included.
+fn rules(document: &Document) -> impl Iterator<Item = Rule<'_>> {
+    let routes = document.routes.iter().enumerate().map(|(place, route)| (format!("route[{place}]."), &route.sections));
+    std::iter::once((String::new(), &document.sections)).chain(routes).flat_map(|(prefix, sections)| {
+        let limits = sections.get("limit").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_table);
+        limits.enumerate().map(move |(place, table)| Rule { field: format!("{prefix}limit[{place}]"), table })
+    })
+}
+
+/// A limit that is related to no route: it would never be in force.
+fn unrelated(document: &Document, rule: &Rule<'_>) -> Option<Problem> {
+    let name = rule.table.get("related")?.as_str()?;
+    let known: Vec<&str> = document.routes.iter().map(|route| route.matching.name.as_str()).collect();
+    if known.contains(&name) {
+        return None;
+    }
+    let field = format!("{}.related", rule.field);
+    let allowed = if known.is_empty() { "; it has none".to_owned() } else { format!(": {}", known.join(", ")) };
+    let message = format!("is {name:?}; allowed is the name of a route of this document{allowed}");
+    Some(Problem { line: document.line_of(&field), field, message })
+}
+
+/// More memory for values told apart than a document may ask for.
+fn too_many_keys(document: &Document) -> Option<Problem> {
+    let limits = rules(document).filter_map(|rule| rule.table.clone().try_into::<LimitSettings>().ok());
+    let keys: u64 = limits.filter(|limit| limit.by != LimitBy::All).map(|limit| u64::from(limit.max_keys)).sum();
+    (keys > MAX_KEYS).then(|| {
+        let message = format!("max_keys of all limits together are {keys}; allowed are {MAX_KEYS} (16 bytes each)");
+        Problem { line: document.line_of("limit"), field: "limit".into(), message }
+    })
 }
 
 /// A route's switch that would drive nothing: all modes that do not refuse drive a circuit, and the service's is not the
@@ -338,13 +400,51 @@ mod tests {
     }
 
     #[test]
+    fn a_limit_related_to_no_route_is_refused_with_the_names_there_are() {
+        let limit = "[[limit]]\ncount = 5\nrelated = \"pay\"\n";
+        let allowed = "is \"pay\"; allowed is the name of a route of this document";
+        assert_eq!(problems(limit), [format!("line 3: limit[0].related: {allowed}; it has none")]);
+        let route = "[[route]]\nname = \"buy\"\npath = \"/buy\"\n";
+        assert_eq!(problems(&format!("{limit}{route}")), [format!("line 3: limit[0].related: {allowed}: buy")]);
+        let of_route = "[[route.limit]]\ncount = 5\nrelated = \"pay\"\n";
+        let found = problems(&format!("{route}{of_route}"));
+        assert_eq!(found, [format!("line 6: route[0].limit[0].related: {allowed}: buy")]);
+        assert_eq!(problems(&format!("{limit}{}", route.replace("buy", "pay"))), [""; 0]);
+    }
+
+    #[test]
+    fn the_document_for_all_services_has_no_routes() {
+        let for_all = |text: &str| Document::parse_for_all(text).err().unwrap_or_default();
+        let route = for_all("[timeouts]\nrequest_ms = 5\n[[route]]\npath = \"/a\"\n");
+        assert_eq!((route[0].line, route[0].field.as_str(), route.len()), (Some(3), "route", 1));
+        assert!(route[0].message.starts_with("cannot be set for all services"));
+        assert_eq!(for_all("[[limit]]\ncount = 5\nrelated = \"pay\"\n").len(), 1);
+        assert!(for_all("[timeouts]\nrequest_ms = 5\n").is_empty());
+    }
+
+    #[test]
+    fn limits_together_tell_no_more_values_apart_than_a_document_may() {
+        let limit = |list: &str, keys: u64| format!("[[{list}]]\nby = \"caller\"\ncount = 1\nmax_keys = {keys}\n");
+        let half = MAX_KEYS / 2;
+        let document =
+            |keys| format!("{}[[route]]\npath = \"/a\"\n{}", limit("limit", half), limit("route.limit", keys));
+        assert_eq!(problems(&document(half)), [""; 0]);
+        let found = problems(&document(half + 8));
+        assert_eq!(found.len(), 1);
+        assert!(found[0].contains("limit: max_keys of all limits together are"), "{found:?}");
+    }
+
+    #[test]
     fn shedding_without_a_queue_to_measure_is_warned_of() {
         let warned = |text: &str| Document::parse(text).unwrap().warnings().len();
         assert_eq!([warned("[shed]\n"), warned("[shed]\n[bulkhead]\n"), warned("[shed]\n[concurrency]\n")], [1, 0, 0]);
         let route = "[[route]]\npath = \"/a\"\nshed.target_ms = 5\n";
         let found = Document::parse(route).unwrap().warnings();
         assert_eq!((found[0].line, found[0].field.as_str(), found.len()), (Some(3), "route[0].shed", 1));
-        assert_eq!([warned(&format!("[bulkhead]\n{route}")), warned(&format!("{route}bulkhead.max_concurrent = 1\n"))], [0, 0]);
+        assert_eq!(
+            [warned(&format!("[bulkhead]\n{route}")), warned(&format!("{route}bulkhead.max_concurrent = 1\n"))],
+            [0, 0]
+        );
     }
 
     #[test]
@@ -359,7 +459,7 @@ mod tests {
         assert!(problems("a = = 1")[0].starts_with("line 1: "));
         let json = problems("{\"timeouts\": {}}");
         assert!(json[0].contains("TOML, not JSON"), "{json:?}");
-        assert!(Document::read(&Body::from(vec![0xff])).is_err());
+        assert!(Document::read(&super::super::mesh_document(), &Body::from(vec![0xff])).is_err());
         assert!(problems(&" ".repeat(MAX_DOCUMENT_BYTES + 1))[0].contains("allowed are 65536"));
         let many = "[[route]]\n".repeat(MAX_ROUTES + 1);
         assert!(problems(&many)[0].contains("257 routes; allowed are 256"));

@@ -11,10 +11,10 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use super::actions::{Fault, Mirror};
-use super::{Asked, Layers, Problem, RouteDocument, RouteMatch, Sections};
+use super::{Asked, Layers, Problem, RouteMatch, Sections};
 use crate::balance::BalanceSettings;
 use crate::guard::circuit::{CircuitSettings, Failures, Mode};
-use crate::guard::limit::{LimitBy, Meter};
+use crate::guard::limit::{KeyBudget, LimitBy, Meter};
 use crate::guard::{
     Bulkhead, BulkheadSettings, Circuit, Concurrency, ConcurrencySettings, Criticality, Limit, List, Quota, Shed,
     ShedSettings,
@@ -127,15 +127,17 @@ impl<T> Drop for Held<T> {
     }
 }
 
-/// What a switch is turned by: now, by both clocks.
+/// What a switch is turned by: now, by both clocks; and what of the node guards share.
 #[derive(Debug, Clone, Copy)]
-pub struct Moment {
+pub struct Moment<'a> {
     /// The node's own clock.
     pub now: Instant,
     /// The wall's.
     pub wall: WallTime,
     /// How many nodes there are, for quotas that have no share yet.
     pub members: u32,
+    /// Memory for the values limits tell apart.
+    pub keys: &'a Arc<KeyBudget>,
 }
 
 impl Force {
@@ -143,14 +145,14 @@ impl Force {
     ///
     /// # Errors
     /// Which field contradicts another layer's.
-    pub fn new(layers: &Layers<'_>, before: Option<&Force>, at: Moment) -> Result<Self, Problem> {
+    pub fn new(layers: &Layers<'_>, before: Option<&Force>, at: Moment<'_>) -> Result<Self, Problem> {
         let routes = layers.service.map_or(&[][..], |document| &document.routes);
         let old = before.map(|before| &*before.service);
         let whole = layers.service()?.sections;
         let mut meters = Meters::new();
-        relate(&whole, "", routes, before, &mut meters)?;
+        relate(&whole, before, &mut meters);
         for place in 0..routes.len() {
-            relate(&layers.route(place)?.sections, &format!("route[{place}]."), routes, before, &mut meters)?;
+            relate(&layers.route(place)?.sections, before, &mut meters);
         }
         let service = Arc::new(Scope::new(None, whole, old, |_| true, None, at).metered(&meters));
         let made = routes.iter().enumerate().map(|(place, route)| {
@@ -178,27 +180,17 @@ impl Force {
     }
 }
 
-/// Makes the meters that a scope's limits are related to, or takes over those there were.
-fn relate(
-    sections: &Sections,
-    prefix: &str,
-    routes: &[RouteDocument],
-    before: Option<&Force>,
-    meters: &mut Meters,
-) -> Result<(), Problem> {
-    for (place, limit) in sections.limit.iter().enumerate() {
+/// Makes the meters that a scope's limits are related to, or takes over those there were. That such a route is there, the
+/// document has been asked.
+fn relate(sections: &Sections, before: Option<&Force>, meters: &mut Meters) {
+    for limit in &sections.limit {
         let Some(name) = &limit.related else { continue };
-        if !routes.iter().any(|route| route.matching.name == *name) {
-            let message = format!("is {name:?}; allowed is the name of a route of this document");
-            return Err(Problem { line: None, field: format!("{prefix}limit[{place}].related"), message });
-        }
         let key = (name.clone(), limit.per_ms);
         let former = before.and_then(|before| before.meters.get(&key)).cloned();
         meters
             .entry(key)
             .or_insert_with(|| former.unwrap_or_else(|| Arc::new(Meter::new(Duration::from_millis(limit.per_ms)))));
     }
-    Ok(())
 }
 
 /// A guard for `wanted`: the service's where the route has no word of its own, the former one where nothing changed.
@@ -226,7 +218,7 @@ impl Scope {
         before: Option<&Scope>,
         own: impl Fn(&str) -> bool,
         service: Option<&Arc<Scope>>,
-        at: Moment,
+        at: Moment<'_>,
     ) -> Self {
         let shared = |section: &str| service.filter(|_| !own(section));
         macro_rules! guard {
@@ -252,10 +244,10 @@ impl Scope {
         let circuit = guard!(circuit, Circuit, CircuitSettings);
         if let Some(circuit) = circuit.as_ref().filter(|_| shared("circuit").is_none()) {
             let left = sections.degrade.until.map(|until| until.saturating_sub(at.wall.0));
-            // A circuit knows no classes: those are refused before it (`forced_open`). It may have been taken over from
-            // when it was driven for all.
-            let is_for_all = sections.degrade.criticality.is_empty() && left != Some(0);
-            let mode = if is_for_all { sections.degrade.mode } else { Mode::Auto };
+            // What is forced open is refused before its circuit is asked (`forced_open`): a route that has switched itself
+            // back shares the circuit, and is not to meet the service's switch there.
+            let drives = sections.degrade.mode != Mode::ForceOpen && left != Some(0);
+            let mode = if drives { sections.degrade.mode } else { Mode::Auto };
             let until = left.map(|ms| Instant(at.now.0.saturating_add(ms.saturating_mul(1_000))));
             circuit.switch(mode, until);
         }
@@ -269,7 +261,7 @@ impl Scope {
                 let of_service =
                     service.filter(|_| i < inherited).and_then(|service| service.limits.get(i)).filter(same);
                 let former = || before.and_then(|before| before.limits.iter().find(same));
-                of_service.or_else(former).cloned().unwrap_or_else(|| Arc::new(Limit::new(settings)))
+                of_service.or_else(former).cloned().unwrap_or_else(|| Arc::new(Limit::within(settings, at.keys)))
             })
             .collect();
         let quotas = sections.quota.iter().map(|settings| {
@@ -402,7 +394,8 @@ mod tests {
     #[test]
     fn after_an_edit_that_concerns_all_routes_they_share_one_way_to_balance() {
         let node = toml::Table::new();
-        let at = Moment { now: Instant(1), wall: WallTime(1), members: 1 };
+        let keys = Arc::new(KeyBudget::of(1_000));
+        let at = Moment { now: Instant(1), wall: WallTime(1), members: 1, keys: &keys };
         let routes = "[[route]]\npath = \"/a\"\n[[route]]\npath = \"/b\"\n";
         let mut force: Option<Force> = None;
         for percent in [10, 20, 30] {
@@ -413,5 +406,37 @@ mod tests {
             assert!(next.scopes().all(|scope| Arc::ptr_eq(&scope.balance, &next.service.balance)), "{percent}");
             force = Some(next);
         }
+    }
+
+    #[test]
+    fn what_all_limits_of_a_node_tell_apart_is_bounded_and_given_back() {
+        let (node, keys) = (toml::Table::new(), Arc::new(KeyBudget::of(1_000)));
+        let at = Moment { now: Instant(1), wall: WallTime(1), members: 1, keys: &keys };
+        let force = |max_keys: u32| {
+            let text = format!("[[limit]]\nby = \"caller\"\ncount = 1\nmax_keys = {max_keys}\n");
+            let document = Document::parse(&text).unwrap();
+            Force::new(&Layers { node: &node, mesh: None, service: Some(&document) }, None, at).unwrap()
+        };
+        let places = |force: &Force| force.service.limits[0].snapshot(Instant(1)).keys;
+        let (first, second) = (force(800), force(800));
+        assert_eq!((places(&first), places(&second)), (Some(800), Some(200)));
+        let third = force(800);
+        assert_eq!((places(&third), keys.used(), keys.short()), (Some(KeyBudget::LEAST.into()), 1_064, 2));
+        drop((first, third));
+        assert_eq!(places(&force(800)), Some(800));
+        assert_eq!(keys.used(), 200);
+    }
+
+    #[test]
+    fn a_route_that_switches_itself_back_is_not_refused_with_its_service() {
+        let (node, keys) = (toml::Table::new(), Arc::new(KeyBudget::of(0)));
+        let at = Moment { now: Instant(1), wall: WallTime(1), members: 1, keys: &keys };
+        let text = "[circuit]\n[degrade]\nmode = \"force_open\"\n[[route]]\npath = \"/pay\"\ndegrade.mode = \"auto\"\n";
+        let document = Document::parse(text).unwrap();
+        let force = Force::new(&Layers { node: &node, mesh: None, service: Some(&document) }, None, at).unwrap();
+        let (service, route) = (&force.service, &force.routes[0].1);
+        let open = |scope: &Scope| scope.forced_open(Criticality::Critical, at.wall);
+        assert_eq!((open(service), open(route)), (Some(None), None));
+        assert!(route.circuit.as_ref().unwrap().admit(at.now, 0).is_ok(), "nor by the circuit they share");
     }
 }

@@ -139,6 +139,12 @@ struct Merged<'a> {
 
 impl Merged<'_> {
     fn lay(&mut self, over: &Table, origin: impl Fn(&str) -> Origin) {
+        // A switch is one thing: whoever turns it says for whom and until when, or it is for all and without an end. The end
+        // of another layer's would end it, or have ended it already.
+        if over.get("degrade").is_some_and(|switch| switch.get("mode").is_some()) {
+            self.table.remove("degrade");
+            self.origins.retain(|field, _| !field.starts_with("degrade."));
+        }
         lay(&mut self.table, over, "", &mut self.origins, &origin);
     }
 
@@ -276,6 +282,23 @@ mod tests {
         let service = Document::parse("[breaker]\nopen_ms = 5000").unwrap();
         let problem = Layers { node: &node, mesh: None, service: Some(&service) }.service().unwrap_err();
         assert_eq!(problem.to_string(), "line 1: breaker.max_open_ms: is 2000; allowed are 5000 to 3600000");
+    }
+
+    #[test]
+    fn whoever_turns_the_switch_turns_all_of_it() {
+        let service = Document::parse(
+            "[degrade]\nmode = \"force_open\"\nuntil = 7\ncriticality = [\"sheddable\"]\n\
+             [[route]]\npath = \"/a\"\ndegrade.mode = \"force_open\"\n[[route]]\npath = \"/b\"\n",
+        )
+        .unwrap();
+        let layers = Layers { node: &Table::new(), mesh: None, service: Some(&service) };
+        let switch = |place| layers.route(place).unwrap().sections.degrade;
+        assert_eq!((switch(0).until, switch(0).criticality.len()), (None, 0), "for all, without an end");
+        assert_eq!(
+            switch(1),
+            layers.service().unwrap().sections.degrade,
+            "what a route does not turn is the service's"
+        );
     }
 
     #[test]

@@ -12,7 +12,7 @@
 //!
 //! Of several routes that match a request, the first in the document wins. A document is checked where it is taken
 //! ([`Document::parse`]); one that is bad all the same (an older version's, or written past the check) changes nothing:
-//! the last good one stays in force, and the problem is shown ([`Problem`]).
+//! the last good one stays in force, and the problem is shown ([`Judgement`]).
 //!
 //! | Room | What it does |
 //! |---|---|
@@ -20,6 +20,7 @@
 //! | `document` | from text to a checked document, with lines for whoever made a mistake |
 //! | `matching` | which requests a route is for, without allocating |
 //! | `actions` | faults, mirrors, fallbacks, classes |
+//! | `judge` | which documents stand, when one is bad or two contradict each other |
 //! | `layers` | the value in force, and where it came from |
 //! | `govern` | what the data plane says of it when asked |
 //! | `force` | the guards made of it, taken over when a document changes |
@@ -28,6 +29,7 @@ mod actions;
 mod document;
 mod force;
 mod govern;
+mod judge;
 mod layers;
 mod matching;
 mod sections;
@@ -37,6 +39,7 @@ pub use actions::{Classes, Fallback, Fault, Mirror, Share, When, service_named};
 pub use document::{Document, Problem, RouteDocument};
 pub use force::{Active, Force, Heard, Held, Moment, Scope, value_of};
 pub use govern::Governor;
+pub use judge::{Good, Judgement, Layer, LayerState};
 pub use layers::{Effective, Layers, Origin};
 pub use matching::{Asked, Callers, Fields, HeaderRule, RouteMatch, Template};
 pub use sections::{Sections, Timeouts};
@@ -52,6 +55,9 @@ pub const MESH_KEY: &str = "*";
 pub const MAX_DOCUMENT_BYTES: usize = 64 * 1024;
 /// The most routes of a document: each request may be compared with all.
 pub const MAX_ROUTES: usize = 256;
+
+/// The most values all limits of a document may tell apart, 16 bytes each: 16 MB.
+pub const MAX_KEYS: u64 = 1_000_000;
 
 /// The document of a service.
 pub fn document_of(service: &ServiceKey) -> ConfigKey {

@@ -10,6 +10,7 @@
 //! The hash is 64 bits: two values that share it share a bucket. Changing a place's value is one compare-and-swap; a
 //! call that had just found the value displaced charges the newcomer instead, once.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed};
 
 use xxhash_rust::xxh3::xxh3_64;
@@ -35,17 +36,77 @@ struct Set {
     tats: [AtomicU64; WAYS],
 }
 
+/// How many values all limits of a node may tell apart together: what bounds their memory, however many services and
+/// documents there are. A limit that finds less left than it asks for gets what is left, and no less than [`Self::LEAST`];
+/// with fewer places it is [`crowded`](self) sooner, which refuses more and lets nobody through who is over the limit.
+#[derive(Debug)]
+pub struct KeyBudget {
+    most: u64,
+    used: AtomicU64,
+    short: AtomicU64,
+}
+
+impl KeyBudget {
+    /// What every limit gets, 1 kB of it.
+    pub const LEAST: u32 = 64;
+
+    /// So many values.
+    pub fn of(most: u64) -> Self {
+        Self { most, used: AtomicU64::new(0), short: AtomicU64::new(0) }
+    }
+
+    /// How many are given out now.
+    pub fn used(&self) -> u64 {
+        self.used.load(Relaxed)
+    }
+
+    /// How many limits have got fewer than they asked for.
+    pub fn short(&self) -> u64 {
+        self.short.load(Relaxed)
+    }
+
+    fn take(&self, wanted: u32) -> u32 {
+        let mut given = 0;
+        // The closure always returns Some, so the update always happens.
+        let _ = self.used.fetch_update(AcqRel, Acquire, |used| {
+            let left = u32::try_from(self.most.saturating_sub(used)).unwrap_or(u32::MAX);
+            given = wanted.min(left.max(Self::LEAST));
+            Some(used + u64::from(given))
+        });
+        if given < wanted {
+            self.short.fetch_add(1, Relaxed);
+        }
+        given
+    }
+}
+
 /// The table.
 #[derive(Debug)]
 pub(super) struct Keyed {
     sets: Box<[Set]>,
     crowded: AtomicU64,
+    /// What it took, and from where.
+    budget: Arc<KeyBudget>,
+    given: u32,
+}
+
+impl Drop for Keyed {
+    fn drop(&mut self) {
+        self.budget.used.fetch_sub(self.given.into(), AcqRel);
+    }
 }
 
 impl Keyed {
-    pub(super) fn new(max_keys: u32) -> Self {
-        let sets = (max_keys as usize).div_ceil(WAYS).max(1);
-        Self { sets: (0..sets).map(|_| Set::default()).collect(), crowded: AtomicU64::new(0) }
+    pub(super) fn new(max_keys: u32, budget: &Arc<KeyBudget>) -> Self {
+        let given = budget.take(max_keys);
+        let sets = (given as usize).div_ceil(WAYS).max(1);
+        let sets = (0..sets).map(|_| Set::default()).collect();
+        Self { sets, crowded: AtomicU64::new(0), budget: budget.clone(), given }
+    }
+
+    /// How many values it can tell apart.
+    pub(super) fn places(&self) -> u64 {
+        (self.sets.len() * WAYS) as u64
     }
 
     /// The bucket of a value; it may be another's by the time it is used.

@@ -14,6 +14,7 @@ mod keyed;
 mod settings;
 mod warm;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ use super::refusal::{Guard, Refusal};
 use super::ring::{Counts, LastTime};
 use crate::time::Instant;
 use bucket::Rate;
+pub use keyed::KeyBudget;
 use keyed::{KeyHash, Keyed};
 pub(super) use settings::check_name;
 pub use settings::{Behaviour, LimitBy, LimitSettings};
@@ -58,6 +60,8 @@ pub struct LimitSnapshot {
     pub per_s: f64,
     /// Calls it would let through at once now; without meaning when each value has a limit of its own.
     pub left: Option<u64>,
+    /// Values it can tell apart; fewer than `max_keys` where the node's memory for them is used up.
+    pub keys: Option<u64>,
     /// Values that have used some of theirs lately.
     pub busy_keys: Option<u64>,
     /// Values displaced while they were busy, since there were too many.
@@ -71,12 +75,17 @@ pub struct LimitSnapshot {
 }
 
 impl Limit {
-    /// A limit that nothing has passed yet.
+    /// A limit that nothing has passed yet, with all the memory it asks for.
     pub fn new(settings: &LimitSettings) -> Self {
+        Self::within(settings, &Arc::new(KeyBudget::of(u64::MAX)))
+    }
+
+    /// The same with what is left for it.
+    pub fn within(settings: &LimitSettings, budget: &Arc<KeyBudget>) -> Self {
         let rate_of = |count| Rate::new(count, Duration::from_millis(settings.per_ms), settings.burst_of(count));
         let buckets = match settings.by {
             LimitBy::All => Buckets::One(AtomicU64::new(0)),
-            _ => Buckets::Many(Keyed::new(settings.max_keys)),
+            _ => Buckets::Many(Keyed::new(settings.max_keys, budget)),
         };
         let warms = matches!(settings.behaviour, Behaviour::WarmUp | Behaviour::WarmUpPace);
         let mut values: Vec<_> =
@@ -162,14 +171,15 @@ impl Limit {
     /// What it is doing; takes nothing. With many values this reads them all.
     pub fn snapshot(&self, now: Instant) -> LimitSnapshot {
         let per_s = self.warm_up.as_ref().map_or(1e9 / self.rate.interval_ns as f64, WarmUp::per_s);
-        let (left, many) = match &self.buckets {
-            Buckets::One(tat) => (Some(bucket::left(tat.load(Relaxed), self.rate, now)), None),
-            Buckets::Many(keyed) => (None, Some(keyed.busy_and_crowded(now))),
+        let (left, keys, many) = match &self.buckets {
+            Buckets::One(tat) => (Some(bucket::left(tat.load(Relaxed), self.rate, now)), None, None),
+            Buckets::Many(keyed) => (None, Some(keyed.places()), Some(keyed.busy_and_crowded(now))),
         };
         LimitSnapshot {
             name: self.settings.name.clone(),
             per_s,
             left,
+            keys,
             busy_keys: many.map(|(busy, _)| busy),
             crowded: many.map(|(_, crowded)| crowded),
             passed: self.passed.load(Relaxed),
