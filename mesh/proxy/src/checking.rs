@@ -5,7 +5,7 @@
 //! health check is meant to be made, over a tunnel that begins with a byte of its own and ends with the answer:
 //!
 //! ```text
-//! caller's side    2
+//! caller's side    3
 //! instance's side  a verdict (1): 1 well, 2 ill, 0 not to be told
 //! ```
 //!
@@ -34,7 +34,7 @@ use crate::serve::Lifetime;
 use crate::stack::Carrier;
 
 /// The first byte of a tunnel that asks how its instance is.
-pub(crate) const ASKS: u8 = 2;
+pub(crate) const ASKS: u8 = 3;
 /// The most instances this node asks at once; more wait their turn.
 const MAX_ASKED: usize = 16;
 /// The most questions of other nodes this one looks into at once; to more it does not say anything.

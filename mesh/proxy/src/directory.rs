@@ -15,6 +15,7 @@ use starling_core::view::{ServiceView, View};
 use crate::access::Seen;
 use crate::checking::Checks;
 use crate::guards::Refusals;
+use crate::last_good::Shelf;
 use crate::metrics::ServiceMetrics;
 use crate::policies::Standing;
 use crate::pool::Pool;
@@ -46,6 +47,7 @@ pub(crate) struct Entry {
     pub(crate) policy: Standing,
     pub(crate) refusals: Refusals,
     pub(crate) checks: Checks,
+    pub(crate) last_good: Shelf,
     access: ArcSwapOption<Seen>,
     service: ServiceKey,
     writing: Mutex<()>,
@@ -103,6 +105,7 @@ impl Entry {
             policy: Standing::default(),
             refusals: Refusals::default(),
             checks: Checks::default(),
+            last_good: Shelf::default(),
             access: ArcSwapOption::empty(),
             service,
             writing: Mutex::new(()),

@@ -2,10 +2,11 @@
 //! from; and what is answered when that fails. (A request to any other service never comes here.)
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use starling_core::guard::circuit::Came;
-use starling_core::policy::{self, Fields, Held, Mirror, Scope, service_named};
+use starling_core::policy::{self, Fields, Held, Mirror, Scope, When, service_named};
 use tokio::time::{Instant, timeout};
 
 use crate::access::Identity;
@@ -15,9 +16,10 @@ use crate::clock;
 use crate::guards::{self, Question, came_of};
 use crate::h1::fields::{self, Written};
 use crate::h1::request::Request;
-use crate::h1::response::Asked;
+use crate::h1::response::{Asked, Response};
+use crate::last_good::{self, Keep, StandIn};
 use crate::mesh::Stream;
-use crate::reason::{FALLBACK, Refused};
+use crate::reason::{FALLBACK, Reason, Refused};
 use crate::relay::{self, Arrived, Relay};
 use crate::stack::{self, Carrier, Known};
 use crate::system::{Entered, Host};
@@ -63,13 +65,30 @@ pub(crate) fn enter(
     scope: &Arc<Scope>,
     asked: &policy::Asked<'_>,
 ) -> Result<Entered, Refused> {
-    host.admit(&known.key, &known.entry, || scope.class(asked)).map_err(|refused| {
-        if refused.falls_back(&scope.sections).is_none_or(|fallback| fallback.service.is_some()) {
-            return refused;
-        }
-        known.entry.metrics.fallbacks.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        refused.or_fallback(scope)
-    })
+    host.admit(&known.key, &known.entry, || scope.class(asked))
+}
+
+/// What stands in for a refusal of this host's guard. A fallback that is an answer does; one that is another service would be
+/// one request more for a host that has too many.
+pub(crate) fn or_fallback(
+    carrier: &Carrier,
+    known: &Known,
+    scope: &Arc<Scope>,
+    request: &Request,
+    head: &[u8],
+    refused: Refused,
+) -> Refused {
+    let Some(fallback) = refused.falls_back(&scope.sections) else { return refused };
+    let node = carrier.mesh.me().as_str();
+    let last_good = last_good::find(scope, &known.entry, carrier.clock, node, request, head);
+    if last_good.is_none() && (fallback.service.is_some() || !fallback.has_answer()) {
+        return refused;
+    }
+    known.entry.metrics.fallbacks.fetch_add(1, Relaxed);
+    match last_good {
+        Some(last_good) => refused.stood_in_for(last_good),
+        None => refused.or_fallback(scope),
+    }
 }
 
 impl Guarded<'_> {
@@ -80,21 +99,62 @@ impl Guarded<'_> {
         outgoing: &mut Outgoing,
         asked: &Asked,
     ) -> Result<Arrived, Refused> {
-        let refused = match self.admitted(client, outgoing, asked).await {
+        let admitted = self.admitted(client, outgoing, asked).await;
+        let refused = match admitted.and_then(|arrived| self.as_failure(arrived, outgoing)) {
             Ok(arrived) => return Ok(arrived),
             Err(refused) => refused,
         };
         let Some(fallback) = refused.falls_back(&self.scope.sections) else { return Err(refused) };
-        self.known.entry.metrics.fallbacks.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let fallbacks = &self.known.entry.metrics.fallbacks;
         let again = outgoing.is_whole() && (refused.reason.is_unsent() || outgoing.is_repeatable());
         let in_time = self.until.is_none_or(|until| Instant::now() < until);
         if let Some(key) = fallback.service.as_deref().and_then(service_named).filter(|_| again && in_time) {
             match self.ask_other(&key, client, outgoing, asked).await {
-                Ok(arrived) => return Ok(arrived),
+                Ok(arrived) => {
+                    fallbacks.fetch_add(1, Relaxed);
+                    return Ok(arrived);
+                }
                 Err(other) => tracing::debug!(service = %key, why = other.why, "the fallback did not answer either"),
             }
         }
+        if let Some(last_good) = self.last_good(outgoing) {
+            fallbacks.fetch_add(1, Relaxed);
+            return Err(refused.stood_in_for(last_good));
+        }
+        if !fallback.has_answer() {
+            return Err(refused);
+        }
+        fallbacks.fetch_add(1, Relaxed);
         Err(refused.or_fallback(self.scope))
+    }
+
+    fn last_good(&self, outgoing: &Outgoing) -> Option<StandIn> {
+        let (entry, node) = (&self.known.entry, self.carrier.mesh.me().as_str());
+        last_good::find(self.scope, entry, self.carrier.clock, node, &outgoing.request, outgoing.head())
+    }
+
+    /// An error an instance answered, if something is to stand in for that.
+    fn as_failure(&self, arrived: Arrived, outgoing: &Outgoing) -> Result<Arrived, Refused> {
+        let verdict = arrived.response.verdict();
+        let fallback = self.scope.sections.fallback.as_ref().filter(|fallback| fallback.on.contains(&When::Errors));
+        let is_error = matches!(verdict.as_u16(), 500 | 502..=504);
+        let Some(fallback) = fallback.filter(|_| is_error) else { return Ok(arrived) };
+        // The instance's own words are better than ours.
+        if fallback.service.is_none() && !fallback.has_answer() && self.last_good(outgoing).is_none() {
+            return Ok(arrived);
+        }
+        let why = format!("an instance answered {}", arrived.response.failure().unwrap_or(verdict.as_str()));
+        arrived.spans.into_iter().flatten().for_each(|span| span.fail(&why));
+        Err(Refused::new(Reason::Answered, why).of(&self.known.key))
+    }
+
+    /// What is to be kept of an answer.
+    fn keep(&self, outgoing: &Outgoing, response: &Response, head: &[u8]) -> Option<Box<Keep>> {
+        let settings = self.scope.sections.fallback.as_ref()?.last_good.as_ref()?;
+        // The answer to a HEAD has no body that could stand in for another's.
+        let key = last_good::key_of(settings, &outgoing.request, outgoing.head());
+        let key = key.filter(|_| outgoing.request.method == http::Method::GET)?;
+        Keep::begin(&key, settings, &self.known.entry, self.carrier.clock, response, head)
     }
 
     async fn ask_other<S: Stream>(
@@ -140,6 +200,7 @@ impl Guarded<'_> {
                 // One that says "never" (of gRPC) says nothing of when.
                 let told = arrived.response.asks_wait.filter(|wait| *wait != Duration::MAX);
                 pass.learn(Came::Answer { status: arrived.response.status.as_u16(), grpc }, told);
+                pass.keep = self.keep(outgoing, &arrived.response, &client.out);
                 arrived.pass = Some(Box::new(pass));
                 Ok(arrived)
             }

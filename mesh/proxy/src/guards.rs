@@ -37,6 +37,7 @@ use starling_core::time::{Instant as Moment, WallTime};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::clock::{self, Clock};
+use crate::last_good::Keep;
 use crate::reason::{Reason, Refused};
 
 /// The most different (guard, reason, rule) that are counted apart; the rest is counted as one.
@@ -96,7 +97,6 @@ impl Refusals {
 }
 
 /// What a request that was let through holds until it has ended.
-#[derive(Debug)]
 pub(crate) struct Pass {
     scope: Arc<Scope>,
     clock: Clock,
@@ -104,6 +104,8 @@ pub(crate) struct Pass {
     concurrency: Option<ConcurrencyPermit>,
     place: Option<Place>,
     outcome: Outcome,
+    /// What is to be kept of its answer.
+    pub(crate) keep: Option<Box<Keep>>,
     /// How fast the response's body may pass, by a fault.
     pub(crate) throttle: Option<u64>,
     /// The faults that slow it down.
@@ -158,6 +160,7 @@ pub(crate) async fn admit(question: &Question<'_>) -> Result<Pass, Refused> {
         concurrency: None,
         place: None,
         outcome: Outcome::Ignored,
+        keep: None,
         throttle: None,
         throttled: Vec::new(),
     };

@@ -28,6 +28,7 @@
 //! | `checking` | how instances are that breakers have taken out |
 //! | `access` | who calls, and whether they may |
 //! | `guards`, `guarded`, `throttle` | what a request passes before it goes anywhere: the list of guards; copies and fallbacks |
+//! | `last_good` | answers that are kept to stand in when there are none |
 //! | `directory`, `policies` | what is remembered of each service: candidates, budget, counters; its policy in force |
 //! | `quotas` | the mesh's quotas, between guards and heart |
 //! | `system` | this host's own guard, which comes before all others, and what it reads of load and CPU |
@@ -50,6 +51,7 @@ mod guards;
 mod h1;
 mod http2;
 mod inbound;
+mod last_good;
 pub mod mesh;
 mod metrics;
 mod outbound;

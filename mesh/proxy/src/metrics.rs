@@ -1,10 +1,12 @@
 //! What the data plane counts: fixed sets of atomics per service, written without a lock, shown on demand.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use http::StatusCode;
+use starling_core::id::ServiceKey;
 use starling_core::observe::{Exposition, MetricSource};
 
 use crate::directory::Entry;
@@ -173,6 +175,7 @@ impl MetricSource for Carrier {
                 out.sample("starling_ejection_checks_total", &labels, count.load(Relaxed) as f64);
             }
         }
+        last_good(out, &entries);
         out.family("starling_requests_in_flight", "gauge", "Requests sent whose response is not yet carried.");
         for (service, (_, in_flight)) in &now {
             out.sample("starling_requests_in_flight", &[("service", service)], *in_flight as f64);
@@ -201,6 +204,26 @@ impl MetricSource for Carrier {
             host.collect(out);
         }
         self.connections.collect(out);
+    }
+}
+
+/// Answers that are kept to stand in, of services that have any.
+fn last_good(out: &mut Exposition, entries: &BTreeMap<ServiceKey, Arc<Entry>>) {
+    let of = |(key, entry): (&ServiceKey, &Arc<Entry>)| {
+        let kept = entry.last_good.lock();
+        (key.to_string(), [kept.len() as f64, kept.bytes() as f64, kept.dropped() as f64])
+    };
+    let all: Vec<_> = entries.iter().map(of).filter(|(_, counts)| counts.iter().any(|count| *count > 0.0)).collect();
+    let families = [
+        ("starling_last_good_kept", "gauge", "Answers kept to stand in when there are none."),
+        ("starling_last_good_bytes", "gauge", "Bytes they have."),
+        ("starling_last_good_dropped_total", "counter", "Answers not kept any more, or never, for a bound."),
+    ];
+    for (place, (name, kind, help)) in families.into_iter().enumerate() {
+        out.family(name, kind, help);
+        for (service, counts) in &all {
+            out.sample(name, &[("service", service)], counts[place]);
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 
 use crate::h1::Buffer;
 use crate::http2::Call;
+use crate::last_good::Watched;
 use crate::mesh::Stream;
 use crate::{tcp, workers};
 
@@ -26,6 +27,8 @@ pub(crate) enum Pipe {
     Tunnel(Box<dyn Stream>),
     /// One request by a connection of HTTP/2 that others share.
     Call(Box<Call>),
+    /// One of these whose bytes are copied for the time of an answer.
+    Watched(Box<Watched>),
 }
 
 impl Pipe {
@@ -60,7 +63,7 @@ impl Upstream {
                 let mut cx = Context::from_waker(Waker::noop());
                 Pin::new(stream).poll_read(&mut cx, &mut ReadBuf::new(&mut [0])).is_pending()
             }
-            Pipe::Call(_) => false,
+            Pipe::Call(_) | Pipe::Watched(_) => false,
         };
         silent && self.buffer.is_empty()
     }
@@ -142,6 +145,7 @@ impl AsyncRead for Pipe {
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
             Self::Tunnel(stream) => Pin::new(stream).poll_read(cx, buffer),
             Self::Call(call) => Pin::new(&mut **call).poll_read(cx, buffer),
+            Self::Watched(watched) => Pin::new(&mut **watched).poll_read(cx, buffer),
         }
     }
 }
@@ -152,6 +156,7 @@ impl AsyncWrite for Pipe {
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
             Self::Tunnel(stream) => Pin::new(stream).poll_write(cx, bytes),
             Self::Call(call) => Pin::new(&mut **call).poll_write(cx, bytes),
+            Self::Watched(watched) => Pin::new(&mut **watched).poll_write(cx, bytes),
         }
     }
 
@@ -164,6 +169,7 @@ impl AsyncWrite for Pipe {
             Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, parts),
             Self::Tunnel(stream) => Pin::new(stream).poll_write_vectored(cx, parts),
             Self::Call(call) => Pin::new(&mut **call).poll_write_vectored(cx, parts),
+            Self::Watched(watched) => Pin::new(&mut **watched).poll_write_vectored(cx, parts),
         }
     }
 
@@ -172,6 +178,7 @@ impl AsyncWrite for Pipe {
             Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
             Self::Tunnel(stream) => Pin::new(stream).poll_flush(cx),
             Self::Call(call) => Pin::new(&mut **call).poll_flush(cx),
+            Self::Watched(watched) => Pin::new(&mut **watched).poll_flush(cx),
         }
     }
 
@@ -180,6 +187,7 @@ impl AsyncWrite for Pipe {
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Tunnel(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Call(call) => Pin::new(&mut **call).poll_shutdown(cx),
+            Self::Watched(watched) => Pin::new(&mut **watched).poll_shutdown(cx),
         }
     }
 }

@@ -18,12 +18,14 @@ use starling_core::view::{ServiceView, Usability};
 
 use crate::grpc;
 use crate::h1::{fields, response};
+use crate::last_good::StandIn;
 
 /// Why the sidecar answered itself.
 pub(crate) const REASON: &str = "x-starling-reason";
 /// The trace of the request, for `starling trace ID`.
 pub(crate) const TRACE: &[u8] = b"x-starling-trace";
-/// Says that a fallback answered: `answer`, or the service that was asked instead.
+/// Says that a fallback answered: `answer`, `last_good` with its age in seconds and the node that kept it, or the service
+/// that was asked instead.
 pub(crate) const FALLBACK: &[u8] = b"x-starling-fallback";
 /// Longest reason in a header; the body has all of it.
 const MAX_HEADER_REASON: usize = 400;
@@ -61,6 +63,8 @@ pub(crate) enum Reason {
     TimedOut,
     /// Its time was over before an instance was asked.
     Late,
+    /// An instance answered with an error, which the policy counts as none.
+    Answered,
     /// It failed, and the policy says that this does not matter to the caller.
     Tolerated,
     /// Too many instances failed of those that were all to be told.
@@ -73,7 +77,7 @@ pub(crate) enum Reason {
 
 impl Reason {
     /// Those of which there is one each.
-    const ALL: [Reason; 18] = [
+    const ALL: [Reason; 19] = [
         Self::BadRequest,
         Self::HeadTooLarge,
         Self::SlowRequest,
@@ -89,6 +93,7 @@ impl Reason {
         Self::Reset,
         Self::TimedOut,
         Self::Late,
+        Self::Answered,
         Self::Fault,
         Self::Tolerated,
         Self::Broadcast,
@@ -111,6 +116,7 @@ impl Reason {
             Self::Reset => "connection_lost",
             Self::TimedOut => "timed_out",
             Self::Late => "no_time_left",
+            Self::Answered => "error_answered",
             Self::Tolerated => "failure_tolerated",
             Self::Broadcast => "broadcast_failed",
             Self::Fault => "fault",
@@ -128,7 +134,7 @@ impl Reason {
             Self::Unsupported => StatusCode::NOT_IMPLEMENTED,
             Self::Forbidden => StatusCode::FORBIDDEN,
             Self::NoSuchService | Self::NoneUsable | Self::Connect | Self::NotHere => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Reset | Self::Broadcast => StatusCode::BAD_GATEWAY,
+            Self::Reset | Self::Broadcast | Self::Answered => StatusCode::BAD_GATEWAY,
             Self::Tolerated => StatusCode::NO_CONTENT,
             Self::TimedOut | Self::Late => StatusCode::GATEWAY_TIMEOUT,
             Self::Guard(Guard::List) => StatusCode::FORBIDDEN,
@@ -140,7 +146,7 @@ impl Reason {
 
     /// Whether it is certain that no application saw the request.
     pub(crate) fn is_unsent(self) -> bool {
-        !matches!(self, Self::Reset | Self::TimedOut | Self::Gone | Self::Tolerated | Self::Broadcast)
+        !matches!(self, Self::Reset | Self::TimedOut | Self::Gone | Self::Tolerated | Self::Broadcast | Self::Answered)
     }
 
     /// Whether it says something of the callee. What the caller, the rules or the clock ended before the callee had a part
@@ -191,6 +197,8 @@ struct Ruling {
     answer: Option<(StatusCode, Option<u8>)>,
     /// Where the answer is that is given instead.
     fallback: Option<Arc<Scope>>,
+    /// An answer that was given before, and is given instead.
+    last_good: Option<StandIn>,
 }
 
 /// How a refusal is told.
@@ -248,12 +256,19 @@ impl Refused {
         self
     }
 
+    /// Answers what was answered before.
+    pub(crate) fn stood_in_for(mut self, last_good: StandIn) -> Self {
+        self.ruling.get_or_insert_default().last_good = Some(last_good);
+        self
+    }
+
     /// The fallback for this, if there is one.
     pub(crate) fn falls_back<'a>(&self, sections: &'a Sections) -> Option<&'a Fallback> {
         let when = match self.reason {
             Reason::Guard(_) => When::Refused,
             Reason::NoneUsable | Reason::Connect | Reason::NotHere | Reason::Reset => When::Failed,
             Reason::TimedOut | Reason::Late => When::Failed,
+            Reason::Answered => When::Errors,
             _ => return None,
         };
         sections.fallback.as_ref().filter(|fallback| fallback.on.contains(&when))
@@ -266,11 +281,18 @@ impl Refused {
 
     /// Its status.
     pub(crate) fn status(&self) -> StatusCode {
+        if let Some(last_good) = self.last_good() {
+            return last_good.status();
+        }
         if let Some(fallback) = self.fallback() {
             return StatusCode::from_u16(fallback.status).unwrap_or(StatusCode::OK);
         }
         let answer = self.ruling.as_ref().and_then(|ruling| ruling.answer);
         answer.map_or(self.reason.status(), |(status, _)| status)
+    }
+
+    fn last_good(&self) -> Option<&StandIn> {
+        self.ruling.as_ref()?.last_good.as_ref()
     }
 
     fn fallback(&self) -> Option<&Fallback> {
@@ -280,22 +302,26 @@ impl Refused {
     /// Writes the response that says all this, or what is answered instead; the header says why in either case.
     pub(crate) fn write(&self, told: &Told, out: &mut Vec<u8>) {
         let grpc = self.ruling.as_ref().and_then(|ruling| ruling.answer?.1);
-        let fallback = self.fallback();
-        if fallback.is_none() && (told.grpc || grpc.is_some()) {
+        let (fallback, last_good) = (self.fallback(), self.last_good());
+        if fallback.is_none() && last_good.is_none() && (told.grpc || grpc.is_some()) {
             return self.write_grpc(grpc, told, out);
         }
         let status = self.status();
         let phrase = status.canonical_reason().unwrap_or_default();
         out.extend_from_slice(format!("HTTP/1.1 {} {phrase}\r\n", status.as_str()).as_bytes());
-        let body = match fallback {
-            Some(fallback) => {
+        let body = match (last_good, fallback) {
+            (Some(last_good), _) => {
+                last_good.write_fields(FALLBACK, out);
+                last_good.body().to_vec()
+            }
+            (None, Some(fallback)) => {
                 for (name, value) in &fallback.headers {
                     fields::write(out, name.as_bytes(), value.as_bytes());
                 }
                 fields::write(out, FALLBACK, b"answer");
                 fallback.body.as_bytes().to_vec()
             }
-            None => self.explain(told, out),
+            (None, None) => self.explain(told, out),
         };
         let is_bodiless =
             matches!(status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT | StatusCode::NOT_MODIFIED);
@@ -333,7 +359,10 @@ impl Refused {
         if let Some(trace) = told.trace {
             fields::write(out, TRACE, trace.to_string().as_bytes());
         }
-        response::write_date(out);
+        // One that was given before has its own.
+        if self.last_good().is_none() {
+            response::write_date(out);
+        }
         if told.close {
             fields::write(out, b"connection", b"close");
         }

@@ -92,6 +92,14 @@ impl Carrier {
             let whole = (!Arc::ptr_eq(scope, &force.service)).then_some(&*force.service);
             show(scope, whole, now, &mut guards);
         }
+        let kept = Kept::of(entry);
+        if kept.answers > 0 {
+            guards.push(Guard {
+                route: None,
+                guard: "last_good",
+                state: serde_json::to_value(kept).unwrap_or_default(),
+            });
+        }
         if let Some(roster) = entry.roster() {
             let state = serde_json::to_value(Ejected::of(entry, &roster)).unwrap_or_default();
             guards.push(Guard { route: None, guard: "breaker", state });
@@ -180,6 +188,21 @@ impl Ejected {
             checks_well: read(&entry.checks.well),
             checks_ill: read(&entry.checks.ill),
         }
+    }
+}
+
+/// How many answers are kept to stand in.
+#[derive(Serialize)]
+struct Kept {
+    answers: usize,
+    bytes: u64,
+    dropped: u64,
+}
+
+impl Kept {
+    fn of(entry: &Entry) -> Self {
+        let kept = entry.last_good.lock();
+        Self { answers: kept.len(), bytes: kept.bytes(), dropped: kept.dropped() }
     }
 }
 

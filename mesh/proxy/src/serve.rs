@@ -414,7 +414,11 @@ impl<S: Stream> Connection<'_, S> {
                 if let Some(host) = carrier.host.as_ref().filter(|host| host.asks_applications()) {
                     let fields = Written(&head);
                     let asked = guarded::asked_of(carrier, &self.identity, &request, &head, &fields);
-                    self.entered = Some(guarded::enter(host, known, scope, &asked)?);
+                    let entered = guarded::enter(host, known, scope, &asked);
+                    self.entered =
+                        Some(entered.map_err(|refused| {
+                            guarded::or_fallback(carrier, known, scope, &request, &head, refused)
+                        })?);
                 }
                 let limit = Duration::from_millis(scope.sections.timeouts.request_ms);
                 let deadline = within(arrived, grpc::patience(call, limit, usual), &request)
@@ -491,10 +495,14 @@ impl<S: Stream> Connection<'_, S> {
         keep_alive: bool,
     ) -> bool {
         // Its guards' places are given back when the body has ended.
-        let Arrived { mut response, mut upstream, home, spans, pass } = arrived;
+        let Arrived { mut response, mut upstream, home, spans, mut pass } = arrived;
         if let Some(bytes_per_s) = pass.as_ref().and_then(|pass| pass.throttle) {
             response.keep_alive = false; // the instance's connection is slow from here on
             throttle::slow_down(&mut upstream, bytes_per_s).await;
+        }
+        let keep = pass.as_mut().and_then(|pass| pass.keep.take());
+        if let Some(keep) = &keep {
+            keep.watch(&mut upstream);
         }
         let delivery = response.delivery(asked);
         let client = &mut self.client;
@@ -519,7 +527,12 @@ impl<S: Stream> Connection<'_, S> {
         outgoing.expect_no_word();
         let mut relay = Relay::new(&response, delivery, outgoing);
         match relay.receive(client, &mut upstream, outgoing).await {
-            Ok(()) => spans.into_iter().flatten().for_each(|span| span.end()),
+            Ok(()) => {
+                spans.into_iter().flatten().for_each(|span| span.end());
+                if let Some(keep) = keep {
+                    keep.end(&mut upstream);
+                }
+            }
             Err(Broken::Instance(why)) => {
                 spans.into_iter().flatten().for_each(|span| span.fail(&format!("response broke off: {why}")));
                 return false;

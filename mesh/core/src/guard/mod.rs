@@ -51,6 +51,7 @@ pub use idempotency::{Answers, IdempotencySettings};
 pub use limit::{Limit, LimitSettings};
 pub use list::{List, ListSettings};
 pub use quota::{Quota, QuotaSettings};
+pub(crate) use refusal::all_within;
 pub use refusal::{Guard, Invalid, Outcome, Refusal};
 pub use shed::{Shed, ShedSettings};
 pub use system::{SystemGuard, SystemPermit, SystemSettings};

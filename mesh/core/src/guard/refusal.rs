@@ -132,7 +132,7 @@ pub(super) fn within(field: &str, value: u64, range: RangeInclusive<u64>) -> Res
 }
 
 /// Whether all of them are.
-pub(super) fn all_within<const N: usize>(fields: [(&str, u64, RangeInclusive<u64>); N]) -> Result<(), Invalid> {
+pub(crate) fn all_within<const N: usize>(fields: [(&str, u64, RangeInclusive<u64>); N]) -> Result<(), Invalid> {
     fields.into_iter().try_for_each(|(field, value, range)| within(field, value, range))
 }
 

@@ -5,6 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use super::last_good::LastGoodSettings;
 use crate::guard::{Criticality, Invalid};
 use crate::id::ServiceKey;
 
@@ -205,11 +206,15 @@ impl Mirror {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Fallback {
-    /// Instead of what. Default both: `refused` (a guard of this sidecar said no) and `failed` (no instance answered).
+    /// Instead of what. Default `refused` (a guard of this sidecar said no) and `failed` (no instance answered); beside them
+    /// there is `errors` (an instance answered 500, 502, 503 or 504, and is not asked again).
     pub on: Vec<When>,
-    /// Another service that is asked the same, as `orders-next` or `pay/orders`; if it is refused or fails too, the rest
-    /// of this section says what is answered. A request whose body has gone already is not asked again.
+    /// Another service that is asked the same, as `orders-next` or `pay/orders`; if it is refused or fails too,
+    /// `last_good` and then the rest of this section say what is answered. A request whose body has gone already is not asked again.
     pub service: Option<String>,
+    /// The last good answer to the same `GET`, if there is one that is not too old. Without `status`, `headers` and `body`
+    /// beside it, a request for which there is none is answered as if there were no fallback. Default none is kept.
+    pub last_good: Option<LastGoodSettings>,
     /// The status of the answer. 200 to 599; default 200.
     pub status: u16,
     /// Its header fields, names in lower case. Up to 32.
@@ -226,6 +231,8 @@ pub enum When {
     Refused,
     /// No instance could be asked, or none answered.
     Failed,
+    /// An instance answered that it cannot: 500, 502, 503 or 504 (those of RFC 5861's `stale-if-error`).
+    Errors,
 }
 
 impl Default for Fallback {
@@ -233,6 +240,7 @@ impl Default for Fallback {
         Self {
             on: vec![When::Refused, When::Failed],
             service: None,
+            last_good: None,
             status: 200,
             headers: BTreeMap::new(),
             body: String::new(),
@@ -241,6 +249,12 @@ impl Default for Fallback {
 }
 
 impl Fallback {
+    /// Whether an answer of its own stands in where nothing better does.
+    pub fn has_answer(&self) -> bool {
+        let says_nothing = self.status == 200 && self.headers.is_empty() && self.body.is_empty();
+        self.last_good.is_none() || !says_nothing
+    }
+
     /// What is not what it may be, if anything.
     ///
     /// # Errors
@@ -250,6 +264,9 @@ impl Fallback {
         within("headers (entries)", self.headers.len() as u64, 0, 32)?;
         within("body (bytes)", self.body.len() as u64, 0, 16_384)?;
         self.service.as_ref().map_or(Ok(()), |service| named("service", service))?;
+        if let Some(last_good) = &self.last_good {
+            last_good.check().map_err(|invalid| invalid.under("last_good"))?;
+        }
         for (name, value) in &self.headers {
             field_name("headers", name)?;
             if ["content-length", "transfer-encoding", "connection", "date"].contains(&name.as_str())

@@ -21,6 +21,7 @@
 //! | `matching` | which requests a route is for, without allocating |
 //! | `actions` | faults, mirrors, fallbacks, classes |
 //! | `judge` | which documents stand, when one is bad or two contradict each other |
+//! | `last_good` | answers that are kept to stand in |
 //! | `layers` | the value in force, and where it came from |
 //! | `govern` | what the data plane says of it when asked |
 //! | `force` | the guards made of it, taken over when a document changes |
@@ -30,6 +31,7 @@ mod document;
 mod force;
 mod govern;
 mod judge;
+mod last_good;
 mod layers;
 mod matching;
 mod sections;
@@ -40,6 +42,7 @@ pub use document::{Document, Problem, RouteDocument};
 pub use force::{Active, Force, Heard, Held, Moment, Scope, value_of};
 pub use govern::Governor;
 pub use judge::{Good, Judgement, Layer, LayerState};
+pub use last_good::{LastGood, LastGoodSettings};
 pub use layers::{Effective, Layers, Origin};
 pub use matching::{Asked, Callers, Fields, HeaderRule, RouteMatch, Template};
 pub use sections::{Sections, Timeouts};
