@@ -48,7 +48,9 @@ impl Call<'_> {
     pub(crate) fn may_repeat(&self, outgoing: &Outgoing) -> bool {
         let unsafe_is_allowed =
             self.scope.sections.retry.unsafe_methods && outgoing.is_whole() && !outgoing.request.upgrades;
-        unsafe_is_allowed || outgoing.is_repeatable()
+        let retry = &self.scope.sections.retry;
+        let key_allows = retry.keyed && self.keyed.is_some() && outgoing.is_whole();
+        unsafe_is_allowed || key_allows || outgoing.is_repeatable()
     }
 
     /// Whether repeating is this sidecar's to do.
@@ -84,6 +86,7 @@ impl Call<'_> {
             Ok((response, ..)) => !self.is_good(response) && self.may_repeat(outgoing),
             // It is the same everywhere, or will be in a moment.
             Err(failure) if matches!(failure.reason, Reason::Forbidden | Reason::BadRequest | Reason::Gone) => false,
+            Err(failure) if failure.reason.is_of_its_key() => false,
             // Never sent, or no harm in doing it twice; either way it must still be here.
             Err(failure) => outgoing.is_whole() && (failure.reason.is_unsent() || self.may_repeat(outgoing)),
         }

@@ -197,8 +197,18 @@ impl Outgoing {
         self.sent = if twin.is_sent() { self.whole_length() } else { 0 };
     }
 
+    /// Nothing more of it is to be sent: another has been answered in its place.
+    pub(crate) fn need_not_be_sent(&mut self) {
+        self.sent = self.whole_length();
+    }
+
     fn whole_length(&self) -> usize {
         self.head.len() + if let Body::Held(held) = &self.body { held.len() } else { 0 }
+    }
+
+    /// Its body, if it is held in memory.
+    pub(crate) fn held(&self) -> Option<&[u8]> {
+        if let Body::Held(body) = &self.body { Some(body) } else { None }
     }
 
     /// Whether its body is held in memory.

@@ -15,6 +15,7 @@ use starling_core::view::{ServiceView, View};
 use crate::access::Seen;
 use crate::checking::Checks;
 use crate::guards::Refusals;
+use crate::keys::Table;
 use crate::last_good::Shelf;
 use crate::metrics::ServiceMetrics;
 use crate::policies::Standing;
@@ -48,6 +49,8 @@ pub(crate) struct Entry {
     pub(crate) refusals: Refusals,
     pub(crate) checks: Checks,
     pub(crate) last_good: Shelf,
+    /// Idempotency keys, where its instances are of this node.
+    pub(crate) keys: Arc<Table>,
     access: ArcSwapOption<Seen>,
     service: ServiceKey,
     writing: Mutex<()>,
@@ -106,6 +109,7 @@ impl Entry {
             refusals: Refusals::default(),
             checks: Checks::default(),
             last_good: Shelf::default(),
+            keys: Arc::default(),
             access: ArcSwapOption::empty(),
             service,
             writing: Mutex::new(()),

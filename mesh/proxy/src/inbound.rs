@@ -13,8 +13,8 @@ use http::StatusCode;
 use starling_core::access::{Called, Caller};
 use starling_core::id::{InstanceKey, NodeId, ServiceKey};
 use starling_core::observe::SpanKind;
-use starling_core::policy;
-use starling_core::view::InstanceView;
+use starling_core::policy::{self, Force, Scope};
+use starling_core::view::{InstanceView, Revision};
 use starling_net::TunnelRefusal;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
@@ -26,6 +26,7 @@ use crate::exchange::{Attempt, Failure, Way, check_protocol};
 use crate::h1::fields::Written;
 use crate::h1::request::Request;
 use crate::h1::response::Asked;
+use crate::keys::{self, At, Lent};
 use crate::mesh::{Arrival, Knock, Stream};
 use crate::pool::{Counted, Gauge, Pool};
 use crate::reason::{Reason, Refused};
@@ -113,7 +114,8 @@ pub(crate) fn serve_dealt(
     tokio::spawn(async move {
         let _held = held;
         let _counted = Gauge::count(&carrier.connections.tunnels);
-        let tunnel = Tunnel { from: arrival.from, to: arrival.to, claim: Claim::default(), pool: Arc::default() };
+        let tunnel =
+            Tunnel { from: arrival.from, to: arrival.to, claim: Claim::default(), pool: Arc::default(), keyed: None };
         serve(arrival.stream, None, &carrier, Door::Tunnel(tunnel), lifetime).await;
     });
 }
@@ -124,6 +126,8 @@ pub(crate) struct Tunnel {
     pub(crate) to: InstanceKey,
     claim: Claim,
     pool: Arc<Pool>,
+    /// What is in force for the service, as of a view, if it has idempotency keys.
+    keyed: Option<(Revision, Option<Arc<Force>>)>,
 }
 
 impl Tunnel {
@@ -133,6 +137,42 @@ impl Tunnel {
         if self.claim.service().is_none() {
             request.forget_claim(head);
         }
+    }
+}
+
+/// What is in force for a request that idempotency keys are a matter of. For all others, this is a look at a number.
+pub(crate) fn keyed(carrier: &Carrier, tunnel: &mut Tunnel, request: &Request, head: &[u8]) -> Option<Arc<Scope>> {
+    let view = carrier.mesh.view();
+    if tunnel.keyed.as_ref().is_none_or(|(revision, _)| *revision != view.revision) {
+        let service = &tunnel.to.service;
+        let entry = carrier.directory.entry(service, &carrier.settings);
+        let force = entry.policy.force(service, &view, &carrier.ground, carrier.clock);
+        let has_keys = force.scopes().any(|scope| scope.sections.idempotency.is_some());
+        tunnel.keyed = Some((view.revision, has_keys.then_some(force)));
+    }
+    let (_, Some(force)) = tunnel.keyed.as_ref()? else { return None };
+    let caller = tunnel.claim.service().map(ServiceKey::to_string);
+    let fields = Written(head);
+    let asked = asked_of(tunnel, request, head, &fields, caller.as_deref());
+    let scope = force.scope(|route| route.matches(&asked));
+    keys::concerned(scope, request, head).then(|| scope.clone())
+}
+
+/// What a policy's rules see of a request that came by a tunnel.
+fn asked_of<'a>(
+    tunnel: &'a Tunnel,
+    request: &'a Request,
+    head: &'a [u8],
+    fields: &'a Written<'a>,
+    caller: Option<&'a str>,
+) -> policy::Asked<'a> {
+    policy::Asked {
+        method: request.method.as_str(),
+        path: request.path(head),
+        fields,
+        node: tunnel.from.as_str(),
+        // Services of the default namespace go by their name alone.
+        service: caller.map(|caller| caller.strip_prefix("default/").unwrap_or(caller)),
     }
 }
 
@@ -168,14 +208,8 @@ pub(crate) fn enter(
     host.admit(service, &entry, || {
         let force = entry.policy.force(service, &carrier.mesh.view(), &carrier.ground, carrier.clock);
         let caller = tunnel.claim.service().map(ServiceKey::to_string);
-        let asked = policy::Asked {
-            method: request.method.as_str(),
-            path: request.path(head),
-            fields: &Written(head),
-            node: tunnel.from.as_str(),
-            // Services of the default namespace go by their name alone.
-            service: caller.as_deref().map(|caller| caller.strip_prefix("default/").unwrap_or(caller)),
-        };
+        let fields = Written(head);
+        let asked = asked_of(tunnel, request, head, &fields, caller.as_deref());
         force.scope(|route| route.matches(&asked)).class(&asked)
     })
 }
@@ -190,6 +224,7 @@ pub(crate) fn record(carrier: &Carrier, tunnel: &Tunnel, status: StatusCode, too
 }
 
 /// Brings a request to an instance of this node.
+#[allow(clippy::too_many_arguments)] // one request's all
 pub(crate) async fn deliver<S: Stream>(
     carrier: &Carrier,
     tunnel: &Tunnel,
@@ -198,6 +233,7 @@ pub(crate) async fn deliver<S: Stream>(
     outgoing: &mut Outgoing,
     asked: &Asked,
     deadline: Instant,
+    keyed: Option<Arc<Scope>>,
 ) -> Result<Arrived, Refused> {
     let context = outgoing.request.context;
     let mut span = OpenSpan::begin(&context, SpanKind::Server, carrier.mesh.me(), carrier.mesh.spans());
@@ -218,7 +254,17 @@ pub(crate) async fn deliver<S: Stream>(
         // This side never repeats; it tells the application what it was told.
         number: outgoing.request.attempt,
     };
-    match attempt.exchange(client, outgoing, asked).await {
+    let exchanged = match keyed.as_ref().and_then(|scope| Some((scope, scope.sections.idempotency.as_ref()?))) {
+        // In a box: few services want this, and none shall be larger for it.
+        Some((scope, settings)) => {
+            let entry = carrier.directory.entry(&tunnel.to.service, &carrier.settings);
+            let (address, pool) = (&instance.instance.address, Lent::Tunnel(tunnel.pool.clone()));
+            let at = At { settings, entry: &entry, instance: &instance.key, address, owned: true, pool };
+            Box::pin(at.exchange(&attempt, tunnel.claim.service(), scope, client, outgoing, asked)).await
+        }
+        None => attempt.exchange(client, outgoing, asked).await,
+    };
+    match exchanged {
         Ok((response, upstream)) => {
             span.describe(|span| {
                 span.status = Some(response.status.as_u16());

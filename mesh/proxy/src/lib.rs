@@ -29,6 +29,7 @@
 //! | `access` | who calls, and whether they may |
 //! | `guards`, `guarded`, `throttle` | what a request passes before it goes anywhere: the list of guards; copies and fallbacks |
 //! | `last_good` | answers that are kept to stand in when there are none |
+//! | `keys` | requests with idempotency keys, at the instance's side |
 //! | `directory`, `policies` | what is remembered of each service: candidates, budget, counters; its policy in force |
 //! | `quotas` | the mesh's quotas, between guards and heart |
 //! | `system` | this host's own guard, which comes before all others, and what it reads of load and CPU |
@@ -51,6 +52,7 @@ mod guards;
 mod h1;
 mod http2;
 mod inbound;
+mod keys;
 mod last_good;
 pub mod mesh;
 mod metrics;

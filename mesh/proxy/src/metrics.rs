@@ -10,6 +10,7 @@ use starling_core::id::ServiceKey;
 use starling_core::observe::{Exposition, MetricSource};
 
 use crate::directory::Entry;
+use crate::keys;
 use crate::pool::Gauge;
 use crate::quotas;
 use crate::stack::Carrier;
@@ -199,6 +200,7 @@ impl MetricSource for Carrier {
             out.sample("starling_policy_problems", &[("service", &key.to_string())], problems as f64);
         }
         self.ground.collect(out);
+        keys::collect(&entries, out);
         quotas::collect(self, out);
         if let Some(host) = &self.host {
             host.collect(out);

@@ -71,13 +71,21 @@ pub(crate) enum Reason {
     Broadcast,
     /// A fault of the policy's, made on purpose.
     Fault,
+    /// It must have an idempotency key, and has none that can be used.
+    KeyMissing,
+    /// Its idempotency key is another request's.
+    KeyMisused,
+    /// It has an idempotency key, and a body that cannot be held to be compared.
+    KeyTooLarge,
+    /// A node that may know its idempotency key does not say, and the policy wants to know.
+    KeyUnknown,
     /// A guard of the policy said no.
     Guard(Guard),
 }
 
 impl Reason {
     /// Those of which there is one each.
-    const ALL: [Reason; 19] = [
+    const ALL: [Reason; 23] = [
         Self::BadRequest,
         Self::HeadTooLarge,
         Self::SlowRequest,
@@ -97,6 +105,10 @@ impl Reason {
         Self::Fault,
         Self::Tolerated,
         Self::Broadcast,
+        Self::KeyMissing,
+        Self::KeyMisused,
+        Self::KeyTooLarge,
+        Self::KeyUnknown,
     ];
 
     pub(crate) fn code(self) -> &'static str {
@@ -120,13 +132,20 @@ impl Reason {
             Self::Tolerated => "failure_tolerated",
             Self::Broadcast => "broadcast_failed",
             Self::Fault => "fault",
+            Self::KeyMissing => "idempotency_key_missing",
+            Self::KeyMisused => "idempotency_key_misused",
+            Self::KeyTooLarge => "idempotency_body_too_large",
+            Self::KeyUnknown => "idempotency_key_not_known",
             Self::Guard(guard) => guard.name(),
         }
     }
 
     fn status(self) -> StatusCode {
         match self {
-            Self::BadRequest => StatusCode::BAD_REQUEST,
+            Self::BadRequest | Self::KeyMissing => StatusCode::BAD_REQUEST,
+            Self::KeyMisused => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::KeyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::KeyUnknown => StatusCode::SERVICE_UNAVAILABLE,
             Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::SlowRequest | Self::Gone => StatusCode::REQUEST_TIMEOUT,
             Self::NotMesh => StatusCode::MISDIRECTED_REQUEST,
@@ -156,7 +175,13 @@ impl Reason {
             self,
             Self::BadRequest | Self::HeadTooLarge | Self::SlowRequest | Self::Gone | Self::Loop | Self::Unsupported
         );
-        !is_the_callers && !matches!(self, Self::Forbidden | Self::Late)
+        !is_the_callers && !self.is_of_its_key() && !matches!(self, Self::Forbidden | Self::Late)
+    }
+
+    /// Whether the request's idempotency key is why.
+    pub(crate) fn is_of_its_key(self) -> bool {
+        let own = [Self::KeyMissing, Self::KeyMisused, Self::KeyTooLarge, Self::KeyUnknown];
+        self == Self::Guard(Guard::Idempotency) || own.contains(&self)
     }
 
     /// Reads another sidecar's header; an unknown code counts as [`Reason::Reset`], which promises nothing.

@@ -104,6 +104,11 @@ impl Carrier {
             let state = serde_json::to_value(Ejected::of(entry, &roster)).unwrap_or_default();
             guards.push(Guard { route: None, guard: "breaker", state });
         }
+        let keys = entry.keys.snapshot();
+        if keys.counts != Default::default() || force.scopes().any(|scope| scope.sections.idempotency.is_some()) {
+            let state = serde_json::to_value(keys).unwrap_or_default();
+            guards.push(Guard { route: None, guard: "idempotency", state });
+        }
         let refusals = entry.refusals.all().map(|(why, count)| Refusal {
             guard: why.guard,
             reason: why.reason,

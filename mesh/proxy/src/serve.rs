@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use starling_core::observe::TraceId;
+use starling_core::policy::Scope;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -29,6 +30,7 @@ use crate::h1::response::Asked;
 use crate::h1::{Framing, fields};
 use crate::http2;
 use crate::inbound::{self, Tunnel};
+use crate::keys;
 use crate::mesh::Stream;
 use crate::reason::{Reason, Refused, TRACE, Told};
 use crate::relay::{self, Arrived, Broken, Relay};
@@ -170,6 +172,10 @@ async fn serve_client<S: Stream>(
         }
         (Some(Spoken::Other), Door::Tunnel(tunnel)) if client.buffer.data() == [checking::ASKS] => {
             checking::answer(client, carrier, &tunnel).await;
+        }
+        (Some(Spoken::Other), Door::Tunnel(tunnel)) if client.buffer.data().first() == Some(&keys::VERSION) => {
+            // Apart: what only some tunnels are for is no part of all others' memory.
+            Box::pin(keys::answer(client, carrier, &tunnel)).await;
         }
         (Some(Spoken::Tls), Door::Application(entrance)) if carrier.tls.is_some() => {
             // Apart: what only some connections need is no part of all others' memory.
@@ -403,7 +409,7 @@ impl<S: Stream> Connection<'_, S> {
         let call = request.grpc;
         let max_held = carrier.settings.max_replay_bytes;
         let head = std::mem::take(&mut self.head);
-        match &self.door {
+        match &mut self.door {
             Door::Application(entrance) => {
                 let wanted = match entrance {
                     Entrance::Any => Wanted::Host(&self.host),
@@ -425,6 +431,7 @@ impl<S: Stream> Connection<'_, S> {
                     .map_err(|refused| refused.of(&known.key))?;
                 // A body that is to be held is small; what takes longer is not worth waiting for.
                 let held_by = deadline.min(arrived + limit);
+                let max_held = keys::most_held(scope, &request, &head, max_held);
                 let held = Outgoing::hold(request, head, client, max_held, held_by).await;
                 let outgoing = outgoing.insert(held.map_err(|refused| refused.of(&known.key))?);
                 if scope.is_guarded || scope.sections.fallback.is_some() {
@@ -445,8 +452,11 @@ impl<S: Stream> Connection<'_, S> {
                 if let Some(host) = &carrier.host {
                     self.entered = Some(inbound::enter(carrier, host, tunnel, &request, &head)?);
                 }
+                let keyed = inbound::keyed(carrier, tunnel, &request, &head);
+                let most = |scope: &Arc<Scope>| keys::most_held(scope, &request, &head, max_held);
+                let max_held = keyed.as_ref().map_or(max_held, most);
                 let outgoing = outgoing.insert(Outgoing::hold(request, head, client, max_held, held_by).await?);
-                inbound::deliver(carrier, tunnel, &instance, client, outgoing, asked, deadline).await
+                inbound::deliver(carrier, tunnel, &instance, client, outgoing, asked, deadline, keyed).await
             }
         }
     }

@@ -27,6 +27,7 @@ use starling_core::guard::{Fault, Guard, Permit};
 use starling_core::id::{InstanceId, ServiceKey};
 use starling_core::observe::SpanKind;
 use starling_core::policy::{Force, Scope};
+use starling_core::registry::Reach;
 use starling_core::route::{RouteError, route};
 use starling_core::view::{InstanceView, ServiceView, View};
 use tokio::sync::{Notify, Semaphore};
@@ -44,6 +45,7 @@ use crate::guarded;
 use crate::h1::fields::Written;
 use crate::h1::request::Request;
 use crate::h1::response::{Asked, Response};
+use crate::keys::{self, At, Lent};
 use crate::mesh::{Mesh, Stream};
 use crate::metrics::Connections;
 use crate::policies::Ground;
@@ -187,7 +189,9 @@ pub(crate) async fn carry<S: Stream>(
     let service = service.clone();
     let (tried, attempt) = (Vec::new(), outgoing.request.attempt);
     let hash = group.hashes_on().and_then(|on| attempts::hash(on, caller, carrier.mesh.me(), outgoing));
-    let call = Call { carrier, caller, service, key, entry, scope, group, context, deadline, tried, attempt, hash };
+    let keyed = keys::steered_by(scope, outgoing);
+    let call =
+        Call { carrier, caller, service, key, entry, scope, group, context, deadline, tried, attempt, hash, keyed };
     if call.wants_several(outgoing) {
         // In a box: what few services want shall not make every connection's task larger.
         Box::pin(call.several(client, outgoing, asked)).await
@@ -250,6 +254,8 @@ pub(crate) struct Call<'a> {
     pub(crate) attempt: u32,
     /// What is hashed of it, if instances are chosen by that.
     pub(crate) hash: Option<u64>,
+    /// What stands for its idempotency key, if it has one that counts.
+    pub(crate) keyed: Option<u64>,
 }
 
 impl Call<'_> {
@@ -303,7 +309,10 @@ impl Call<'_> {
 
     pub(crate) fn choose_except(&self, tried: &[InstanceId]) -> Option<Chosen> {
         let now = self.carrier.clock.now();
-        let (slot, permit) = clock::with_dice(|dice| self.group.choose(now, dice, &Ask { tried, key: self.hash }))?;
+        let steered = self.keyed.filter(|_| self.scope.sections.idempotency.as_ref().is_some_and(|keys| keys.steer));
+        let steered = steered.and_then(|key| self.group.choose_for_key(now, key, tried));
+        let drawn = || clock::with_dice(|dice| self.group.choose(now, dice, &Ask { tried, key: self.hash }));
+        let (slot, permit) = steered.or_else(drawn)?;
         Some(Chosen { instance: slot.instance.clone(), in_flight: InFlight::begin(&slot.seat), permit })
     }
 
@@ -357,7 +366,16 @@ impl Call<'_> {
             timeouts: self.scope.sections.timeouts,
             number: self.number().max(outgoing.request.attempt),
         };
-        let result = attempt.exchange(client, outgoing, asked).await;
+        let result = match (&self.scope.sections.idempotency, way) {
+            // In a box: few services want this, and none shall be larger for it.
+            (Some(settings), Way::Address(address)) if self.keyed.is_some() || settings.required => {
+                let owned = instance.instance.reach == Reach::Owner && instance.owner() == carrier.mesh.me();
+                let pool = Lent::Seat(seat.clone());
+                let at = At { settings, entry: self.entry, instance: &instance.key, address, owned, pool };
+                Box::pin(at.exchange(&attempt, self.caller, self.scope, client, outgoing, asked)).await
+            }
+            _ => attempt.exchange(client, outgoing, asked).await,
+        };
         let (status, asked_wait) = match &result {
             Ok((response, _)) => (Some(response.verdict()), response.asks_wait),
             // Its host has too much to do: that is being told to slow down, and no defect of the instance.

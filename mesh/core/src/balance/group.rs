@@ -13,6 +13,7 @@ use super::prequal::Report;
 use super::roster::{Distance, Roster, Slot};
 use super::settings::{Algorithm, BalanceSettings, HashOn, Locality, Otherwise, Subset};
 use super::tier::{Choice, Tier};
+use crate::guard::idempotency::weight_for;
 use crate::guard::{BreakerState, Permit};
 use crate::id::InstanceId;
 use crate::time::Instant;
@@ -120,6 +121,18 @@ impl<T> Group<T> {
             })
         });
         unbroken_or_probe.or_else(|| self.choose_broken(now, rng, ask))
+    }
+
+    /// The instance for a request with an idempotency key: wherever the caller, the same one for the same key, while it is
+    /// there, not broken and not tried; `None` when no other is left either. Where it is, and how busy, does not matter.
+    pub fn choose_for_key(&self, now: Instant, key: u64, tried: &[InstanceId]) -> Option<(&Slot<T>, Permit)> {
+        let ready = self.tiers[..LEVELS].iter().flat_map(|tier| &tier.members);
+        let slots = ready.map(|member| (&self.roster.slots[member.slot as usize], member.weight));
+        let usable = slots
+            .filter(|(slot, _)| slot.seat.breaker.admits(now, false) && !tried.contains(&slot.instance.key.instance));
+        let drawn = usable.map(|(slot, weight)| (slot, weight_for(key, slot.instance.key.instance.as_str(), weight)));
+        let (slot, _) = drawn.max_by(|(_, one), (_, other)| one.total_cmp(other))?;
+        slot.seat.breaker.admit(now, false).map(|permit| (slot, permit))
     }
 
     /// What an instance said of itself, if that matters here.

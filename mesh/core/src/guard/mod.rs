@@ -5,7 +5,7 @@
 //! `admit`s calls or says why not ([`Refusal`]), learns from how they end, and shows itself in a `snapshot`.
 //!
 //! The data plane asks all of them by a service's policy ([`crate::policy`]), but for [`system`], which is the node's own and
-//! in its settings, and [`idempotency`], a machine with tests which nothing carries requests through yet.
+//! in its settings.
 //!
 //! | Guard | Protects |
 //! |---|---|
@@ -47,7 +47,7 @@ pub use circuit::{Circuit, CircuitSettings};
 pub use concurrency::{Concurrency, ConcurrencySettings};
 pub use criticality::Criticality;
 pub use ejections::Ejections;
-pub use idempotency::{Answers, IdempotencySettings};
+pub use idempotency::IdempotencySettings;
 pub use limit::{Limit, LimitSettings};
 pub use list::{List, ListSettings};
 pub use quota::{Quota, QuotaSettings};

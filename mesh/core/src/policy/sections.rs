@@ -8,7 +8,8 @@ use crate::balance::BalanceSettings;
 use crate::guard::bulkhead::BulkheadSettings;
 use crate::guard::circuit::{CircuitSettings, FailureSettings, SwitchSettings};
 use crate::guard::{
-    BreakerSettings, ConcurrencySettings, Invalid, LimitSettings, ListSettings, QuotaSettings, ShedSettings,
+    BreakerSettings, ConcurrencySettings, IdempotencySettings, Invalid, LimitSettings, ListSettings, QuotaSettings,
+    ShedSettings,
 };
 use crate::tolerate::{HedgeSettings, RetrySettings, TolerateSettings};
 
@@ -44,6 +45,8 @@ pub struct Sections {
     pub concurrency: Option<ConcurrencySettings>,
     /// The breaker of the service, or of a route.
     pub circuit: Option<CircuitSettings>,
+    /// Repeated requests get the first answer.
+    pub idempotency: Option<IdempotencySettings>,
     /// What is answered instead of a refusal or a failure.
     pub fallback: Option<Fallback>,
     /// Calls in a time. Those of all layers hold.
@@ -74,7 +77,7 @@ impl Default for Timeouts {
 
 impl Sections {
     /// The sections' names, in the order of this struct.
-    pub const NAMES: [&str; 19] = [
+    pub const NAMES: [&str; 20] = [
         "timeouts",
         "retry",
         "hedge",
@@ -89,6 +92,7 @@ impl Sections {
         "bulkhead",
         "concurrency",
         "circuit",
+        "idempotency",
         "fallback",
         "limit",
         "quota",
@@ -157,6 +161,7 @@ impl Sections {
         part("bulkhead", self.bulkhead.as_ref(), BulkheadSettings::check)?;
         part("concurrency", self.concurrency.as_ref(), ConcurrencySettings::check)?;
         part("circuit", self.circuit.as_ref(), CircuitSettings::check)?;
+        part("idempotency", self.idempotency.as_ref(), IdempotencySettings::check)?;
         part("fallback", self.fallback.as_ref(), Fallback::check)?;
         list("limit", &self.limit, LimitSettings::check)?;
         list("quota", &self.quota, QuotaSettings::check)?;

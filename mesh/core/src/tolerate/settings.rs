@@ -52,6 +52,9 @@ pub struct RetrySettings {
     /// Whether methods that are not idempotent (POST, PATCH and all unknown ones) are repeated too, although the instance
     /// may have done what was asked; default false. What certainly reached no instance is always repeated.
     pub unsafe_methods: bool,
+    /// Whether requests with a key that `[idempotency]` looks at are repeated whatever their method; default false. It is as
+    /// safe as their keys: where instances cannot ask each other, it may be done twice.
+    pub keyed: bool,
     /// How long one attempt may take until its answer begins, in milliseconds; then the next one starts if the request
     /// may be repeated. 0 (default, no limit of its own) to 3,600,000.
     pub per_try_timeout_ms: u64,
@@ -98,6 +101,7 @@ impl Default for RetrySettings {
             max_retries: 2,
             statuses: vec![502, 503, 504],
             unsafe_methods: false,
+            keyed: false,
             per_try_timeout_ms: 0,
             backoff_ms: 25,
             max_backoff_ms: 250,

@@ -74,6 +74,12 @@ impl Response {
         })
     }
 
+    /// One whose body of this length is kept here.
+    pub(crate) fn kept(status: StatusCode, length: u64) -> Self {
+        let framing = Framing::Length(length);
+        Response { status, framing, keep_alive: false, reason: None, grpc: None, asks_wait: None, length: 0 }
+    }
+
     /// The status it counts as.
     pub(crate) fn verdict(&self) -> StatusCode {
         self.grpc.map_or(self.status, |(_, counts)| counts)
