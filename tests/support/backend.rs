@@ -19,6 +19,8 @@ pub(crate) enum Mood {
     Well,
     /// Answers, but so much later.
     Slow(Duration),
+    /// Answers 201 with the number of the request, counted from 1.
+    Numbers,
     /// Answers when it is in another mood.
     Holds,
     /// Answers 200 and 500 in turn.
@@ -190,6 +192,7 @@ impl Shared {
             }
             Mood::Flapping if count.is_multiple_of(2) => say(stream, 200, "", self.name.as_bytes())?,
             Mood::Flapping => say(stream, 500, "", b"down")?,
+            Mood::Numbers => say(stream, 201, "", format!("entry {count}").as_bytes())?,
             Mood::Answers(status) => say(stream, status, "", self.name.as_bytes())?,
             Mood::Refuses429 { retry_after_s } => {
                 say(stream, 429, &format!("retry-after: {retry_after_s}\r\n"), b"too much")?;

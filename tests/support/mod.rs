@@ -27,7 +27,8 @@ use tokio::sync::watch;
 
 #[allow(unused_imports, reason = "each test file uses its part of the vocabulary")]
 pub(crate) use backend::{Backend, Mood};
-pub(crate) use client::Line;
+#[allow(unused_imports, reason = "each test file uses its part of the vocabulary")]
+pub(crate) use client::{Line, Said};
 
 /// How long anything may take before a test gives up. Generous: the machine may be busy with other tests.
 const DEADLINE: Duration = Duration::from_secs(60);

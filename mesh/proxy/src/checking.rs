@@ -28,13 +28,11 @@ use crate::client::Client;
 use crate::clock;
 use crate::directory::Entry;
 use crate::exchange::Way;
-use crate::inbound::{Tunnel, find_owned};
+use crate::inbound::{Opens, Tunnel, find_owned};
 use crate::mesh::Stream;
 use crate::serve::Lifetime;
 use crate::stack::Carrier;
 
-/// The first byte of a tunnel that asks how its instance is.
-pub(crate) const ASKS: u8 = 3;
 /// The most instances this node asks at once; more wait their turn.
 const MAX_ASKED: usize = 16;
 /// The most questions of other nodes this one looks into at once; to more it does not say anything.
@@ -110,7 +108,7 @@ async fn ask(
             let limit = patience + Duration::from_millis(carrier.settings.connect_timeout_ms);
             let asking = async {
                 let mut tunnel = carrier.mesh.open_tunnel(node, key, limit).await.ok()?;
-                tunnel.write_all(&[ASKS]).await.ok()?;
+                tunnel.write_all(&[Opens::Check as u8]).await.ok()?;
                 tunnel.flush().await.ok()?;
                 tunnel.read_u8().await.ok()
             };

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use starling_core::guard::circuit::Came;
-use starling_core::policy::{self, Fields, Held, Mirror, Scope, When, service_named};
+use starling_core::policy::{self, Fallback, Fields, Held, Mirror, Scope, When, service_named};
 use tokio::time::{Instant, timeout};
 
 use crate::access::Identity;
@@ -60,35 +60,37 @@ pub(crate) fn asked_of<'a>(
 /// Lets a request of an application into this host, or refuses it. A fallback that is an answer stands in for that; one that
 /// is another service would be one request more for a host that has too many.
 pub(crate) fn enter(
+    carrier: &Carrier,
     host: &Host,
     known: &Known,
     scope: &Arc<Scope>,
-    asked: &policy::Asked<'_>,
-) -> Result<Entered, Refused> {
-    host.admit(&known.key, &known.entry, || scope.class(asked))
-}
-
-/// What stands in for a refusal of this host's guard. A fallback that is an answer does; one that is another service would be
-/// one request more for a host that has too many.
-pub(crate) fn or_fallback(
-    carrier: &Carrier,
-    known: &Known,
-    scope: &Arc<Scope>,
+    identity: &Identity,
     request: &Request,
     head: &[u8],
-    refused: Refused,
-) -> Refused {
-    let Some(fallback) = refused.falls_back(&scope.sections) else { return refused };
-    let node = carrier.mesh.me().as_str();
-    let last_good = last_good::find(scope, &known.entry, carrier.clock, node, request, head);
-    if last_good.is_none() && (fallback.service.is_some() || !fallback.has_answer()) {
-        return refused;
-    }
-    known.entry.metrics.fallbacks.fetch_add(1, Relaxed);
-    match last_good {
+) -> Result<Entered, Refused> {
+    let fields = Written(head);
+    let asked = asked_of(carrier, identity, request, head, &fields);
+    host.admit(&known.key, &known.entry, || scope.class(&asked)).map_err(|refused| {
+        let Some(fallback) = refused.falls_back(&scope.sections) else { return refused };
+        let node = carrier.mesh.me().as_str();
+        let last_good = last_good::find(scope, &known.entry, carrier.clock, node, request, head);
+        if last_good.is_none() && fallback.service.is_some() {
+            return refused;
+        }
+        stand_in(known, scope, last_good, refused)
+    })
+}
+
+/// What is answered instead of a refusal for which there is a fallback: what was answered last, what the policy says, or
+/// nothing else.
+fn stand_in(known: &Known, scope: &Arc<Scope>, last_good: Option<StandIn>, refused: Refused) -> Refused {
+    let refused = match last_good {
         Some(last_good) => refused.stood_in_for(last_good),
-        None => refused.or_fallback(scope),
-    }
+        None if scope.sections.fallback.as_ref().is_some_and(Fallback::has_answer) => refused.or_fallback(scope),
+        None => return refused,
+    };
+    known.entry.metrics.fallbacks.fetch_add(1, Relaxed);
+    refused
 }
 
 impl Guarded<'_> {
@@ -105,27 +107,18 @@ impl Guarded<'_> {
             Err(refused) => refused,
         };
         let Some(fallback) = refused.falls_back(&self.scope.sections) else { return Err(refused) };
-        let fallbacks = &self.known.entry.metrics.fallbacks;
         let again = outgoing.is_whole() && (refused.reason.is_unsent() || outgoing.is_repeatable());
         let in_time = self.until.is_none_or(|until| Instant::now() < until);
         if let Some(key) = fallback.service.as_deref().and_then(service_named).filter(|_| again && in_time) {
             match self.ask_other(&key, client, outgoing, asked).await {
                 Ok(arrived) => {
-                    fallbacks.fetch_add(1, Relaxed);
+                    self.known.entry.metrics.fallbacks.fetch_add(1, Relaxed);
                     return Ok(arrived);
                 }
                 Err(other) => tracing::debug!(service = %key, why = other.why, "the fallback did not answer either"),
             }
         }
-        if let Some(last_good) = self.last_good(outgoing) {
-            fallbacks.fetch_add(1, Relaxed);
-            return Err(refused.stood_in_for(last_good));
-        }
-        if !fallback.has_answer() {
-            return Err(refused);
-        }
-        fallbacks.fetch_add(1, Relaxed);
-        Err(refused.or_fallback(self.scope))
+        Err(stand_in(self.known, self.scope, self.last_good(outgoing), refused))
     }
 
     fn last_good(&self, outgoing: &Outgoing) -> Option<StandIn> {

@@ -120,6 +120,31 @@ pub(crate) fn serve_dealt(
     });
 }
 
+/// What a tunnel that is not one of HTTP is for, by its first byte: all of them, so that no two are the same. A request of
+/// HTTP begins with a letter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Opens {
+    /// A connection of bytes (`tcp`).
+    Bytes = 1,
+    /// A question about an idempotency key (`keys`).
+    Key = 2,
+    /// A question how its instance is, which is this byte and nothing more (`checking`).
+    Check = 3,
+}
+
+impl Opens {
+    /// By what has come; none of HTTP, and of what is not understood.
+    pub(crate) fn of(data: &[u8]) -> Option<Self> {
+        match data {
+            [first, ..] if *first == Self::Bytes as u8 => Some(Self::Bytes),
+            [first, ..] if *first == Self::Key as u8 => Some(Self::Key),
+            [only] if *only == Self::Check as u8 => Some(Self::Check),
+            _ => None,
+        }
+    }
+}
+
 /// One tunnel.
 pub(crate) struct Tunnel {
     pub(crate) from: NodeId,

@@ -13,15 +13,17 @@ use std::time::Duration;
 
 use http::{Method, StatusCode};
 use starling_core::policy::{LastGood, LastGoodSettings, Scope};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::clock::Clock;
 use crate::directory::Entry;
-use crate::h1::framing::Span;
+use crate::h1::fields::{self, Written};
+use crate::h1::framing::{FRAMING_ROOM, Span};
 use crate::h1::request::Request;
 use crate::h1::response::Response;
-use crate::h1::{BodyReader, Framing, fields};
+use crate::h1::{BodyReader, Framing};
 use crate::pool::{Pipe, Upstream};
+use crate::tapped::{Tap, Tapped};
 
 /// The fields an answer may depend on beside the path, in lower case.
 const NEGOTIATED: [&[u8]; 5] = [b"host", b"accept", b"accept-encoding", b"accept-language", b"origin"];
@@ -38,8 +40,6 @@ const PASSING: [&[u8]; 8] = [
     b"tracestate",
     b"set-cookie",
 ];
-/// How much more than its body may come of an answer in chunks: their sizes.
-const FRAMING_ROOM: usize = 16 * 1024;
 
 /// A service's kept answers. The lock is held for a look or an insertion, and by nobody whose policy keeps none.
 #[derive(Debug, Default)]
@@ -71,15 +71,6 @@ impl Shelf {
     }
 }
 
-/// The lines of a head after the first, each as name and value.
-fn lines(head: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
-    head.split(|byte| *byte == b'\n').skip(1).filter_map(|line| {
-        let line = line.strip_suffix(b"\r").unwrap_or(line);
-        let colon = line.iter().position(|byte| *byte == b':')?;
-        Some((&line[..colon], line[colon + 1..].trim_ascii()))
-    })
-}
-
 fn is_one_of(names: &[&[u8]], name: &[u8]) -> bool {
     names.iter().any(|known| name.eq_ignore_ascii_case(known))
 }
@@ -90,7 +81,7 @@ pub(crate) fn key_of(settings: &LastGoodSettings, request: &Request, head: &[u8]
         return None;
     }
     let mut key = request.path(head).as_bytes().to_vec();
-    for (name, value) in lines(head) {
+    for (name, value) in Written(head).lines() {
         let says_who = is_one_of(&CREDENTIALS, name);
         if name.eq_ignore_ascii_case(b"range") || (says_who && !settings.private) {
             return None;
@@ -111,7 +102,7 @@ fn is_for_all(settings: &LastGoodSettings, status: StatusCode, head: &[u8]) -> b
     if !status.is_success() || status == StatusCode::PARTIAL_CONTENT {
         return false;
     }
-    lines(head).all(|(name, value)| {
+    Written(head).lines().all(|(name, value)| {
         let mut words = value.split(|byte| *byte == b',').map(|word| {
             let word = word.trim_ascii();
             word.split(|byte| *byte == b'=').next().unwrap_or_default()
@@ -159,7 +150,7 @@ impl Keep {
             return None;
         }
         let (mut kept, mut age_s) = (Vec::new(), 0);
-        for (name, value) in lines(head) {
+        for (name, value) in Written(head).lines() {
             if name.eq_ignore_ascii_case(b"age") {
                 age_s = fields::number(value).unwrap_or(0);
             }
@@ -184,19 +175,16 @@ impl Keep {
         let most = self.settings.max_answer_bytes as usize + FRAMING_ROOM;
         let already = upstream.buffer.data();
         let copy = (already.len() <= most).then(|| already.to_vec());
-        let pipe = std::mem::replace(&mut upstream.pipe, Pipe::Tunnel(Box::new(tokio::io::empty())));
-        upstream.pipe = Pipe::Watched(Box::new(Watched { pipe, copy, most }));
+        let pipe = upstream.take_pipe();
+        upstream.pipe = Pipe::Watched(Box::new(Tapped { pipe, tap: Copying { copy, most } }));
     }
 
     /// All of it has come.
     pub(crate) fn end(self, upstream: &mut Upstream) {
-        let Pipe::Watched(watched) = std::mem::replace(&mut upstream.pipe, Pipe::Tunnel(Box::new(tokio::io::empty())))
-        else {
-            return;
-        };
-        let Watched { pipe, copy, .. } = *watched;
+        let Pipe::Watched(watched) = upstream.take_pipe() else { return };
+        let Tapped { pipe, tap } = *watched;
         upstream.pipe = pipe;
-        let Some(body) = copy.and_then(|raw| whole_body(self.framing, &raw)) else { return };
+        let Some(body) = tap.copy.and_then(|raw| whole_body(self.framing, &raw)) else { return };
         let bytes = (self.fields.len() + body.len()) as u64;
         let kept = Kept { status: self.status, fields: self.fields, body, age_s: self.age_s };
         let mut shelf = self.entry.last_good.lock();
@@ -220,39 +208,23 @@ fn whole_body(framing: Framing, mut raw: &[u8]) -> Option<Vec<u8>> {
     }
 }
 
-/// A connection whose bytes are copied as they come.
-pub(crate) struct Watched {
-    pipe: Pipe,
+/// Copies bytes as they come.
+pub(crate) struct Copying {
     /// None from where there was too much.
     copy: Option<Vec<u8>>,
     most: usize,
 }
 
-impl AsyncRead for Watched {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
+impl Tap for Copying {
+    fn poll_read(&mut self, pipe: &mut Pipe, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
-        ready!(Pin::new(&mut this.pipe).poll_read(cx, buffer))?;
+        ready!(Pin::new(pipe).poll_read(cx, buffer))?;
         let came = &buffer.filled()[before..];
-        match &mut this.copy {
-            Some(copy) if copy.len() + came.len() <= this.most => copy.extend_from_slice(came),
+        match &mut self.copy {
+            Some(copy) if copy.len() + came.len() <= self.most => copy.extend_from_slice(came),
             copy => *copy = None,
         }
         Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Watched {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().pipe).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().pipe).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().pipe).poll_shutdown(cx)
     }
 }
 

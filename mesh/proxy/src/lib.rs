@@ -20,7 +20,7 @@
 //! | `redirect` | connections meant for somebody else that the kernel brought here |
 //! | `detect` | what a client speaks, told from its first bytes |
 //! | `attempts` | when a request is sent once more, or to several at once |
-//! | `client`, `exchange`, `relay`, `pool` | a request on its way; one attempt; a response on its way; connections to instances |
+//! | `client`, `exchange`, `relay`, `pool`, `tapped` | a request on its way; one attempt; a response on its way; connections to instances; those with something in the way |
 //! | `h1`, `reason` | HTTP/1.1 as a proxy needs it; the sidecar's own answers |
 //! | `tls` | applications that encrypt |
 //! | `grpc` | who speaks it, how long they wait, what an outcome is called there |
@@ -69,6 +69,7 @@ mod serve;
 mod settings;
 mod stack;
 mod system;
+mod tapped;
 mod tcp;
 mod throttle;
 mod tls;

@@ -12,8 +12,9 @@ use tokio::net::TcpStream;
 
 use crate::h1::Buffer;
 use crate::http2::Call;
-use crate::last_good::Watched;
+use crate::last_good::Copying;
 use crate::mesh::Stream;
+use crate::tapped::Tapped;
 use crate::{tcp, workers};
 
 /// The most idle connections when nobody has said otherwise: a tunnel carries one request at a time.
@@ -28,10 +29,15 @@ pub(crate) enum Pipe {
     /// One request by a connection of HTTP/2 that others share.
     Call(Box<Call>),
     /// One of these whose bytes are copied for the time of an answer.
-    Watched(Box<Watched>),
+    Watched(Box<Tapped<Copying>>),
 }
 
 impl Pipe {
+    /// One that leads nowhere and has nothing to say.
+    pub(crate) fn nothing() -> Self {
+        Self::Tunnel(Box::new(tokio::io::empty()))
+    }
+
     /// Lets the other end learn, when this is dropped, that it was cut off and has not ended.
     pub(crate) fn cut_off(&mut self) {
         if let Self::Tcp(stream) = self {
@@ -51,6 +57,11 @@ pub(crate) struct Upstream {
 impl Upstream {
     pub(crate) fn new(pipe: Pipe, open: &Arc<Gauge>) -> Self {
         Self { pipe, buffer: Buffer::default(), _open: Gauge::count(open) }
+    }
+
+    /// Its pipe, to be put back in another form.
+    pub(crate) fn take_pipe(&mut self) -> Pipe {
+        std::mem::replace(&mut self.pipe, Pipe::nothing())
     }
 
     /// Whether it is still open and silent, as an idle connection must be. One that speaks unasked is not trusted.

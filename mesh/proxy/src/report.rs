@@ -78,14 +78,20 @@ impl Governor for Carrier {
     }
 }
 
+impl Guard {
+    /// One that is no route's.
+    fn of_all(guard: &'static str, state: &impl Serialize) -> Self {
+        Self { route: None, guard, state: serde_json::to_value(state).unwrap_or_default() }
+    }
+}
+
 impl Carrier {
     fn report(&self, service: &ServiceKey, entry: &Entry) -> Report {
         let now = self.clock.now();
         let force = entry.policy.force(service, &self.mesh.view(), &self.ground, self.clock);
         let mut guards = Vec::new();
         if let Some(host) = &self.host {
-            let state = serde_json::to_value(host.snapshot()).unwrap_or_default();
-            guards.push(Guard { route: None, guard: "system", state });
+            guards.push(Guard::of_all("system", &host.snapshot()));
         }
         for scope in force.scopes() {
             // A guard a route shares with the service is shown once, as the service's.
@@ -94,20 +100,14 @@ impl Carrier {
         }
         let kept = Kept::of(entry);
         if kept.answers > 0 {
-            guards.push(Guard {
-                route: None,
-                guard: "last_good",
-                state: serde_json::to_value(kept).unwrap_or_default(),
-            });
+            guards.push(Guard::of_all("last_good", &kept));
         }
         if let Some(roster) = entry.roster() {
-            let state = serde_json::to_value(Ejected::of(entry, &roster)).unwrap_or_default();
-            guards.push(Guard { route: None, guard: "breaker", state });
+            guards.push(Guard::of_all("breaker", &Ejected::of(entry, &roster)));
         }
         let keys = entry.keys.snapshot();
         if keys.counts != Default::default() || force.scopes().any(|scope| scope.sections.idempotency.is_some()) {
-            let state = serde_json::to_value(keys).unwrap_or_default();
-            guards.push(Guard { route: None, guard: "idempotency", state });
+            guards.push(Guard::of_all("idempotency", &keys));
         }
         let refusals = entry.refusals.all().map(|(why, count)| Refusal {
             guard: why.guard,

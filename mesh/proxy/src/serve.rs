@@ -23,13 +23,12 @@ use crate::detect::{self, Spoken};
 use crate::grpc;
 use crate::guarded::{self, Guarded};
 use crate::h1::buffer::LARGE;
-use crate::h1::fields::Written;
 use crate::h1::forwarded::{Forward, Peer};
 use crate::h1::request::{Request, Rules};
 use crate::h1::response::Asked;
 use crate::h1::{Framing, fields};
 use crate::http2;
-use crate::inbound::{self, Tunnel};
+use crate::inbound::{self, Opens, Tunnel};
 use crate::keys;
 use crate::mesh::Stream;
 use crate::reason::{Reason, Refused, TRACE, Told};
@@ -167,16 +166,13 @@ async fn serve_client<S: Stream>(
         (Some(Spoken::Http2), Door::Application(entrance)) => {
             http2::serve(Rewound::from(client), peer, entrance, carrier.clone(), lifetime).await;
         }
-        (Some(Spoken::Other), Door::Tunnel(tunnel)) if client.buffer.data().first() == Some(&tcp::VERSION) => {
-            tcp::deliver(client, carrier, tunnel).await;
-        }
-        (Some(Spoken::Other), Door::Tunnel(tunnel)) if client.buffer.data() == [checking::ASKS] => {
-            checking::answer(client, carrier, &tunnel).await;
-        }
-        (Some(Spoken::Other), Door::Tunnel(tunnel)) if client.buffer.data().first() == Some(&keys::VERSION) => {
+        (Some(Spoken::Other), Door::Tunnel(tunnel)) => match Opens::of(client.buffer.data()) {
+            Some(Opens::Bytes) => tcp::deliver(client, carrier, tunnel).await,
+            Some(Opens::Check) => checking::answer(client, carrier, &tunnel).await,
             // Apart: what only some tunnels are for is no part of all others' memory.
-            Box::pin(keys::answer(client, carrier, &tunnel)).await;
-        }
+            Some(Opens::Key) => Box::pin(keys::answer(client, carrier, &tunnel)).await,
+            None => return serve_http1(client, carrier, Door::Tunnel(tunnel), lifetime).await,
+        },
         (Some(Spoken::Tls), Door::Application(entrance)) if carrier.tls.is_some() => {
             // Apart: what only some connections need is no part of all others' memory.
             Box::pin(serve_encrypted(Rewound::from(client), peer, entrance, carrier, lifetime)).await;
@@ -418,13 +414,7 @@ impl<S: Stream> Connection<'_, S> {
                 let known = stack::find(carrier, wanted, &mut self.known)?;
                 let scope = known.scope(carrier, &self.identity, &request, &head);
                 if let Some(host) = carrier.host.as_ref().filter(|host| host.asks_applications()) {
-                    let fields = Written(&head);
-                    let asked = guarded::asked_of(carrier, &self.identity, &request, &head, &fields);
-                    let entered = guarded::enter(host, known, scope, &asked);
-                    self.entered =
-                        Some(entered.map_err(|refused| {
-                            guarded::or_fallback(carrier, known, scope, &request, &head, refused)
-                        })?);
+                    self.entered = Some(guarded::enter(carrier, host, known, scope, &self.identity, &request, &head)?);
                 }
                 let limit = Duration::from_millis(scope.sections.timeouts.request_ms);
                 let deadline = within(arrived, grpc::patience(call, limit, usual), &request)

@@ -58,10 +58,6 @@ fn checks(bird: &Bird, word: &str) -> u64 {
     metric(bird, &format!(r#"starling_ejection_checks_total{{service="default/orders",word="{word}"}}"#))
 }
 
-fn guards(bird: &Bird) -> serde_json::Value {
-    serde_json::from_str(&bird.proxy.governor().guards(&service_key("orders"))).expect("JSON")
-}
-
 /// All get their turn, also those that fail.
 const IN_TURN: &str = "[balance]\nalgorithm = \"round_robin\"\nhealth_min_percent = 100\n";
 
@@ -82,9 +78,8 @@ async fn no_more_than_the_share_are_taken_out_however_many_fail() {
         assert_eq!(client.answer().await.text(), "ill", "the instances that are in get the requests");
         assert!(open(&a) <= 2);
     }
-    let report = guards(&a);
-    let breaker = report["guards"].as_array().unwrap().iter().find(|guard| guard["guard"] == "breaker").unwrap();
-    assert_eq!((&breaker["state"]["ejected"], &breaker["state"]["at_most"]), (&2.into(), &2.into()), "{report}");
+    let breaker = a.guard("orders", "breaker");
+    assert_eq!((&breaker["ejected"], &breaker["at_most"]), (&2.into(), &2.into()), "{breaker}");
     assert_eq!(open(&a), 2);
     assert!(metric(&a, r#"starling_ejections_spared_total{service="default/orders"}"#) > 0);
 }
@@ -104,7 +99,7 @@ async fn an_instance_that_is_out_comes_back_as_soon_as_its_health_check_is_good_
     .await;
     eventually("its own node asks it, and it says that it is ill", || async { (checks(&a, "ill") > 0).then_some(()) })
         .await;
-    assert_eq!(guards(&a)["instances"][0]["check"], "ill");
+    assert_eq!(a.guards("orders")["instances"][0]["check"], "ill");
     assert_eq!(patient.work.load(SeqCst), 5, "no caller's request is spent on it meanwhile");
     patient.works.store(true, SeqCst);
     patient.healthy.store(true, SeqCst);

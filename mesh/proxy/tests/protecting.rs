@@ -49,8 +49,7 @@ async fn the_sixth_request_of_five_that_may_be_in_flight_is_refused_however_crit
         reason=\"too many calls in flight on this host\",rule=\"system\"} 2";
     let metrics = a.metrics();
     assert!(metrics.contains(counted) && metrics.contains("starling_system_in_flight 5"), "{metrics}");
-    let shown: serde_json::Value =
-        serde_json::from_str(&a.proxy.governor().guards(&service_key("orders"))).expect("a report");
+    let shown = a.guards("orders");
     let state = &shown["guards"][0];
     assert_eq!((state["guard"].as_str(), state["state"]["in_flight"].as_u64()), (Some("system"), Some(5)));
 

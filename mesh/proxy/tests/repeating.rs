@@ -41,11 +41,7 @@ fn is_repeat(answer: &Answer) -> bool {
 
 /// What `starling guards` shows of it at this node.
 fn counted(bird: &Bird, what: &str) -> u64 {
-    let report: serde_json::Value =
-        serde_json::from_str(&bird.proxy.governor().guards(&service_key("orders"))).unwrap();
-    let guards = report["guards"].as_array().unwrap();
-    let state = guards.iter().find(|guard| guard["guard"] == "idempotency").map(|guard| &guard["state"]);
-    state.and_then(|state| state[what].as_u64()).unwrap_or_default()
+    bird.guard("orders", "idempotency")[what].as_u64().unwrap_or_default()
 }
 
 #[tokio::test]

@@ -59,8 +59,7 @@ async fn what_a_node_may_use_of_a_quota_and_what_is_asked_of_it_are_shown() {
     flock.policy("orders", &format!("[[quota]]\nname = \"all\"\ncount = {QUOTA}\n"));
     let shown = eventually("a share", || async {
         a.get("orders.mesh", "/").await;
-        let report = a.proxy.governor().guards(&service_key("orders"));
-        let report: serde_json::Value = serde_json::from_str(&report).expect("a report");
+        let report = a.guards("orders");
         let quota = &report["guards"][0];
         assert_eq!(quota["guard"], "quota");
         let is_known = quota["state"]["share_per_s"] == f64::from(QUOTA);

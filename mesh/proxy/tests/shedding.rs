@@ -6,14 +6,6 @@ use std::time::Duration;
 
 use support::*;
 
-/// What `starling guards` says of this guard of the service; nothing, until somebody has called it.
-fn guard_of(node: &Bird, guard: &str) -> serde_json::Value {
-    let report: serde_json::Value =
-        serde_json::from_str(&node.proxy.governor().guards(&service_key("orders"))).expect("a report");
-    let guards = report["guards"].as_array().cloned().unwrap_or_default();
-    guards.into_iter().find(|known| known["guard"] == guard).map(|known| known["state"].clone()).unwrap_or_default()
-}
-
 /// Requests of these classes, all sent before the first is answered.
 async fn sent(node: &Bird, classes: &[&str]) -> Vec<Client> {
     let mut clients = Vec::new();
@@ -41,7 +33,7 @@ async fn a_service_that_answers_slowly_is_not_overloaded() {
             assert_eq!(client.answer().await.text(), "slow");
         }
     }
-    let shed = guard_of(&a, "shed");
+    let shed = a.guard("orders", "shed");
     assert_eq!((&shed["overloads"], &shed["admitted_percent"][3]), (&0.into(), &100.into()), "{shed}");
 }
 
@@ -58,14 +50,14 @@ async fn calls_that_queue_get_the_least_important_refused_and_the_others_are_ans
     );
     let classes: Vec<&str> = (0..18).map(|i| if i % 3 == 0 { "sheddable" } else { "critical_plus" }).collect();
     let is_held = |all: u64| {
-        let bulkhead = guard_of(&a, "bulkhead");
-        let refused = guard_of(&a, "shed")["refused"][3].as_u64().unwrap_or_default();
+        let bulkhead = a.guard("orders", "bulkhead");
+        let refused = a.guard("orders", "shed")["refused"][3].as_u64().unwrap_or_default();
         bulkhead["waiting"].as_u64().unwrap_or_default() + bulkhead["entered"].as_u64().unwrap_or_default() + refused
             == all
     };
     let (mut refused, mut rounds) = (0, 0);
     while refused < 6 {
-        assert!(rounds < 60, "{}", guard_of(&a, "shed"));
+        assert!(rounds < 60, "{}", a.guard("orders", "shed"));
         let clients = sent(&a, &classes).await;
         rounds += 1;
         eventually("all wait", || async { is_held(18 * rounds).then_some(()) }).await;
@@ -82,7 +74,7 @@ async fn calls_that_queue_get_the_least_important_refused_and_the_others_are_ans
             }
         }
     }
-    let shed = guard_of(&a, "shed");
+    let shed = a.guard("orders", "shed");
     assert_eq!((&shed["admitted_percent"][0], &shed["refused"][0]), (&100.into(), &0.into()), "{shed}");
 }
 
@@ -97,7 +89,7 @@ async fn where_nobody_may_wait_those_who_find_no_place_are_the_measure() {
     for _ in 0..10 {
         a.send("GET", "orders.mesh", "/", "x-criticality: critical_plus\r\n", b"").await;
     }
-    assert_eq!(guard_of(&a, "shed")["overloads"], 1);
+    assert_eq!(a.guard("orders", "shed")["overloads"], 1);
     go.add_permits(1);
     drop(held);
 }
@@ -118,5 +110,5 @@ async fn the_queue_of_a_route_set_apart_gets_nobody_else_refused() {
     for _ in 0..30 {
         assert_eq!(a.get("orders.mesh", "/report").await.status, 503);
     }
-    assert_eq!(guard_of(&a, "shed")["overloads"], 0);
+    assert_eq!(a.guard("orders", "shed")["overloads"], 0);
 }

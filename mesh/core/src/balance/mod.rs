@@ -33,7 +33,8 @@
 //! rule (with too small a share of good hosts it sends to bad ones too); ours is by default the simplest of thresholds,
 //! none left. An application that fails only some requests opens all breakers: without the rule, 14 failures of one were
 //! seen to become 280 refusals.
-//! (And of several, some stay in: [`crate::guard::ejections`].) It holds for instances that *answer*: of two drawn, the one takes the request whose last failure is longer ago, so
+//! (And of several, some stay in: [`crate::guard::ejections`].)
+//! It holds for instances that *answer*: of two drawn, the one takes the request whose last failure is longer ago, so
 //! what has recovered is preferred at once. Where no answer comes (nobody listens, or it hangs) quick refusal is worth
 //! more than a long wait, and only probes go there. Probes stay what closes a breaker, here as ever.
 //!

@@ -69,14 +69,20 @@ pub(crate) enum Field {
 /// The fields of a head as it was written to be sent on, for policies.
 pub(crate) struct Written<'a>(pub(crate) &'a [u8]);
 
+impl<'a> Written<'a> {
+    /// Its fields, each as name and value.
+    pub(crate) fn lines(&self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> + use<'a> {
+        self.0.split(|byte| *byte == b'\n').skip(1).filter_map(|line| {
+            let line = line.strip_suffix(b"\r").unwrap_or(line);
+            let colon = line.iter().position(|byte| *byte == b':')?;
+            Some((&line[..colon], line[colon + 1..].trim_ascii()))
+        })
+    }
+}
+
 impl Fields for Written<'_> {
     fn field(&self, name: &str) -> Option<&[u8]> {
-        let mut lines = self.0.split(|byte| *byte == b'\n').skip(1);
-        lines.find_map(|line| {
-            let (known, value) = line.split_at_checked(name.len())?;
-            let value = value.strip_prefix(b": ").filter(|_| known.eq_ignore_ascii_case(name.as_bytes()))?;
-            Some(value.strip_suffix(b"\r").unwrap_or(value))
-        })
+        self.lines().find(|(known, _)| known.eq_ignore_ascii_case(name.as_bytes())).map(|(_, value)| value)
     }
 }
 

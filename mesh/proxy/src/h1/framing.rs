@@ -22,6 +22,9 @@ const MAX_EXTENSION: usize = 256;
 /// The most bytes of trailers.
 const MAX_TRAILERS: usize = 8 * 1024;
 
+/// How much more than its body is gathered of a message that is kept whole: sizes of chunks and trailers.
+pub(crate) const FRAMING_ROOM: usize = 16 * 1024;
+
 /// The body breaks the rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]

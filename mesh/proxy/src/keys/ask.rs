@@ -30,12 +30,10 @@ use tokio::time::{Instant, timeout};
 
 use super::{At, Kept, Keyed};
 use crate::client::Client;
-use crate::inbound::Tunnel;
+use crate::inbound::{Opens, Tunnel};
 use crate::mesh::Stream;
 use crate::stack::Carrier;
 
-/// The first byte of a tunnel that asks.
-pub(crate) const VERSION: u8 = 2;
 /// How long a question is.
 const LENGTH: usize = 1 + 16 + 8 + 4;
 /// The longest head of an answer that is read: more than any sidecar's `max_head_bytes` lets pass.
@@ -101,7 +99,7 @@ impl Question<'_> {
     fn bytes(&self) -> Vec<u8> {
         let wait_ms = u32::try_from(self.wait.min(MAX_WAIT).as_millis()).unwrap_or(0);
         let mut bytes = Vec::with_capacity(LENGTH);
-        bytes.push(VERSION);
+        bytes.push(Opens::Key as u8);
         bytes.extend_from_slice(&self.keyed.id.0.to_be_bytes());
         bytes.extend_from_slice(&self.keyed.print.0.to_be_bytes());
         bytes.extend_from_slice(&wait_ms.to_be_bytes());

@@ -15,14 +15,12 @@ use tokio::time::Instant;
 use super::{At, Kept, Lent, Right};
 use crate::client::{Client, Outgoing, Silent};
 use crate::exchange::{Attempt, Failure, Way};
-use crate::h1::framing::Span;
+use crate::h1::framing::{FRAMING_ROOM, Span};
 use crate::h1::response::{Asked, Response};
 use crate::h1::{BodyReader, Framing, fields};
 use crate::pool::Upstream;
+use crate::reason::Reason;
 use crate::stack::Carrier;
-
-/// How much more than an answer's body may stand in the buffer: chunks' sizes and trailers.
-const FRAMING_ROOM: usize = 16 * 1024;
 
 /// How it ended, for the client that still waits.
 pub(super) enum Outcome {
@@ -131,13 +129,12 @@ impl Run {
                 if matches!(response.framing, Framing::Chunked | Framing::UntilClose) {
                     fields::write_number(&mut head, b"content-length", body.len() as u64);
                 }
-                let kept = Kept { status: response.status, head, body };
-                let answer = Arc::new(kept.copied());
+                let kept = Arc::new(Kept { status: response.status, head, body });
                 if is_final {
                     let size = kept.size();
-                    right.end(Ended::Answered(kept, size));
+                    right.end(Ended::Answered(kept.clone(), size));
                 }
-                Outcome::Whole(answer)
+                Outcome::Whole(kept)
             }
             Ok(Ok(None)) => {
                 if is_final {
@@ -148,14 +145,14 @@ impl Run {
                 Outcome::Large(Box::new(Large { response, upstream, head: client.out }))
             }
             Ok(Err(failure)) => Outcome::Failed(failure),
-            Err(_) => Outcome::Failed(Failure::new(crate::reason::Reason::TimedOut, "the answer did not end in time")),
+            Err(_) => Outcome::Failed(Failure::new(Reason::TimedOut, "the answer did not end in time")),
         }
     }
 }
 
 /// The body of an answer and how many bytes it takes up in the buffer, where it stays; `None` when it has more than `most`.
 async fn gather(response: &Response, upstream: &mut Upstream, most: u64) -> Result<Option<(Vec<u8>, usize)>, Failure> {
-    let broken = |why: String| Failure::new(crate::reason::Reason::Reset, format!("the answer broke off: {why}"));
+    let broken = |why: String| Failure::new(Reason::Reset, format!("the answer broke off: {why}"));
     if matches!(response.framing, Framing::Length(length) if length > most) {
         return Ok(None);
     }
@@ -186,11 +183,5 @@ async fn gather(response: &Response, upstream: &mut Upstream, most: u64) -> Resu
                 }
             }
         }
-    }
-}
-
-impl Kept {
-    fn copied(&self) -> Self {
-        Self { status: self.status, head: self.head.clone(), body: self.body.clone() }
     }
 }

@@ -36,7 +36,7 @@ use starling_core::tolerate::Mode;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-pub(crate) use ask::{VERSION, answer};
+pub(crate) use ask::answer;
 
 use crate::client::{Client, Outgoing};
 use crate::clock::Clock;
@@ -98,7 +98,7 @@ impl Kept {
         if is_repeat {
             fields::write(&mut client.out, REPLAYED, b"true");
         }
-        let mut upstream = Upstream::new(Pipe::Tunnel(Box::new(tokio::io::empty())), &Arc::default());
+        let mut upstream = Upstream::new(Pipe::nothing(), &Arc::default());
         upstream.buffer.keep(&self.body);
         (Response::kept(self.status, self.body.len() as u64), upstream)
     }
@@ -194,7 +194,7 @@ impl Right {
         self.end_by(|answers, now, settings, first| answers.end(now, settings, first, ended));
     }
 
-    fn learn(mut self, answer: Option<Kept>, left: Duration) {
+    fn learn(mut self, answer: Option<Arc<Kept>>, left: Duration) {
         let answer = answer.map(|kept| {
             let size = kept.size();
             (kept, size)
@@ -309,7 +309,7 @@ impl At<'_> {
                 }
                 Heard::Told(Told::Answered(kept, left)) => {
                     let put = kept.put(client, true);
-                    right.learn(Arc::into_inner(kept), left);
+                    right.learn(Some(kept), left);
                     outgoing.need_not_be_sent();
                     return Ok(put);
                 }

@@ -41,7 +41,6 @@ use crate::trace::{Context, OpenSpan};
 
 use copy::{Copying, Ended};
 pub(crate) use inbound::deliver;
-pub(crate) use opening::VERSION;
 
 /// An instance that ends a connection this soon, before its first byte, is taken for broken.
 const EARLY: Duration = Duration::from_secs(5);

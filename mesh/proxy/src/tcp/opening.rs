@@ -17,12 +17,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 use crate::exchange::Failure;
+use crate::inbound::Opens;
 use crate::mesh::Stream;
 use crate::reason::Reason;
 use crate::trace::Context;
 
-/// The first byte of a tunnel of bytes.
-pub(crate) const VERSION: u8 = 1;
 /// What comes before the service.
 const FIXED: usize = 1 + Context::BYTES + 2;
 /// The longest service that is read: a namespace and a name have at most 128 bytes each.
@@ -101,7 +100,7 @@ pub(super) async fn knock<S: Stream>(
 fn write(context: Context, span: SpanId, service: &[u8]) -> Vec<u8> {
     let service = if service.len() > MAX_SERVICE { &[] } else { service };
     let mut opening = Vec::with_capacity(FIXED + service.len());
-    opening.push(VERSION);
+    opening.push(Opens::Bytes as u8);
     opening.extend_from_slice(&context.to_bytes(span));
     opening.extend_from_slice(&(service.len() as u16).to_be_bytes());
     opening.extend_from_slice(service);
@@ -113,7 +112,7 @@ fn write(context: Context, span: SpanId, service: &[u8]) -> Vec<u8> {
 /// # Errors
 /// When it is none: nothing that comes can be understood.
 pub(super) fn read(bytes: &[u8]) -> Result<Option<Opening>, ()> {
-    if bytes.first().is_some_and(|version| *version != VERSION) {
+    if bytes.first().is_some_and(|version| *version != Opens::Bytes as u8) {
         return Err(());
     }
     let Some((fixed, rest)) = bytes.split_first_chunk::<FIXED>() else { return Ok(None) };

@@ -363,6 +363,18 @@ impl Bird {
         self.node.links.as_ref().expect("a linked node")
     }
 
+    /// What `starling guards` says of a service here.
+    pub(crate) fn guards(&self, service: &str) -> serde_json::Value {
+        serde_json::from_str(&self.proxy.governor().guards(&service_key(service))).expect("a report")
+    }
+
+    /// The state of its first guard of this name in that; nothing where there is none.
+    pub(crate) fn guard(&self, service: &str, guard: &str) -> serde_json::Value {
+        let report = self.guards(service);
+        let mut guards = report["guards"].as_array().into_iter().flatten();
+        guards.find(|known| known["guard"] == guard).map(|known| known["state"].clone()).unwrap_or_default()
+    }
+
     pub(crate) fn metrics(&self) -> String {
         let mut out = Exposition::default();
         self.proxy.metrics().collect(&mut out);

@@ -104,7 +104,7 @@ pub enum Begun<A> {
 #[derive(Debug)]
 pub enum Ended<A> {
     /// With this answer, of so many bytes.
-    Answered(A, u64),
+    Answered(Arc<A>, u64),
     /// With more than is kept.
     TooLarge,
     /// Without an answer that is the last word: the key is free.
@@ -296,7 +296,7 @@ impl<A> Answers<A> {
         now: Instant,
         settings: &IdempotencySettings,
         first: &First,
-        answer: Option<(A, u64)>,
+        answer: Option<(Arc<A>, u64)>,
         left: Duration,
     ) {
         self.counts.fetched += u64::from(answer.is_some());
@@ -403,7 +403,7 @@ impl<A> Answers<A> {
                 self.known.remove(&first.key);
                 return;
             }
-            Ended::Answered(answer, bytes) if bytes <= settings.max_bytes => (Some(Arc::new(answer)), bytes),
+            Ended::Answered(answer, bytes) if bytes <= settings.max_bytes => (Some(answer), bytes),
             Ended::Answered(..) | Ended::TooLarge => (None, 0),
         };
         entry.state = State::Answered(now + window, answer, bytes);

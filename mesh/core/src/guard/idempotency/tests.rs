@@ -49,7 +49,7 @@ impl Table {
     }
 
     fn answer(&mut self, now: Instant, first: &First, answer: &'static str) {
-        self.end(now, first, Ended::Answered(answer, answer.len() as u64));
+        self.end(now, first, Ended::Answered(Arc::new(answer), answer.len() as u64));
     }
 
     fn repeat(&mut self, now: Instant, name: &str) -> &'static str {
@@ -141,7 +141,7 @@ fn another_node_is_told_what_is_known_and_whom_it_must_wait_for() {
 fn what_another_node_tells_is_known_here_too_for_as_long_as_there() {
     let mut table = table();
     let Ok(Begun::First(first)) = table.begin(at(0), "k") else { panic!("it is the first") };
-    table.0.learn(at(0), &table.1, &first, Some(("paid", 4)), Duration::from_secs(5));
+    table.0.learn(at(0), &table.1, &first, Some((Arc::new("paid"), 4)), Duration::from_secs(5));
     assert_eq!(table.repeat(at(4), "k"), "paid");
     let _again = table.first(at(5), "k");
     assert_eq!((table.0.snapshot().counts.fetched, table.0.snapshot().bytes), (1, 0));
@@ -191,7 +191,7 @@ proptest! {
                 4 => _ = answers.tell(now, &settings, id, PRINT, &node("b"), &node("a")),
                 _ => {
                     if let Some((key, first)) = out.pop() {
-                        let ended = if step == 2 { Ended::Answered(key, bytes) } else { Ended::Failed };
+                        let ended = if step == 2 { Ended::Answered(Arc::new(key), bytes) } else { Ended::Failed };
                         answers.end(now, &settings, &first, ended);
                     }
                 }
@@ -223,7 +223,7 @@ proptest! {
                 // Its request comes, or its application answers.
                 match doing[who].take() {
                     Some((first, _)) if carried[who] => {
-                        tables[who].end(now, &settings, &first, Ended::Answered("done", 4));
+                        tables[who].end(now, &settings, &first, Ended::Answered(Arc::new("done"), 4));
                         (carried[who], answered) = (false, true);
                     }
                     Some(kept) => doing[who] = Some(kept),
@@ -242,7 +242,7 @@ proptest! {
                 match tables[what].tell(now, &settings, key("k"), PRINT, &names[who], &names[what]) {
                     Told::Unknown => heard.push(what),
                     Told::Answered(answer, left) => {
-                        tables[who].learn(now, &settings, &first, Some((*answer, 4)), left);
+                        tables[who].learn(now, &settings, &first, Some((answer, 4)), left);
                         continue;
                     }
                     _ => {
