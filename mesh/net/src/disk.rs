@@ -25,6 +25,7 @@
 //! | `layer` | what is needed of an operating system, as traits; the real one |
 //! | `frame` | bytes of one entry, and reading a log whatever has happened to it |
 //! | `log` | open, repair, append, rewrite |
+//! | [`spool`] | what waits to be sent later, in a file of its own, by a thread of its own |
 //! | `file` | writing frames to a file, reading files with bad places |
 //! | `figures` | what it has done, and whether it works |
 //! | this file | the thread, its queue, and what others hold of it |
@@ -34,6 +35,7 @@ mod file;
 pub(crate) mod frame;
 mod layer;
 mod log;
+pub mod spool;
 #[cfg(test)]
 mod tests;
 

@@ -100,7 +100,8 @@ pub(super) fn push_payload(buffer: &mut Vec<u8>, base: u64, payload: &[u8]) -> R
     })
 }
 
-fn push(
+/// Appends a frame with what `write` makes.
+pub(super) fn push(
     buffer: &mut Vec<u8>,
     base: u64,
     write: impl FnOnce(&mut Vec<u8>) -> Result<(), rmp_serde::encode::Error>,
@@ -133,23 +134,44 @@ fn header_sum(offset: u64, length: u32) -> u32 {
     sum.finalize()
 }
 
+/// What a stretch of a log is.
+pub(super) enum Stretch<'a> {
+    /// A frame; its payload is what was written.
+    Sound(&'a [u8]),
+    /// Something that cannot be read.
+    Damaged {
+        /// An unfinished write at the end, as any crash can leave it.
+        torn_tail: bool,
+    },
+}
+
 /// Reads a whole log, calling `see` with every sound entry in order: offset and length of its frame, and the entry.
 /// Returns what could not be read.
 pub(crate) fn scan(bytes: &[u8], mut see: impl FnMut(u64, u64, Entry)) -> Vec<Damage> {
     let mut damages = Vec::new();
+    walk(bytes, |at, end, stretch| match stretch {
+        Stretch::Sound(payload) => match read(payload) {
+            Some(entry) => see(at as u64, (end - at) as u64, entry),
+            None => damages.push(damage(bytes, at, end, false)),
+        },
+        Stretch::Damaged { torn_tail } => damages.push(damage(bytes, at, end, torn_tail)),
+    });
+    damages
+}
+
+/// Goes over a whole log of frames, whatever is in them, in order: where each stretch begins and ends, and what it is.
+pub(super) fn walk<'a>(bytes: &'a [u8], mut see: impl FnMut(usize, usize, Stretch<'a>)) {
     let mut at = HEADER.len().min(bytes.len());
     while at < bytes.len() {
         let end = match payload_length(bytes, at) {
             Some(length) if at + FRAME_BYTES + length > bytes.len() => {
-                damages.push(damage(bytes, at, bytes.len(), true));
+                see(at, bytes.len(), Stretch::Damaged { torn_tail: true });
                 break;
             }
             Some(length) => {
                 let end = at + FRAME_BYTES + length;
-                match read(bytes, at, end) {
-                    Some(entry) => see(at as u64, (end - at) as u64, entry),
-                    None => damages.push(damage(bytes, at, end, false)),
-                }
+                let payload = checked_payload(&bytes[at..end]);
+                see(at, end, payload.map_or(Stretch::Damaged { torn_tail: false }, Stretch::Sound));
                 end
             }
             None => {
@@ -157,13 +179,12 @@ pub(crate) fn scan(bytes: &[u8], mut see: impl FnMut(u64, u64, Entry)) -> Vec<Da
                 let end = next.unwrap_or(bytes.len());
                 // A crash can leave the beginning of a header, or a file that grew but was never filled.
                 let unfinished = end - at < FRAME_BYTES || bytes[at..end].iter().all(|byte| *byte == 0);
-                damages.push(damage(bytes, at, end, next.is_none() && unfinished));
+                see(at, end, Stretch::Damaged { torn_tail: next.is_none() && unfinished });
                 end
             }
         };
         at = end;
     }
-    damages
 }
 
 /// The payload of the frame at `at`, checked; `None` when it is damaged.
@@ -183,8 +204,8 @@ fn payload_length(bytes: &[u8], at: usize) -> Option<usize> {
     (sound && length as usize <= MAX_PAYLOAD_BYTES).then_some(length as usize)
 }
 
-fn read(bytes: &[u8], at: usize, end: usize) -> Option<Entry> {
-    let mut input = rmp_serde::Deserializer::from_read_ref(checked_payload(&bytes[at..end])?);
+fn read(payload: &[u8]) -> Option<Entry> {
+    let mut input = rmp_serde::Deserializer::from_read_ref(payload);
     match Head::<Key>::deserialize(&mut input).ok()? {
         Head::Record(key) => Some(Entry::Record(Record { key, cell: Cell::deserialize(&mut input).ok()? })),
         Head::Forget(key) => Some(Entry::Forget(key)),

@@ -13,6 +13,7 @@ use super::*;
 mod crashes;
 mod failing;
 mod sick;
+mod spooling;
 
 fn key(name: &str) -> Key {
     let key = name.parse().unwrap();
