@@ -46,10 +46,35 @@ pub struct Node {
     ready: Arc<AtomicBool>,
     proxy: Proxy,
     drain: Duration,
-    api: JoinHandle<()>,
-    stop_api: watch::Sender<bool>,
+    api: RunningApi,
     /// Copies of its sockets, to be handed over.
     sockets: Sockets,
+}
+
+struct RunningApi {
+    /// Until it has ended.
+    task: Option<JoinHandle<()>>,
+    stop: watch::Sender<bool>,
+}
+
+impl RunningApi {
+    fn start(api: Api) -> Self {
+        let (stop, mut stopped) = watch::channel(false);
+        let task = tokio::spawn(api.serve(async move {
+            // The sender's end is as good a reason to stop as its word.
+            let _ = stopped.wait_for(|stop| *stop).await;
+        }));
+        Self { task: Some(task), stop }
+    }
+
+    /// Lets requests in flight finish.
+    async fn end(&mut self) {
+        self.stop.send_replace(true);
+        let Some(task) = self.task.take() else { return };
+        if let Err(error) = task.await {
+            tracing::error!("the API had failed: {error}");
+        }
+    }
 }
 
 /// Where a node can be reached, with the ports the system chose.
@@ -61,6 +86,8 @@ pub struct Addresses {
     pub api: SocketAddr,
     /// By the applications on its host (HTTP).
     pub proxy: SocketAddr,
+    /// By connections that are redirected to it, if it takes any.
+    pub redirect: Option<SocketAddr>,
 }
 
 /// Why a node did not start; nothing is left running.
@@ -114,6 +141,7 @@ impl StartError {
             Self::Api(starling_api::BindError::Listen { source, .. }) => taken(source),
             Self::Proxy(starling_proxy::StartError::Listen { error, .. }) => taken(error),
             Self::Proxy(starling_proxy::StartError::Bound { error, .. }) => taken(error),
+            Self::Proxy(starling_proxy::StartError::Redirected { error, .. }) => taken(error),
             _ => false,
         }
     }
@@ -132,7 +160,7 @@ impl Node {
     ///
     /// # Errors
     /// As [`Self::start`].
-    pub async fn start_on(mut settings: Settings, sockets: Sockets) -> Result<Node, StartError> {
+    pub async fn start_on(mut settings: Settings, mut sockets: Sockets) -> Result<Node, StartError> {
         let told_peers = sockets.told.iter().flat_map(|told| told.peers.iter().cloned());
         settings.members.seeds.extend(told_peers);
         let declared = settings.registrations().map_err(|errors| StartError::Settings(errors.join("\n")))?;
@@ -152,8 +180,9 @@ impl Node {
         let listen = settings.node.listen;
         let failed = |error| BindError::Socket { address: listen, error };
         let open = |address| starling_net::quic::socket(address, &settings.links);
-        let quic =
-            Sockets::socket(sockets.quic, listen, open).map_err(failed).map_err(starling_net::StartError::from)?;
+        let quic = Sockets::socket(sockets.quic.take(), listen, open)
+            .map_err(failed)
+            .map_err(starling_net::StartError::from)?;
         let ground =
             quic.try_clone().and_then(Ground::with_socket).map_err(failed).map_err(starling_net::StartError::from)?;
         let mut running = starling_net::start_on(&identity, net, ground).await?;
@@ -161,22 +190,23 @@ impl Node {
             catch_up(&running.handle, told).await;
         }
         let ready = Arc::new(AtomicBool::new(false));
-        let (proxy, api, kept) = match listeners(&settings, &mut running, &ready, (sockets.proxy, sockets.api)).await {
+        let (proxy, api, kept) = match listeners(&settings, &mut running, &ready, sockets).await {
             Ok(listeners) => listeners,
             Err(error) => {
                 running.stop(GOODBYE).await;
                 return Err(error);
             }
         };
-        let addresses = Addresses { quic: running.local_addr, api: api.local_addr(), proxy: proxy.local_addr() };
-        let (stop_api, mut stopped) = watch::channel(false);
-        let api = tokio::spawn(api.serve(async move {
-            // The sender's end is as good a reason to stop as its word.
-            let _ = stopped.wait_for(|stop| *stop).await;
-        }));
-        let sockets = Sockets { quic: Some(quic), told: None, ..kept };
+        let addresses = Addresses {
+            quic: running.local_addr,
+            api: api.local_addr(),
+            proxy: proxy.local_addr(),
+            redirect: proxy.redirected(),
+        };
+        let api = RunningApi::start(api);
+        let sockets = Sockets { quic: Some(quic), ..kept };
         let drain = settings.node.drain_timeout.0;
-        let node = Node { running, addresses, ready, proxy, drain, api, stop_api, sockets };
+        let node = Node { running, addresses, ready, proxy, drain, api, sockets };
         if let Err(error) = declare(node.handle(), declared).await {
             node.stop().await;
             return Err(error);
@@ -215,12 +245,15 @@ impl Node {
     }
 
     /// The same, but nobody who connects is refused: the sockets stay open, for the next program.
-    pub async fn hand_over(self) -> Sockets {
-        self.end(HANDING_OVER).await
+    pub async fn hand_over(mut self) -> Sockets {
+        let upstreams = self.upstreams().to_vec();
+        // While this node still takes writes: what comes later is for the next program to answer.
+        self.api.end().await;
+        let told = Told { upstreams, ..told(&self.handle().view()) };
+        Sockets { told: Some(told), ..self.end(HANDING_OVER).await }
     }
 
-    async fn end(self, leaving: Duration) -> Sockets {
-        let told = told(&self.handle().view());
+    async fn end(mut self, leaving: Duration) -> Sockets {
         self.ready.store(false, Ordering::Release);
         match self.handle().command(Command::Leave).await {
             Ok(_) | Err(CommandError::Refused(Refusal::Leaving)) => {}
@@ -233,12 +266,9 @@ impl Node {
         if !self.proxy.drain(self.drain).await {
             tracing::warn!("requests were still in flight after {} ms and were cut off", self.drain.as_millis());
         }
-        self.stop_api.send_replace(true);
-        if let Err(error) = self.api.await {
-            tracing::error!("the API had failed: {error}");
-        }
+        self.api.end().await;
         self.running.stop(GOODBYE).await;
-        Sockets { told: Some(told), ..self.sockets }
+        self.sockets
     }
 
     fn has_peers(&self) -> bool {
@@ -280,29 +310,29 @@ async fn listeners(
     settings: &Settings,
     running: &mut Running,
     ready: &Arc<AtomicBool>,
-    inherited: (Option<TcpListener>, Option<TcpListener>),
+    mut inherited: Sockets,
 ) -> Result<(Proxy, Api, Sockets), StartError> {
     let address = settings.proxy.listen;
     let failed = |error| starling_proxy::StartError::Listen { address, error };
-    let for_apps = Sockets::listener(inherited.0, address, starling_proxy::listen).map_err(failed)?;
-    let kept_proxy = for_apps.try_clone().map_err(failed)?;
+    let for_apps = inherited.listeners(&settings.proxy)?;
+    let kept = Sockets::copies(&for_apps).map_err(failed)?;
     let address = settings.api.listen;
     let failed = |source| starling_api::BindError::Listen { address, source };
-    let for_people = Sockets::listener(inherited.1, address, TcpListener::bind).map_err(failed)?;
+    let for_people = Sockets::listener(inherited.api.take(), address, TcpListener::bind).map_err(failed)?;
     let kept_api = for_people.try_clone().map_err(failed)?;
     let tunnels = running.tunnels.take().expect("nobody has taken the tunnels of a node that was just started");
     let proxy = Proxy::start_on(for_apps, settings.proxy.clone(), Arc::new(running.handle.clone()), tunnels).await?;
     running.handle.govern(proxy.governor());
     let metrics: Vec<Arc<dyn MetricSource>> = vec![Arc::new(running.handle.clone()), proxy.metrics()];
     let api = Api::on(for_people, settings.api.clone(), running.handle.clone(), metrics, ready.clone())?;
-    Ok((proxy, api, Sockets { proxy: Some(kept_proxy), api: Some(kept_api), ..Sockets::default() }))
+    Ok((proxy, api, Sockets { api: Some(kept_api), ..kept }))
 }
 
 /// What the next program is told of this one's picture.
 fn told(view: &View) -> Told {
     let others = view.members.values().filter(|member| member.state == MemberState::Alive && member.node != view.me);
     let peers = others.map(|member| member.facts.address.clone()).filter(|address| !address.is_empty());
-    Told { records: view.fingerprint.count, peers: peers.take(PEERS_TOLD).collect() }
+    Told { records: view.fingerprint.count, peers: peers.take(PEERS_TOLD).collect(), ..Told::default() }
 }
 
 /// Waits until this node knows as much as the program before it did, and a living peer, for a while at most.

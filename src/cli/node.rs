@@ -24,8 +24,8 @@ second signal ends it at once.
 
 SIGUSR2 puts the binary that now lies where this one was started from in its place, as the same process: it is asked first
 whether it would start (--check), then this node stops politely and the new one goes on with its sockets. Nobody who
-connects meanwhile is refused, they wait. Sockets may also come from systemd, named quic, api and proxy
-(FileDescriptorName= in a socket unit).
+connects meanwhile is refused, they wait. Sockets may also come from systemd, named quic, api, proxy, redirect and
+upstream (FileDescriptorName= in a socket unit; one for each [[upstream]], which are told apart by their addresses).
 
 Examples:
   starling node --dev

@@ -128,7 +128,7 @@ async fn node(part: NodePart, mut orders: mpsc::Receiver<Order>) -> Result<(), S
     settings.proxy.trace_one_in = 1; // its story ends with a trace
     crate::logging::start(&settings.log)?;
     let node = crate::Node::start(settings).await.map_err(|error| error.to_string())?;
-    let crate::Addresses { quic, api, proxy } = node.addresses();
+    let crate::Addresses { quic, api, proxy, .. } = node.addresses();
     report(&Word::Node(Addresses { quic, api, sidecar: proxy }));
     loop {
         tokio::select! {

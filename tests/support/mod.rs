@@ -68,6 +68,7 @@ pub(crate) struct NodeProcess {
     api: SocketAddr,
     proxy: SocketAddr,
     quic: SocketAddr,
+    redirect: Option<SocketAddr>,
     /// Services, and the ports that lead to them.
     upstreams: Vec<(String, SocketAddr)>,
 }
@@ -182,8 +183,8 @@ impl NodeProcess {
         let child = command.spawn().unwrap();
         let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
         let (api, proxy, quic) = (nowhere, nowhere, nowhere);
-        let mut node =
-            NodeProcess { name: name.into(), dir: dir.into(), child, api, proxy, quic, upstreams: Vec::new() };
+        let (upstreams, redirect) = (Vec::new(), None);
+        let mut node = NodeProcess { name: name.into(), dir: dir.into(), child, api, proxy, quic, redirect, upstreams };
         eventually(&format!("{name} is ready, or has given up"), || ready_file.exists() || !node.is_running());
         if !ready_file.exists() {
             return Err(node.log());
@@ -191,6 +192,7 @@ impl NodeProcess {
         let ready: Value = serde_json::from_str(&fs::read_to_string(&ready_file).unwrap()).unwrap();
         let address = |what: &str| ready["addresses"][what].as_str().unwrap().parse().unwrap();
         (node.api, node.proxy, node.quic) = (address("api"), address("proxy"), address("quic"));
+        node.redirect = ready["addresses"]["redirect"].as_str().map(|text| text.parse().unwrap());
         let upstreams = ready["upstreams"].as_array().unwrap().iter();
         let text = |of: &Value, key: &str| of[key].as_str().unwrap().to_owned();
         node.upstreams = upstreams.map(|of| (text(of, "service"), text(of, "listen").parse().unwrap())).collect();
@@ -211,6 +213,21 @@ impl NodeProcess {
     pub(crate) fn port_to(&self, service: &str) -> SocketAddr {
         let key = format!("default/{service}");
         self.upstreams.iter().find(|(found, _)| *found == key).expect("the settings bind a port to it").1
+    }
+
+    /// Where redirected connections are taken.
+    pub(crate) fn redirect(&self) -> SocketAddr {
+        self.redirect.expect("the settings say so")
+    }
+
+    /// Calls a service as a program would that knows no proxy, by the port that leads there.
+    pub(crate) fn call_by_port(&self, service: &str) -> Result<String, String> {
+        exchange(self.port_to(service), "anything", "/")
+    }
+
+    /// A connection to this node's API for one request after the other.
+    pub(crate) fn api_line(&self) -> Line {
+        Line::to(self.api)
     }
 
     /// Where its peers reach it.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
 use axum::handler::Handler;
-use axum::http::header::ALLOW;
+use axum::http::header::{ALLOW, CONNECTION};
 use axum::http::{HeaderValue, Method, StatusCode, Uri};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
@@ -69,17 +69,20 @@ pub(crate) fn router(context: Shared) -> Router {
         .with_state(context)
 }
 
-/// Before and after every request: the guard, then the counter.
+/// Before and after every request: the guard, then the counter and, when the node stops, the connection's end.
 async fn front_door(State(context): State<Shared>, request: Request, next: Next) -> Response {
     let method = word(request.method());
     let route = request.extensions().get::<MatchedPath>().cloned();
     let allowed = &context.settings.allowed_hosts;
-    let response = match guard::check(request.method(), request.uri(), request.headers(), allowed) {
+    let mut response = match guard::check(request.method(), request.uri(), request.headers(), allowed) {
         Ok(()) => next.run(request).await,
         Err(failure) => failure.into_response(),
     };
     let route = route.as_ref().map_or("other", MatchedPath::as_str);
     context.counters.answered(method, route, response.status());
+    if *context.stopping.borrow() {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     response
 }
 

@@ -95,8 +95,9 @@ impl Api {
         self.address
     }
 
-    /// Serves until `shutdown` ends; then accepts nothing new, answers waiting queries, and gives the requests in
-    /// flight [`ApiSettings::drain_timeout_ms`] to finish.
+    /// Serves until `shutdown` ends; then accepts nothing new, answers waiting queries, lets each connection that has been
+    /// accepted bring one more request within a second, and gives all in flight [`ApiSettings::drain_timeout_ms`] to
+    /// finish.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) {
         let limit = self.context.settings.max_connections.min(Semaphore::MAX_PERMITS);
         let places = Arc::new(Semaphore::new(limit));
@@ -158,10 +159,13 @@ async fn connection(stream: TcpStream, router: Router, context: Shared, _place: 
     };
     let ended = match ended {
         Some(ended) => ended,
-        None => {
-            served.as_mut().graceful_shutdown();
-            served.await
-        }
+        None => match timeout(LAST_REQUEST, served.as_mut()).await {
+            Ok(ended) => ended,
+            Err(_) => {
+                served.as_mut().graceful_shutdown();
+                served.await
+            }
+        },
     };
     if let Err(error) = ended {
         if is_stalled(&error) {
@@ -204,6 +208,9 @@ impl Drop for Open<'_> {
 
 /// The most bytes of a request's head, query included.
 const MAX_HEAD_BYTES: usize = 32 * 1024;
+/// How long a connection is kept for one more request when the node stops: whoever is just sending one gets an answer that
+/// says `connection: close`, and not a connection that is gone.
+const LAST_REQUEST: Duration = Duration::from_secs(1);
 /// How long nothing is accepted after accepting failed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How long a refused connection may take to hear that.

@@ -86,7 +86,7 @@ use std::time::Duration;
 pub use bound::BoundPort;
 pub use h1::forwarded::Forwarded;
 pub use http2::Http2Settings;
-pub use outbound::listen;
+pub use outbound::{Listeners, Place, listen};
 pub use redirect::RedirectUnknown;
 pub use settings::ProxySettings;
 use starling_core::id::ServiceKey;
@@ -184,42 +184,39 @@ impl Proxy {
         mesh: Arc<dyn Mesh>,
         tunnels: mpsc::Receiver<T>,
     ) -> Result<Proxy, StartError> {
-        let address = settings.listen;
-        let listener = outbound::listen(address).map_err(|error| StartError::Listen { address, error })?;
-        Self::start_on(listener, settings, mesh, tunnels).await
+        let listeners = Listeners::open(&settings)?;
+        Self::start_on(listeners, settings, mesh, tunnels).await
     }
 
-    /// The same on a listener that is open already and does not block.
+    /// The same on listeners that are open already.
     ///
     /// # Errors
     /// See [`StartError`].
     pub async fn start_on<T: Knock>(
-        listener: std::net::TcpListener,
+        open: Listeners,
         settings: ProxySettings,
         mesh: Arc<dyn Mesh>,
         tunnels: mpsc::Receiver<T>,
     ) -> Result<Proxy, StartError> {
         settings.check().map_err(StartError::Settings)?;
-        let address = settings.listen;
-        let failed = |error| StartError::Listen { address, error };
-        let local_addr = listener.local_addr().map_err(failed)?;
+        let local = |listener: &std::net::TcpListener, place: Place<'_>| {
+            listener.local_addr().map_err(|error| place.failed(error))
+        };
+        let local_addr = local(&open.apps, Place::Apps(settings.listen))?;
         let tunnel_places = Arc::new(Semaphore::new(settings.max_tunnels));
         let mut entrances = BTreeMap::from([(local_addr, Entrance::Any)]);
-        let mut listeners = vec![(listener, Gate::Entrance(Entrance::Any))];
+        let mut listeners = vec![(open.apps, Gate::Entrance(Entrance::Any))];
         let mut bound = Vec::new();
-        for port in &settings.upstreams {
-            let failed = |error| StartError::Bound { port: port.clone(), error };
-            let listener = outbound::listen(port.listen).map_err(failed)?;
-            let (address, entrance) = (listener.local_addr().map_err(failed)?, Entrance::Bound(Arc::new(port.clone())));
+        for (port, listener) in settings.upstreams.iter().zip(open.upstreams) {
+            let address = local(&listener, Place::Upstream(port))?;
+            let entrance = Entrance::Bound(Arc::new(port.clone()));
             bound.push((port.service.clone(), address));
             entrances.insert(address, entrance.clone());
             listeners.push((listener, Gate::Entrance(entrance)));
         }
         let mut redirected = None;
-        if let Some(address) = settings.redirect_listen {
-            let failed = |error| StartError::Redirected { address, error };
-            let listener = outbound::listen(address).map_err(failed)?;
-            redirected = Some(listener.local_addr().map_err(failed)?);
+        if let (Some(address), Some(listener)) = (settings.redirect_listen, open.redirected) {
+            redirected = Some(local(&listener, Place::Redirected(address))?);
             listeners.push((listener, Gate::Redirected));
         }
         let tls = tls::acceptor(&settings.tls).map_err(StartError::Settings)?;

@@ -9,13 +9,15 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::Job;
+use crate::bound::BoundPort;
 use crate::h1::forwarded::{Forwarded, Peer};
 use crate::pool::{Counted, Gauge};
 use crate::redirect;
 use crate::serve::{Door, Entrance, Lifetime, serve};
+use crate::settings::ProxySettings;
 use crate::stack::Carrier;
 use crate::workers::Crew;
+use crate::{Job, StartError};
 
 /// Pause after a failed accept: it is nearly always a lack of file descriptors, which only time mends.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -29,6 +31,74 @@ pub(crate) enum Gate {
     Entrance(Entrance),
     /// Those that want to go elsewhere, and are redirected to it.
     Redirected,
+}
+
+/// All listeners of a data plane; none of them blocks.
+#[derive(Debug)]
+pub struct Listeners {
+    /// For applications, on `listen` of the settings.
+    pub apps: std::net::TcpListener,
+    /// For each of the settings' `upstreams`, in their order.
+    pub upstreams: Vec<std::net::TcpListener>,
+    /// For redirected connections, if `redirect_listen` is set.
+    pub redirected: Option<std::net::TcpListener>,
+}
+
+impl Listeners {
+    /// Opens all that the settings name.
+    ///
+    /// # Errors
+    /// Which could not be opened, and why.
+    pub fn open(settings: &ProxySettings) -> Result<Self, StartError> {
+        Self::open_by(settings, |place| listen(place.address()))
+    }
+
+    /// The same by a way of one's own, which may know some that are open already.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_by(
+        settings: &ProxySettings,
+        mut open: impl FnMut(Place<'_>) -> io::Result<std::net::TcpListener>,
+    ) -> Result<Self, StartError> {
+        let mut open = |place: Place<'_>| open(place).map_err(|error| place.failed(error));
+        let upstreams = settings.upstreams.iter().map(Place::Upstream);
+        Ok(Self {
+            apps: open(Place::Apps(settings.listen))?,
+            upstreams: upstreams.map(&mut open).collect::<Result<_, _>>()?,
+            redirected: settings.redirect_listen.map(|address| open(Place::Redirected(address))).transpose()?,
+        })
+    }
+}
+
+/// One of a data plane's listeners, by what it is for.
+#[derive(Debug, Clone, Copy)]
+pub enum Place<'a> {
+    /// Applications, at this address.
+    Apps(SocketAddr),
+    /// Those that want one service.
+    Upstream(&'a BoundPort),
+    /// Redirected connections, at this address.
+    Redirected(SocketAddr),
+}
+
+impl Place<'_> {
+    /// Where the settings say it is; port 0 is any.
+    pub fn address(self) -> SocketAddr {
+        match self {
+            Self::Apps(address) | Self::Redirected(address) => address,
+            Self::Upstream(port) => port.listen,
+        }
+    }
+
+    /// What it means that there is no listener.
+    pub(crate) fn failed(self, error: io::Error) -> StartError {
+        match self {
+            Self::Apps(address) => StartError::Listen { address, error },
+            Self::Upstream(port) => StartError::Bound { port: port.clone(), error },
+            Self::Redirected(address) => StartError::Redirected { address, error },
+        }
+    }
 }
 
 /// Opens a listener for applications, which does not block.
