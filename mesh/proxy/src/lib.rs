@@ -222,8 +222,10 @@ impl Proxy {
         let tls = tls::acceptor(&settings.tls).map_err(StartError::Settings)?;
         let clock = Clock::start();
         let ground = Ground::new(&settings, clock).map_err(StartError::Settings)?;
+        let (alive_held, alive) = mpsc::channel(1);
         let carrier = Arc::new_cyclic(|own| Carrier {
             own: own.clone(),
+            alive: alive_held.downgrade(),
             tls,
             identity: settings.identity(),
             mesh,
@@ -239,7 +241,6 @@ impl Proxy {
             answered: Semaphore::new(checking::MAX_ANSWERED),
         });
         let (phase, phase_seen) = watch::channel(Phase::Running);
-        let (alive_held, alive) = mpsc::channel(1);
         let lifetime = Lifetime::new(phase_seen, alive_held);
         let places = Arc::new(Semaphore::new(carrier.settings.max_connections));
         let count = if carrier.settings.workers == 0 { workers::usual() } else { carrier.settings.workers };

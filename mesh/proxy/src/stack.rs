@@ -16,6 +16,7 @@
 //! | 12 | exchange | idle or new connection, send, wait for the head |
 //! | 13 | learn | latency, breaker and counters hear of every attempt, also of those that were repeated |
 
+use std::convert::Infallible;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -30,7 +31,7 @@ use starling_core::policy::{Force, Scope};
 use starling_core::registry::Reach;
 use starling_core::route::{RouteError, route};
 use starling_core::view::{InstanceView, ServiceView, View};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 
@@ -71,6 +72,8 @@ pub(crate) struct Carrier {
     pub(crate) mesh: Arc<dyn Mesh>,
     /// Itself, for what goes on after a request has been answered.
     pub(crate) own: Weak<Carrier>,
+    /// For what outlives its connection: a drain waits for whoever holds one of these.
+    pub(crate) alive: mpsc::WeakSender<Infallible>,
     pub(crate) clock: Clock,
     pub(crate) directory: Directory,
     /// The node's own layer of every policy.

@@ -6,6 +6,7 @@ mod support;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::Duration;
 
 use support::*;
 use tokio::sync::Semaphore;
@@ -413,4 +414,20 @@ async fn only_a_node_with_an_instance_of_the_service_is_told_what_was_answered()
         tunnel.shutdown().await.unwrap();
         assert_eq!(tunnel.read(&mut [0; 16]).await.unwrap(), 0);
     }
+}
+
+#[tokio::test]
+async fn a_drain_waits_for_a_first_request_whose_client_has_left() {
+    let (flock, (app, go)) = (Flock::default(), App::held_back("done").await);
+    let a = flock.node("a").await;
+    flock.register(app.at("orders", "1", "a"));
+    flock.policy("orders", "[idempotency]\n");
+    let mut first = Client::connect(a.addr()).await;
+    first.send("POST", HOST, "/orders", &key("k"), b"x").await;
+    eventually("it is under way", || async { (app.requests() == 1).then_some(()) }).await;
+    drop(first);
+    let none_left = "starling_proxy_connections{kind=\"application\"} 0";
+    eventually("its client has left", || async { a.metrics().contains(none_left).then_some(()) }).await;
+    assert!(!a.proxy.drain(Duration::from_millis(200)).await, "what it waited for was cut off");
+    drop(go);
 }

@@ -1,5 +1,6 @@
 //! The first request with a key, carried by a task of its own: it ends with its answer, not with its client.
 
+use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::sync::Arc;
 use std::task::Poll;
@@ -9,7 +10,7 @@ use starling_core::guard::idempotency::Ended;
 use starling_core::observe::SpanId;
 use starling_core::policy::Timeouts;
 use starling_core::registry::{Address, Protocol};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::{At, Kept, Lent, Right};
@@ -52,6 +53,8 @@ impl Large {
 /// A first request on its way.
 pub(super) struct Run {
     carrier: Arc<Carrier>,
+    /// A drain waits for it, as for every request in flight.
+    _alive: mpsc::Sender<Infallible>,
     right: Right,
     outgoing: Outgoing,
     address: Address,
@@ -67,6 +70,7 @@ impl Run {
     pub(super) fn new(at: &At<'_>, attempt: &Attempt<'_>, right: Right, outgoing: &Outgoing) -> Option<Self> {
         Some(Self {
             carrier: attempt.carrier.own.upgrade()?,
+            _alive: attempt.carrier.alive.upgrade()?,
             right,
             outgoing: outgoing.twin()?,
             address: at.address.clone(),
@@ -89,7 +93,7 @@ impl Run {
     }
 
     async fn run(self) -> Outcome {
-        let Self { carrier, right, mut outgoing, address, pool, protocol, span, timeouts, number } = self;
+        let Self { carrier, _alive, right, mut outgoing, address, pool, protocol, span, timeouts, number } = self;
         // Not as long as its caller waits: what the application has begun, it will end.
         let lost_after = Duration::from_millis(right.settings.lost_after_ms);
         let deadline = Instant::now() + lost_after;
