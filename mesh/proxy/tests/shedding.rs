@@ -26,8 +26,12 @@ async fn a_service_that_answers_slowly_is_not_overloaded() {
     let (flock, slow) = (Flock::default(), slow.await);
     let a = flock.node("a").await;
     flock.register(slow.at("orders", "1", "a"));
-    // A window ends with every ten calls: whatever has been measured until then has its effect on the next.
-    flock.policy("orders", "[bulkhead]\nmax_concurrent = 100\nqueue.max_queue = 100\n[shed]\nwindow_calls = 10\n");
+    // A window ends with every ten calls: whatever has been measured until then has its effect on the next. Nothing but the
+    // answers takes as long as what is too long.
+    flock.policy(
+        "orders",
+        "[bulkhead]\nmax_concurrent = 100\nqueue.max_queue = 100\n[shed]\nwindow_calls = 10\ntarget_ms = 400\n",
+    );
     for _ in 0..3 {
         for mut client in sent(&a, &["sheddable"; 12]).await {
             assert_eq!(client.answer().await.text(), "slow");
@@ -49,30 +53,33 @@ async fn calls_that_queue_get_the_least_important_refused_and_the_others_are_ans
          [shed]\ntarget_ms = 1\nwindow_ms = 60000\nwindow_calls = 10\n",
     );
     let classes: Vec<&str> = (0..18).map(|i| if i % 3 == 0 { "sheddable" } else { "critical_plus" }).collect();
+    let refused_so_far = || a.guard("orders", "shed")["refused"][3].as_u64().unwrap_or_default();
     let is_held = |all: u64| {
         let bulkhead = a.guard("orders", "bulkhead");
-        let refused = a.guard("orders", "shed")["refused"][3].as_u64().unwrap_or_default();
-        bulkhead["waiting"].as_u64().unwrap_or_default() + bulkhead["entered"].as_u64().unwrap_or_default() + refused
-            == all
+        let count = |of: &str| bulkhead[of].as_u64().unwrap_or_default();
+        count("waiting") + count("entered") + refused_so_far() == all
     };
     let (mut refused, mut rounds) = (0, 0);
     while refused < 6 {
         assert!(rounds < 60, "{}", a.guard("orders", "shed"));
+        let refused_before = refused_so_far();
         let clients = sent(&a, &classes).await;
         rounds += 1;
         eventually("all wait", || async { is_held(18 * rounds).then_some(()) }).await;
         tokio::time::sleep(Duration::from_millis(5)).await; // this is how long they wait at least
-        go.add_permits(clients.len());
-        refused = 0;
+        refused = refused_so_far() - refused_before;
+        go.add_permits(clients.len() - refused as usize); // none is left over for the next round
+        let mut told = 0;
         for (mut client, class) in clients.into_iter().zip(&classes) {
             let answer = client.answer().await;
             if answer.status != 200 {
                 let reason = answer.header("x-starling-reason");
                 assert_eq!(reason, Some("shed: less critical than there is room for (rule sheddable)"), "{class}");
                 assert_eq!((answer.status, answer.header("retry-after")), (503, Some("60")));
-                refused += 1;
+                told += 1;
             }
         }
+        assert_eq!(told, refused);
     }
     let shed = a.guard("orders", "shed");
     assert_eq!((&shed["admitted_percent"][0], &shed["refused"][0]), (&100.into(), &0.into()), "{shed}");

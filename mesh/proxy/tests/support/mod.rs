@@ -552,7 +552,7 @@ impl App {
         let app = Self::answering(move |_| {
             let gate = gate.clone();
             async move {
-                let _ = gate.acquire().await;
+                gate.acquire().await.unwrap().forget();
                 text(200, name)
             }
         });

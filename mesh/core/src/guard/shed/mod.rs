@@ -27,7 +27,8 @@
 //! hour at most; never of the session, or people would log in again and again until they are lucky. With an unknown
 //! user a request's level is drawn at random.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -125,6 +126,8 @@ pub struct Shed {
     calls: AtomicU32,
     full: AtomicU32,
     ends_us: AtomicU64,
+    /// Held by whoever ends a window: two that did it at once would each take a part of what came for all of it.
+    ending: Mutex<()>,
     last_mean_us: AtomicU64,
     last_full_percent: AtomicU32,
     overloads: AtomicU64,
@@ -157,6 +160,7 @@ impl Shed {
             calls: AtomicU32::new(0),
             full: AtomicU32::new(0),
             ends_us: AtomicU64::new(0),
+            ending: Mutex::new(()),
             last_mean_us: AtomicU64::new(0),
             last_full_percent: AtomicU32::new(0),
             overloads: AtomicU64::new(0),
@@ -171,9 +175,8 @@ impl Shed {
     pub fn admit(&self, now: Instant, level: Level) -> Result<(), Refusal> {
         let Level(level) = level;
         self.came[level as usize].fetch_add(1, Relaxed);
-        let ends = self.ends_us.load(Acquire);
-        if now.0 >= ends || self.calls.load(Relaxed) >= self.settings.window_calls {
-            self.end_window(ends, now);
+        if self.is_over(now) {
+            self.end_window(now);
         }
         if level < self.cursor.load(Relaxed) {
             return Ok(());
@@ -212,12 +215,17 @@ impl Shed {
         }
     }
 
-    /// Ends the window and moves the cursor; of several callers, one does.
-    fn end_window(&self, ends: u64, now: Instant) {
-        let next = (now.0 + self.settings.window_ms * 1_000).max(ends + 1);
-        if self.ends_us.compare_exchange(ends, next, AcqRel, Acquire).is_err() {
+    fn is_over(&self, now: Instant) -> bool {
+        now.0 >= self.ends_us.load(Relaxed) || self.calls.load(Relaxed) >= self.settings.window_calls
+    }
+
+    /// Ends the window and moves the cursor; of several callers, one does, and the others go on as before.
+    fn end_window(&self, now: Instant) {
+        let Ok(_ending) = self.ending.try_lock() else { return };
+        if !self.is_over(now) {
             return;
         }
+        self.ends_us.store(now.0 + self.settings.window_ms * 1_000, Relaxed);
         let calls = self.calls.swap(0, Relaxed);
         let full = self.full.swap(0, Relaxed).min(calls);
         // Of those that could wait: whoever found everything full has waited for nothing.
