@@ -12,7 +12,7 @@
 //! | 7 | quotas: of the mesh as a whole | after this node's own limits: what they refuse asks nothing of others |
 //! | 8 | bulkhead: so many at once | after the limits, so that who is refused there never held a place |
 //! | 9 | concurrency: as many as the callee can do | within the bulkhead's places; its clock starts after the wait there |
-//! | 10 | circuit: the service's or route's breaker | last: its trial permits are few, and none is taken by who would have been refused above; its clock measures the callee, not our queues |
+//! | 10 | circuit: the service's, route's or method's breaker | last: its trial permits are few, and none is taken by who would have been refused above; its clock measures the callee, not our queues |
 //! | 11 | mirror | copies of what really goes out, and of nothing else |
 //! | 12 | attempts (`stack`): retries, balance with the instances' breakers, exchange | one admission for all attempts: a retry is no new request |
 //! | 13 | learn: circuit at the response's head, places when its body has ended | |
@@ -37,6 +37,7 @@ use starling_core::time::{Instant as Moment, WallTime};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::clock::{self, Clock};
+use crate::grpc;
 use crate::last_good::Keep;
 use crate::reason::{Reason, Refused};
 
@@ -301,9 +302,18 @@ impl Question<'_> {
     }
 
     fn circuit(&self) -> Result<Option<CircuitPermit>, Refused> {
-        let Some(circuit) = &self.scope.circuit else { return Ok(None) };
-        let admitted = circuit.admit(self.clock.now(), clock::random());
+        let Some(circuits) = &self.scope.circuit else { return Ok(None) };
+        let admitted = circuits.of(|| self.method()).admit(self.clock.now(), clock::random());
         admitted.map(Some).map_err(|refusal| self.refuse(refusal, "circuit"))
+    }
+
+    /// What is called: a method of HTTP, or of a service of gRPC.
+    fn method(&self) -> &str {
+        if self.asked.fields.field("content-type").is_some_and(grpc::is_grpc) {
+            self.asked.path.split_once('?').map_or(self.asked.path, |(path, _)| path)
+        } else {
+            self.asked.method
+        }
     }
 
     async fn wait(&self, mut waiting: Waiting, most: Duration, rule: &str) -> Result<Place, Refused> {

@@ -144,7 +144,7 @@ fn show(scope: &Scope, whole: Option<&Scope>, now: Instant, guards: &mut Vec<Gua
     one!(shed, |guard: &Arc<starling_core::guard::Shed>| guard.snapshot());
     one!(bulkhead, |guard: &Arc<starling_core::guard::Bulkhead>| guard.snapshot());
     one!(concurrency, |guard: &Arc<starling_core::guard::Concurrency>| guard.snapshot());
-    one!(circuit, |guard: &Arc<starling_core::guard::Circuit>| guard.snapshot(now));
+    one!(circuit, |guard: &Arc<starling_core::guard::Circuits>| guard.snapshot(now));
     for limit in &scope.limits {
         let shared = |whole: &Scope| whole.limits.iter().any(|other| Arc::ptr_eq(other, limit));
         if !whole.is_some_and(shared) {

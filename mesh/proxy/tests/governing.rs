@@ -346,6 +346,39 @@ async fn who_could_not_wait_for_a_paced_place_is_told_at_once() {
 }
 
 #[tokio::test]
+async fn each_method_has_its_circuit_where_the_policy_says_so() {
+    let app = App::answering(|request| async move {
+        let fails = *request.method() == "PUT" || request.uri().path() == "/shop.Orders/Buy";
+        text(if fails { 500 } else { 200 }, "")
+    })
+    .await;
+    let flock = Flock::default();
+    let a = flock.node("a").await;
+    flock.register(app.at("orders", "1", "a"));
+    flock.policy(
+        "orders",
+        "[circuit]\nper = \"method\"\nmax_methods = 4\nconsecutive_failures = 3\nopen_ms = 600000\nmax_open_ms = 600000\n",
+    );
+    let plain = async |method| a.send(method, "orders.mesh", "/", "", b"").await;
+    let grpc = async |path| a.send("POST", "orders.mesh", path, "content-type: application/grpc\r\n", b"").await;
+    for _ in 0..3 {
+        assert_eq!(plain("PUT").await.status, 500);
+        grpc("/shop.Orders/Buy").await;
+    }
+    let refused = Some("breaker: open (rule circuit)");
+    assert_eq!(plain("PUT").await.header("x-starling-reason"), refused);
+    assert_eq!(grpc("/shop.Orders/Buy?of=7").await.header("x-starling-reason"), refused);
+    assert_eq!((plain("GET").await.status, grpc("/shop.Orders/Show").await.status), (200, 200));
+    assert_eq!(plain("DELETE").await.status, 200);
+    let circuit = a.guard("orders", "circuit");
+    let states: Vec<_> =
+        circuit["methods"].as_object().unwrap().iter().map(|(name, one)| (name, &one["state"])).collect();
+    let expected = [("/shop.Orders/Buy", "open"), ("/shop.Orders/Show", "closed"), ("GET", "closed"), ("PUT", "open")];
+    assert!(states.iter().map(|(name, state)| (name.as_str(), state.as_str().unwrap())).eq(expected), "{circuit}");
+    assert_eq!(circuit["calls"], 1, "the fifth shares what is for all the rest");
+}
+
+#[tokio::test]
 async fn a_caller_without_permission_opens_no_circuit() {
     let (flock, app, a) = shop("[circuit]\nconsecutive_failures = 2\nopen_ms = 600000\nmax_open_ms = 600000\n").await;
     flock.document("access", "orders", "[[allow]]\ncallers = [\"till\"]");

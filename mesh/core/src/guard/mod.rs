@@ -43,7 +43,7 @@ mod window;
 pub use breaker::{Breaker, BreakerSettings, BreakerState, Fault, Permit, Word};
 pub use budget::{BudgetSettings, RetryBudget};
 pub use bulkhead::{Bulkhead, BulkheadSettings};
-pub use circuit::{Circuit, CircuitSettings};
+pub use circuit::{Circuit, CircuitSettings, Circuits};
 pub use concurrency::{Concurrency, ConcurrencySettings};
 pub use criticality::Criticality;
 pub use ejections::Ejections;

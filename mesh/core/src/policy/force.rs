@@ -16,7 +16,7 @@ use crate::balance::BalanceSettings;
 use crate::guard::circuit::{CircuitSettings, Failures, Mode};
 use crate::guard::limit::{KeyBudget, LimitBy, Meter};
 use crate::guard::{
-    Bulkhead, BulkheadSettings, Circuit, Concurrency, ConcurrencySettings, Criticality, Limit, List, Quota, Shed,
+    Bulkhead, BulkheadSettings, Circuits, Concurrency, ConcurrencySettings, Criticality, Limit, List, Quota, Shed,
     ShedSettings,
 };
 use crate::time::{Instant, WallTime};
@@ -55,8 +55,8 @@ pub struct Scope {
     pub bulkhead: Option<Arc<Bulkhead>>,
     /// As many at once as the callee can do.
     pub concurrency: Option<Arc<Concurrency>>,
-    /// The breaker.
-    pub circuit: Option<Arc<Circuit>>,
+    /// The breaker, or one for each method.
+    pub circuit: Option<Arc<Circuits>>,
     /// Calls in a time; those of the service first.
     pub limits: Vec<Arc<Limit>>,
     /// For each of the limits, the meter of the route it is related to, if it is.
@@ -241,7 +241,7 @@ impl Scope {
             bulkhead: heard("bulkhead", bulkhead.is_some()),
             concurrency: heard("concurrency", concurrency.is_some()),
         };
-        let circuit = guard!(circuit, Circuit, CircuitSettings);
+        let circuit = guard!(circuit, Circuits, CircuitSettings);
         if let Some(circuit) = circuit.as_ref().filter(|_| shared("circuit").is_none()) {
             let left = sections.degrade.until.map(|until| until.saturating_sub(at.wall.0));
             // What is forced open is refused before its circuit is asked (`forced_open`): a route that has switched itself
@@ -437,6 +437,6 @@ mod tests {
         let (service, route) = (&force.service, &force.routes[0].1);
         let open = |scope: &Scope| scope.forced_open(Criticality::Critical, at.wall);
         assert_eq!((open(service), open(route)), (Some(None), None));
-        assert!(route.circuit.as_ref().unwrap().admit(at.now, 0).is_ok(), "nor by the circuit they share");
+        assert!(route.circuit.as_ref().unwrap().of(|| "GET").admit(at.now, 0).is_ok(), "nor by the circuit they share");
     }
 }

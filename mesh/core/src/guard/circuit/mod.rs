@@ -18,6 +18,7 @@
 //!
 //! A trial is decided as soon as it is certain: when so many have failed that the others cannot make up for it.
 
+mod methods;
 mod settings;
 
 use std::sync::Arc;
@@ -29,7 +30,10 @@ use serde::Serialize;
 use super::refusal::{Guard, Outcome, Refusal};
 use super::ring::{Counts, Ring};
 use crate::time::Instant;
-pub use settings::{Came, CircuitSettings, FailureSettings, Failures, HalfOpenThen, Mode, SwitchSettings, WindowKind};
+pub use methods::{Circuits, CircuitsSnapshot};
+pub use settings::{
+    Came, CircuitPer, CircuitSettings, FailureSettings, Failures, HalfOpenThen, Mode, SwitchSettings, WindowKind,
+};
 
 /// The breaker of a service, route or method.
 #[derive(Debug)]
@@ -184,6 +188,11 @@ impl Circuit {
         // A time of 0 would be "for ever".
         let until = until.map_or(0, |until| until.0.max(1));
         self.mode.store(until << 3 | number, Relaxed);
+    }
+
+    /// Drives it as another one is driven.
+    fn drive_as(&self, other: &Circuit) {
+        self.mode.store(other.mode.load(Relaxed), Relaxed);
     }
 
     /// How it is driven now.

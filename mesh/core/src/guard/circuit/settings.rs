@@ -49,6 +49,22 @@ pub struct CircuitSettings {
     /// for this long. 0 (such words are not heeded) to 86,400,000; default 0: one instance's word is no reason to spare
     /// all of a service.
     pub max_retry_after_ms: u64,
+    /// Whether all requests share one circuit, or those of each method have their own. Default `all`.
+    pub per: CircuitPer,
+    /// How many methods get a circuit of their own at most, those called first; the rest share one. 1 to 1,000, and with a
+    /// window by calls at most ten million divided by `window_calls`; default 100.
+    pub max_methods: u32,
+}
+
+/// Which requests share a circuit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CircuitPer {
+    /// All of the service's, or of the route's.
+    #[default]
+    All,
+    /// Those of one method: of HTTP (`GET`), or, for calls of gRPC, their path (`/shop.Orders/Buy`).
+    Method,
 }
 
 /// What a window is measured in.
@@ -93,12 +109,18 @@ impl Default for CircuitSettings {
             half_open_ms: 10_000,
             half_open_then: HalfOpenThen::Judge,
             max_retry_after_ms: 0,
+            per: CircuitPer::All,
+            max_methods: 100,
         }
     }
 }
 
 const HOUR_MS: u64 = 3_600_000;
 const DAY_MS: u64 = 24 * HOUR_MS;
+/// Services of gRPC have tens of methods; this many are most likely made up by callers.
+const MAX_METHODS: u64 = 1_000;
+/// Calls in the windows of all methods together: a byte each.
+const MAX_WINDOWS: u64 = 10_000_000;
 
 impl CircuitSettings {
     /// What is out of its bounds, if anything.
@@ -106,6 +128,12 @@ impl CircuitSettings {
     /// # Errors
     /// The first such field.
     pub fn check(&self) -> Result<(), Invalid> {
+        let max_methods = match (self.per, self.window) {
+            (CircuitPer::Method, WindowKind::Calls) => {
+                (MAX_WINDOWS / u64::from(self.window_calls.max(1))).clamp(1, MAX_METHODS)
+            }
+            _ => MAX_METHODS,
+        };
         all_within([
             ("failure_percent", self.failure_percent.into(), 0..=100),
             ("slow_percent", self.slow_percent.into(), 0..=100),
@@ -120,6 +148,7 @@ impl CircuitSettings {
             ("half_open_calls", self.half_open_calls.into(), 1..=31),
             ("half_open_ms", self.half_open_ms, 1..=HOUR_MS),
             ("max_retry_after_ms", self.max_retry_after_ms, 0..=DAY_MS),
+            ("max_methods", self.max_methods.into(), 1..=max_methods),
         ])
     }
 
