@@ -452,6 +452,21 @@ async fn a_switch_turned_from_all_to_some_classes_lets_the_others_pass_the_circu
 }
 
 #[tokio::test]
+async fn a_circuit_heeds_until_when_an_answer_says_to_stay_away_whatever_its_clock_shows() {
+    let head = "HTTP/1.1 503 Busy\r\ndate: Sun, 06 Nov 1994 08:49:37 GMT\r\n\
+        retry-after: Sun, 06 Nov 1994 08:54:37 GMT\r\ncontent-length: 0\r\n\r\n";
+    let (flock, app) = (Flock::default(), App::saying(head).await);
+    let a = flock.node("a").await;
+    flock.register(app.at("orders", "1", "a"));
+    flock.policy("orders", "[retry]\nmax_retries = 0\n[circuit]\nmax_retry_after_ms = 600000\n");
+    assert_eq!(a.get("orders.mesh", "/").await.status, 503);
+    let refused = a.get("orders.mesh", "/").await;
+    assert_eq!(refused.header("x-starling-reason"), Some("breaker: open (rule circuit)"));
+    let seconds: u64 = refused.header("retry-after").unwrap().parse().unwrap();
+    assert!((240..=300).contains(&seconds), "five minutes by its clock, less what has passed: {seconds}");
+}
+
+#[tokio::test]
 async fn a_circuit_heeds_how_long_an_answer_of_grpc_says_to_stay_away() {
     let head = "HTTP/1.1 200 OK\r\ncontent-type: application/grpc\r\ngrpc-status: 14\r\n\
         grpc-retry-pushback-ms: 300000\r\ncontent-length: 0\r\n\r\n";

@@ -115,8 +115,8 @@ fn write(
     let code = parsed.code.unwrap_or(0);
     let status = StatusCode::from_u16(code).map_err(|_| format!("the response's status is {code}"))?;
     let mut connection = Connection::default();
-    let (mut given, mut coding, mut date, mut upgrade) = (None, None, false, None);
-    let (mut reason, mut grpc, mut wait) = (None, None, None);
+    let (mut given, mut coding, mut date, mut upgrade) = (None, None, None, None);
+    let (mut reason, mut grpc, mut pushback, mut retry_after) = (None, None, None, None);
     for header in parsed.headers.iter() {
         match field(header.name) {
             Field::ContentLength => {
@@ -131,10 +131,9 @@ fn write(
             Field::Connection => connection.read(header.value),
             Field::Upgrade => upgrade = Some(header.value),
             Field::Reason => reason = Some(Reason::read(header.value)),
-            Field::Date => date = true,
-            // As a date it would have to be believed of a clock that may be wrong; few write it so.
-            Field::RetryAfter => wait = fields::number(header.value).map(Duration::from_secs).or(wait),
-            Field::Pushback => wait = Some(fields::number(header.value).map_or(Duration::MAX, Duration::from_millis)),
+            Field::Date => date = Some(header.value),
+            Field::RetryAfter => retry_after = Some(header.value),
+            Field::Pushback => pushback = Some(fields::number(header.value).map_or(Duration::MAX, Duration::from_millis)),
             Field::GrpcStatus => grpc = Some(grpc::read_status(header.value)),
             _ => {}
         }
@@ -153,7 +152,7 @@ fn write(
         keep_alive: keep_alive && framing != Framing::UntilClose,
         reason,
         grpc,
-        asks_wait: wait,
+        asks_wait: pushback.or_else(|| wait_of(retry_after?, date)),
         length,
     };
     if status.is_informational() && !switches {
@@ -187,10 +186,23 @@ fn write(
         fields::write(out, b"connection", b"upgrade");
         fields::write(out, b"upgrade", protocol);
     }
-    if !date {
+    if date.is_none() {
         write_date(out);
     }
     Ok(response)
+}
+
+/// A `Retry-After`: seconds, or a date (RFC 9110, section 10.2.3). A date is taken by the clock of whoever wrote it, which may be
+/// wrong, if the answer has a `Date`; by ours otherwise. What is neither says nothing.
+fn wait_of(retry_after: &[u8], date: Option<&[u8]>) -> Option<Duration> {
+    let time = |value| httpdate::parse_http_date(std::str::from_utf8(value).ok()?).ok();
+    if let Some(seconds) = fields::number(retry_after) {
+        return Some(Duration::from_secs(seconds));
+    }
+    let until = time(retry_after)?;
+    let now = date.and_then(time).unwrap_or_else(SystemTime::now);
+    // What is over already is no wait.
+    Some(until.duration_since(now).unwrap_or_default())
 }
 
 fn framing(status: StatusCode, length: Option<u64>, coding: Option<&[u8]>, asked: &Asked) -> Result<Framing, String> {
@@ -303,6 +315,30 @@ mod tests {
         ] {
             assert!(read(&GET, head).is_err(), "{head}");
         }
+    }
+
+    #[test]
+    fn how_long_to_wait_is_said_in_seconds_or_as_a_date_by_the_clock_of_whoever_says_it() {
+        let wait = |fields: &str| read(&GET, &format!("HTTP/1.1 503 Busy\r\n{fields}\r\n")).unwrap().0.asks_wait;
+        let date = "date: Sun, 06 Nov 1994 08:49:37 GMT\r\n";
+        for (retry_after, seconds) in [
+            ("120", Some(120)),
+            ("Sun, 06 Nov 1994 08:51:37 GMT", Some(120)),
+            ("Sunday, 06-Nov-94 08:51:37 GMT", Some(120)),
+            ("Sun Nov  6 08:51:37 1994", Some(120)),
+            ("Sun, 06 Nov 1994 08:49:36 GMT", Some(0)),
+            ("Sun, 06 Nov 1994", None),
+            ("in a while", None),
+            ("-5", None),
+        ] {
+            let expected = seconds.map(Duration::from_secs);
+            assert_eq!(wait(&format!("retry-after: {retry_after}\r\n{date}")), expected, "{retry_after}");
+            assert_eq!(wait(&format!("{date}retry-after: {retry_after}\r\n")), expected, "{retry_after}");
+        }
+        assert_eq!(wait("retry-after: Sun, 06 Nov 1994 08:49:37 GMT\r\n"), Some(Duration::ZERO), "by our own clock");
+        assert!(wait("retry-after: Fri, 31 Dec 9999 23:59:59 GMT\r\n") > Some(Duration::from_secs(1 << 30)));
+        let both = wait("retry-after: 9\r\ngrpc-retry-pushback-ms: 50\r\n");
+        assert_eq!(both, Some(Duration::from_millis(50)), "gRPC's own word is the more exact one");
     }
 
     #[test]
