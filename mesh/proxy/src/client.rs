@@ -1,8 +1,8 @@
 //! The connection a request comes by, and the request while it has not wholly gone on.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -49,6 +49,19 @@ impl<S: Stream> Client<S> {
             }
         }
         Poll::Pending
+    }
+
+    /// Waits for this, but no longer than the client is there.
+    ///
+    /// # Errors
+    /// When it has gone: nobody is left to be told.
+    pub(crate) async fn while_there<F: Future>(&mut self, wait: F) -> Result<F::Output, Refused> {
+        let mut wait = pin!(wait);
+        poll_fn(|cx| match wait.as_mut().poll(cx) {
+            Poll::Ready(ended) => Poll::Ready(Ok(ended)),
+            Poll::Pending => self.poll_gone(cx).map(|()| Err(Refused::new(Reason::Gone, "the client is gone"))),
+        })
+        .await
     }
 
     /// Sends what is to go.
@@ -342,7 +355,7 @@ async fn read_whole<S: Stream>(
         if held.len() == length {
             return Ok(held);
         }
-        let filled = std::future::poll_fn(|cx| {
+        let filled = poll_fn(|cx| {
             if let Poll::Ready(filled) = client.buffer.poll_fill(&mut client.io, cx, LARGE) {
                 return Poll::Ready(Some(filled));
             }

@@ -181,7 +181,7 @@ impl Guarded<'_> {
             let about = asked_of(carrier, identity, &outgoing.request, outgoing.head(), &fields);
             let refusals = &known.entry.refusals;
             let question = Question { clock: carrier.clock, scope, asked: &about, refusals, deadline };
-            guards::admit(&question).await.map_err(|refused| refused.of(&known.key))?
+            guards::admit(&question, client).await.map_err(|refused| refused.of(&known.key))?
         };
         self.mirror(outgoing);
         let carried = stack::carry(carrier, known, identity.service(), scope, client, outgoing, asked, deadline).await;

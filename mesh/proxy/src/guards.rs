@@ -15,7 +15,9 @@
 //! | 10 | circuit: the service's, route's or method's breaker | last: its trial permits are few, and none is taken by who would have been refused above; its clock measures the callee, not our queues |
 //! | 11 | mirror | copies of what really goes out, and of nothing else |
 //! | 12 | attempts (`stack`): retries, balance with the instances' breakers, exchange | one admission for all attempts: a retry is no new request |
-//! | 13 | learn: circuit at the response's head, places when its body has ended | |
+//! | 13 | learn: circuit and the time it took at the response's head, places when its body has ended | how long a body takes is also its reader's doing |
+//!
+//! Whoever waits in one of these (a fault's delay, a limit's pace, a place) waits no longer than its client is there.
 //!
 //! A request to a service without a policy passes all this by one look at `Scope::is_guarded`. Limits are this
 //! node's: each sidecar counts what its own applications ask. Quotas are shared out by the heart (`quotas`).
@@ -34,11 +36,13 @@ use starling_core::guard::shed::Level;
 use starling_core::guard::{Guard, Outcome, Refusal, Shed};
 use starling_core::policy::{Asked, Fault, Held, Scope, value_of};
 use starling_core::time::{Instant as Moment, WallTime};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use crate::client::Client;
 use crate::clock::{self, Clock};
 use crate::grpc;
 use crate::last_good::Keep;
+use crate::mesh::Stream;
 use crate::reason::{Reason, Refused};
 
 /// The most different (guard, reason, rule) that are counted apart; the rest is counted as one.
@@ -118,6 +122,9 @@ impl Pass {
     pub(crate) fn learn(&mut self, came: Came, told: Option<Duration>) {
         self.outcome = self.scope.failures.judge(came);
         let now = self.clock.now();
+        if let Some(concurrency) = &mut self.concurrency {
+            concurrency.answered(self.outcome, now, clock::random());
+        }
         if let Some(circuit) = self.circuit.take()
             && circuit.end(self.outcome, told, now, clock::random())
         {
@@ -152,7 +159,7 @@ pub(crate) struct Question<'a> {
 ///
 /// # Errors
 /// Which guard refused, by which rule and why.
-pub(crate) async fn admit(question: &Question<'_>) -> Result<Pass, Refused> {
+pub(crate) async fn admit<S: Stream>(question: &Question<'_>, client: &mut Client<S>) -> Result<Pass, Refused> {
     let scope = question.scope;
     let mut pass = Pass {
         scope: scope.clone(),
@@ -167,11 +174,11 @@ pub(crate) async fn admit(question: &Question<'_>) -> Result<Pass, Refused> {
     };
     question.degrade()?;
     question.callers()?;
-    question.faults(&mut pass).await?;
+    question.faults(&mut pass, client).await?;
     question.shed()?;
-    question.limits().await?;
+    question.limits(client).await?;
     question.quotas()?;
-    question.places(&mut pass).await?;
+    question.places(&mut pass, client).await?;
     pass.circuit = question.circuit()?;
     if !scope.watched.is_empty() {
         let now = question.clock.now();
@@ -197,7 +204,7 @@ impl Question<'_> {
         callers.admit(self.asked.service).map_err(|refusal| self.refuse(refusal, "callers"))
     }
 
-    async fn faults(&self, pass: &mut Pass) -> Result<(), Refused> {
+    async fn faults<S: Stream>(&self, pass: &mut Pass, client: &mut Client<S>) -> Result<(), Refused> {
         for fault in &self.scope.faults {
             if !fault.rule.percent.takes(clock::random()) {
                 continue;
@@ -205,7 +212,7 @@ impl Question<'_> {
             let Some(held) = fault.hold(fault.rule.max_active) else { continue };
             if fault.rule.delay_ms > 0 {
                 let until = Instant::now() + Duration::from_millis(fault.rule.delay_ms);
-                tokio::time::sleep_until(until.min(self.deadline)).await;
+                client.while_there(sleep_until(until.min(self.deadline))).await?;
                 if until > self.deadline {
                     return Err(Refused::new(
                         Reason::TimedOut,
@@ -237,7 +244,7 @@ impl Question<'_> {
         shed.admit(self.clock.now(), level).map_err(|refusal| self.refuse(refusal, class.name()))
     }
 
-    async fn limits(&self) -> Result<(), Refused> {
+    async fn limits<S: Stream>(&self, client: &mut Client<S>) -> Result<(), Refused> {
         for (limit, related) in self.scope.limits.iter().zip(&self.scope.related) {
             let name = &limit.settings().name;
             if limit.settings().entrance.as_deref().is_some_and(|entrance| self.asked.service != Some(entrance)) {
@@ -256,7 +263,7 @@ impl Question<'_> {
             let wait = limit.admit_within(self.clock.now(), value, 1, left);
             let wait = wait.map_err(|refusal| self.refuse(refusal, name))?;
             if !wait.is_zero() {
-                sleep(wait).await;
+                client.while_there(sleep(wait)).await?;
             }
         }
         Ok(())
@@ -269,33 +276,41 @@ impl Question<'_> {
 
     /// The places in the bulkhead and the limit of concurrency, one after the other. What they cost in time is what
     /// shedding goes by.
-    async fn places(&self, pass: &mut Pass) -> Result<(), Refused> {
+    async fn places<S: Stream>(&self, pass: &mut Pass, client: &mut Client<S>) -> Result<(), Refused> {
         let heard = self.scope.heard;
         let mut queued = heard.bulkhead.then(|| Queued::of(self)).flatten();
-        pass.place = self.bulkhead(&mut queued).await?;
+        pass.place = self.bulkhead(&mut queued, client).await?;
         if !heard.concurrency {
             drop(queued.take()); // what follows is none of its queues
         } else if queued.is_none() {
             queued = Queued::of(self);
         }
-        pass.concurrency = self.concurrency(&mut queued).await?;
+        pass.concurrency = self.concurrency(&mut queued, client).await?;
         Ok(())
     }
 
-    async fn bulkhead(&self, queued: &mut Option<Queued<'_>>) -> Result<Option<Place>, Refused> {
+    async fn bulkhead<S: Stream>(
+        &self,
+        queued: &mut Option<Queued<'_>>,
+        client: &mut Client<S>,
+    ) -> Result<Option<Place>, Refused> {
         let Some(bulkhead) = &self.scope.bulkhead else { return Ok(None) };
         match bulkhead.admit(self.clock.now()).map_err(|refusal| self.full(refusal, "bulkhead", queued))? {
             Admission::Pass(place) => Ok(Some(place)),
-            Admission::Wait(waiting) => self.wait(waiting, bulkhead.max_wait(), "bulkhead").await.map(Some),
+            Admission::Wait(waiting) => self.wait(waiting, bulkhead.max_wait(), "bulkhead", client).await.map(Some),
         }
     }
 
-    async fn concurrency(&self, queued: &mut Option<Queued<'_>>) -> Result<Option<ConcurrencyPermit>, Refused> {
+    async fn concurrency<S: Stream>(
+        &self,
+        queued: &mut Option<Queued<'_>>,
+        client: &mut Client<S>,
+    ) -> Result<Option<ConcurrencyPermit>, Refused> {
         let Some(concurrency) = &self.scope.concurrency else { return Ok(None) };
         match concurrency.admit(self.clock.now()).map_err(|refusal| self.full(refusal, "concurrency", queued))? {
             ConcurrencyAdmission::Permit(permit) => Ok(Some(permit)),
             ConcurrencyAdmission::Wait(waiting) => {
-                let place = self.wait(waiting, concurrency.max_wait(), "concurrency").await?;
+                let place = self.wait(waiting, concurrency.max_wait(), "concurrency", client).await?;
                 Ok(Some(concurrency.begin(place, self.clock.now())))
             }
         }
@@ -316,9 +331,15 @@ impl Question<'_> {
         }
     }
 
-    async fn wait(&self, mut waiting: Waiting, most: Duration, rule: &str) -> Result<Place, Refused> {
+    async fn wait<S: Stream>(
+        &self,
+        mut waiting: Waiting,
+        most: Duration,
+        rule: &str,
+        client: &mut Client<S>,
+    ) -> Result<Place, Refused> {
         let most = most.min(self.deadline.saturating_duration_since(Instant::now()));
-        let waited = match timeout(most, &mut waiting).await {
+        let waited = match client.while_there(timeout(most, &mut waiting)).await? {
             Ok(ended) => ended,
             Err(_) => Err(waiting.give_up()),
         };

@@ -498,7 +498,10 @@ impl<S: Stream> Connection<'_, S> {
         let Arrived { mut response, mut upstream, home, spans, mut pass } = arrived;
         if let Some(bytes_per_s) = pass.as_ref().and_then(|pass| pass.throttle) {
             response.keep_alive = false; // the instance's connection is slow from here on
-            throttle::slow_down(&mut upstream, bytes_per_s).await;
+            let slowed = throttle::slow_down(&mut upstream, bytes_per_s);
+            if self.client.while_there(slowed).await.is_err() {
+                return false;
+            }
         }
         let keep = pass.as_mut().and_then(|pass| pass.keep.take());
         if let Some(keep) = &keep {

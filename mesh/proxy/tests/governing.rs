@@ -178,6 +178,63 @@ async fn who_waits_for_a_place_in_the_bulkhead_gets_it() {
 }
 
 #[tokio::test]
+async fn who_waits_for_a_place_its_pace_or_by_a_fault_waits_no_longer_than_its_client_is_there() {
+    let (flock, (slow, _go)) = (Flock::default(), App::held_back("late").await);
+    let a = flock.node("a").await;
+    let queue = "[bulkhead]\nmax_concurrent = 1\nqueue.max_queue = 5\nqueue.max_wait_ms = 60000\n";
+    let waits = [
+        ("queued", queue.to_owned(), ("bulkhead", "waiting", 1)),
+        (
+            "paced",
+            format!("{queue}[[limit]]\ncount = 1\nper_ms = 20000\nbehaviour = \"pace\"\nmax_wait_ms = 60000\n"),
+            ("bulkhead", "in_flight", 1),
+        ),
+        ("delayed", format!("{queue}[[fault]]\nname = \"late\"\ndelay_ms = 60000\n"), ("fault", "active", 2)),
+    ];
+    let open = |count: u32| {
+        a.metrics().contains(&format!("starling_proxy_connections{{kind=\"application\"}} {count}\n")).then_some(())
+    };
+    for (service, policy, (guard, shows, count)) in waits {
+        flock.register(slow.at(service, "1", "a"));
+        flock.policy(service, &policy);
+        let host = format!("{service}.mesh");
+        let mut clients = Vec::new();
+        for _ in 0..2 {
+            let mut client = Client::connect(a.addr()).await;
+            client.send("GET", &host, "/", "", b"").await;
+            clients.push(client);
+        }
+        eventually("both are here", || async { open(2) }).await;
+        eventually(service, || async { (a.guard(service, guard)[shows] == count).then_some(()) }).await;
+        drop(clients);
+        eventually("both are gone", || async { open(0) }).await;
+    }
+}
+
+#[tokio::test]
+async fn the_adaptive_limit_goes_by_when_an_answer_begins_and_holds_the_place_until_it_has_ended() {
+    let (flock, (send, body)) = (Flock::default(), tokio::sync::mpsc::channel(1));
+    let body = std::sync::Arc::new(std::sync::Mutex::new(Some(Frames(body))));
+    let app = App::answering(move |_| {
+        let body = body.lock().unwrap().take().expect("one request");
+        async move { hyper::Response::new(http_body_util::BodyExt::boxed(body)) }
+    });
+    let app = app.await;
+    let a = flock.node("a").await;
+    flock.register(app.at("orders", "1", "a"));
+    flock.policy("orders", "[concurrency]\nmeasure_calls = 1\n");
+    let mut client = Client::connect(a.addr()).await;
+    client.send("GET", "orders.mesh", "/", "", b"").await;
+    assert_eq!(client.head().await.status, 200);
+    let limit = a.guard("orders", "concurrency");
+    assert!(limit["base_us"].as_f64() > Some(0.0) && limit["in_flight"] == 1, "{limit}");
+    drop(send);
+    assert_eq!(client.chunk().await, None);
+    eventually("its place is free", || async { (a.guard("orders", "concurrency")["in_flight"] == 0).then_some(()) })
+        .await;
+}
+
+#[tokio::test]
 async fn a_circuit_opens_by_what_the_policy_calls_a_failure_and_spares_everybody() {
     let (flock, app) = (Flock::default(), App::answering(|_| async { text(429, "slow down") }).await);
     let a = flock.node("a").await;

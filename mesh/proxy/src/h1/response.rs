@@ -133,7 +133,9 @@ fn write(
             Field::Reason => reason = Some(Reason::read(header.value)),
             Field::Date => date = Some(header.value),
             Field::RetryAfter => retry_after = Some(header.value),
-            Field::Pushback => pushback = Some(fields::number(header.value).map_or(Duration::MAX, Duration::from_millis)),
+            Field::Pushback => {
+                pushback = Some(fields::number(header.value).map_or(Duration::MAX, Duration::from_millis))
+            }
             Field::GrpcStatus => grpc = Some(grpc::read_status(header.value)),
             _ => {}
         }

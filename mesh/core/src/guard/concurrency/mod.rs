@@ -17,6 +17,8 @@
 //! its lowest until `measure_calls` calls have ended; what they took is the shortest time from then on. When
 //! for a window no more calls were out than the lowest limit anyway, that window is the measurement.
 //!
+//! A call takes as long as until its answer begins, and holds its place until that has ended.
+//!
 //! What failed more quickly than is usual is left out (a quick error must not look like a quick callee); what failed
 //! slowly, time-outs above all, counts.
 
@@ -81,6 +83,7 @@ pub struct ConcurrencyPermit {
     concurrency: Arc<Concurrency>,
     pass: Pass,
     began: Instant,
+    is_answered: bool,
 }
 
 /// All that can be shown of it.
@@ -142,7 +145,7 @@ impl Concurrency {
 
     /// A call that has waited for its place begins: the wait here is not the callee's.
     pub fn begin(self: &Arc<Self>, pass: Pass, now: Instant) -> ConcurrencyPermit {
-        ConcurrencyPermit { concurrency: self.clone(), pass, began: now }
+        ConcurrencyPermit { concurrency: self.clone(), pass, began: now, is_answered: false }
     }
 
     /// How long a call may wait for a place.
@@ -262,10 +265,15 @@ impl Concurrency {
 }
 
 impl ConcurrencyPermit {
-    /// The call ended. `random` is for the next measurement's jitter.
-    pub fn end(self, outcome: Outcome, now: Instant, random: u64) {
-        let Self { concurrency, pass, began } = self;
-        let took = now.since(began);
+    /// The answer has begun, or will not come: the call took as long as it took the callee until now. How long the rest
+    /// takes is the matter of whoever reads it; the place is held until the end all the same. Only the first time counts.
+    /// `random` is for the next measurement's jitter.
+    pub fn answered(&mut self, outcome: Outcome, now: Instant, random: u64) {
+        if std::mem::replace(&mut self.is_answered, true) {
+            return;
+        }
+        let concurrency = &self.concurrency;
+        let took = now.since(self.began);
         let is_quick = (took.as_micros() as f64) < read(&concurrency.recent_us);
         let says_something = match outcome {
             Outcome::Success => true,
@@ -274,11 +282,14 @@ impl ConcurrencyPermit {
         };
         if says_something {
             concurrency.sample.add(took, concurrency.turnstile.in_flight());
-        }
-        pass.end(now);
-        if says_something {
             concurrency.conclude(now, random);
         }
+    }
+
+    /// The call ended, and with it its answer, if that had not begun before.
+    pub fn end(mut self, outcome: Outcome, now: Instant, random: u64) {
+        self.answered(outcome, now, random);
+        self.pass.end(now);
     }
 }
 

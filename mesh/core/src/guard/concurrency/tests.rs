@@ -154,3 +154,24 @@ fn a_lost_measurement_does_not_hold_it_at_the_lowest_limit_for_ever() {
     run(&limit, &CALLEE, 1_000.0, 5, 1);
     assert!(!limit.snapshot().measuring && limit.snapshot().places.limit > 3);
 }
+
+#[test]
+fn an_answer_that_is_read_slowly_holds_its_place_and_makes_no_callee_slow() {
+    let limit = Arc::new(Concurrency::new(&ConcurrencySettings::default()));
+    let at = |ms: u64| Instant(1_000_000 + ms * 1_000);
+    let mut read = Vec::new();
+    for _ in 0..ConcurrencySettings::default().min {
+        let Ok(ConcurrencyAdmission::Permit(mut permit)) = limit.admit(at(0)) else { panic!("there is a place") };
+        permit.answered(Outcome::Success, at(2), 0);
+        read.push(permit);
+    }
+    assert!(limit.admit(at(2)).is_err() || limit.snapshot().places.in_flight == ConcurrencySettings::default().min);
+    read.into_iter().for_each(|permit| permit.end(Outcome::Success, at(60_000), 0));
+    assert_eq!(limit.snapshot().places.in_flight, 0);
+    for call in 0..ConcurrencySettings::default().measure_calls {
+        let Ok(ConcurrencyAdmission::Permit(permit)) = limit.admit(at(60_000)) else { panic!("there is a place") };
+        permit.end(Outcome::Success, at(60_002 + u64::from(call % 2)), 0);
+    }
+    let base_us = limit.snapshot().base_us;
+    assert!((1_000.0..4_000.0).contains(&base_us), "{base_us}");
+}
