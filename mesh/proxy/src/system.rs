@@ -2,10 +2,11 @@
 //! `/proc` once a second.
 //!
 //! It is asked of every request that carries HTTP: of this host's applications once the service is known and before the
-//! body is read, of other nodes once their caller may call. A request is in flight until its response's body has ended;
-//! an upgraded connection until it ends, and its time is not counted. Connections of bytes are not asked about.
+//! body is read, of other nodes once their caller may call; and of every connection of bytes, before it leads anywhere. A
+//! request is in flight until its response's body has ended; a connection of bytes, and an upgraded one, until it ends, and its
+//! time is not counted: it says how long its ends had something to say to each other.
 //!
-//! A request another node refused so has reached no application: the caller's sidecar may try another instance, and its
+//! What another node refused so has reached no application: the caller's sidecar may try another instance, and its
 //! breaker does not hold it against this one.
 //!
 //! Load and CPU are the host's (`/proc/loadavg`, `/proc/stat`), also within a container: a sidecar's own control group

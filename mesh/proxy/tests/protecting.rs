@@ -133,6 +133,55 @@ async fn a_host_that_guards_only_what_comes_in_lets_its_own_applications_call() 
     assert_eq!(b.get("orders.mesh", "/").await.status, 503);
 }
 
+/// Takes connections and says nothing until they end.
+async fn listening() -> App {
+    App::talking(|mut stream| async move {
+        let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_connection_of_bytes_is_in_flight_until_it_ends() {
+    let (flock, app) = (Flock::default(), listening().await);
+    let a = flock.node_with("a", |settings| {
+        settings.system = in_flight(1);
+        settings.upstreams = vec![port_to("db")];
+    });
+    let a = a.await;
+    flock.register_as(app.at("db", "1", "a"), tcp);
+    let open = tokio::net::TcpStream::connect(a.port_to("db")).await.unwrap();
+    eventually("it is open", || async { a.metrics().contains("starling_system_in_flight 1\n").then_some(()) }).await;
+    cut_off_at(a.port_to("db")).await;
+    assert_eq!(a.get("db.mesh", "/").await.header("x-starling-reason"), Some(IN_FLIGHT), "as any request is");
+    assert_eq!(app.connections.load(std::sync::atomic::Ordering::SeqCst), 1);
+    drop(open);
+    eventually("its place", || async { a.metrics().contains("starling_system_in_flight 0\n").then_some(()) }).await;
+    let _next = tokio::net::TcpStream::connect(a.port_to("db")).await.unwrap();
+    eventually("the next one is", || async { a.metrics().contains("starling_system_in_flight 1\n").then_some(()) })
+        .await;
+}
+
+#[tokio::test]
+async fn bytes_another_host_cannot_take_go_elsewhere_and_no_breaker_is_opened_by_it() {
+    let (flock, full, free) = (Flock::default(), listening().await, listening().await);
+    let a = flock.node_with("a", |settings| settings.upstreams = vec![port_to("db")]).await;
+    let b = guarded(&flock, "b", in_flight(1)).await;
+    let _c = flock.node("c").await;
+    flock.register_as(full.at("db", "1", "b"), tcp);
+    let _open = tokio::net::TcpStream::connect(a.port_to("db")).await.unwrap();
+    eventually("it is open", || async { b.metrics().contains("starling_system_in_flight 1\n").then_some(()) }).await;
+    for _ in 0..6 {
+        cut_off_at(a.port_to("db")).await;
+    }
+    assert!(a.metrics().contains("starling_breakers_open{service=\"default/db\"} 0\n"), "{}", a.metrics());
+    flock.register_as(free.at("db", "2", "c"), tcp);
+    let _other = tokio::net::TcpStream::connect(a.port_to("db")).await.unwrap();
+    let connections = |app: &App| app.connections.load(std::sync::atomic::Ordering::SeqCst);
+    eventually("it goes elsewhere", || async { (connections(&free) == 1).then_some(()) }).await;
+    assert_eq!(connections(&full), 1);
+}
+
 #[tokio::test]
 async fn a_fallback_that_is_an_answer_stands_in_for_what_the_host_refuses() {
     let (flock, (slow, _go)) = (Flock::default(), App::held_back("late").await);

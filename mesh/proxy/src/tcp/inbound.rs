@@ -13,12 +13,15 @@ use tokio::time::Instant;
 use super::copy::{self, Copying, Ended};
 use super::opening::{self, MAX_LENGTH, Opening, Verdict};
 use crate::client::Client;
+use crate::directory::Entry;
 use crate::exchange::{self, Way};
 use crate::inbound::{Tunnel, find_owned, may_connect};
 use crate::mesh::Stream;
 use crate::metrics::End;
 use crate::pool::Gauge;
+use crate::reason::Refused;
 use crate::stack::Carrier;
+use crate::system::{Entered, Host};
 use crate::trace::{Context, OpenSpan};
 
 /// Brings a tunnel's bytes to the instance it leads to.
@@ -38,6 +41,14 @@ pub(crate) async fn deliver<S: Stream>(mut client: Client<S>, carrier: &Carrier,
         tracing::debug!(caller = %tunnel.from, "refused a connection: {}", failure.why);
         return refuse(client, Verdict::Forbidden).await;
     }
+    let _entered = match carrier.host.as_ref().map(|host| admit(carrier, host, &tunnel, &entry)).transpose() {
+        Ok(entered) => entered,
+        Err(refused) => {
+            span.fail(&refused.why);
+            traffic.ended(End::Failed);
+            return refuse(client, Verdict::Burdened).await;
+        }
+    };
     let mut upstream = match exchange::connect(carrier, Way::Address(&instance.instance.address), limit).await {
         Ok(upstream) => upstream,
         Err(failure) => {
@@ -63,6 +74,15 @@ pub(crate) async fn deliver<S: Stream>(mut client: Client<S>, carrier: &Carrier,
         copy::cut_off(&mut client.io);
         upstream.pipe.cut_off();
     }
+}
+
+/// Lets a connection into this host, or refuses it. It matters as much as its service.
+fn admit(carrier: &Carrier, host: &Host, tunnel: &Tunnel, entry: &Entry) -> Result<Entered, Refused> {
+    let service = &tunnel.to.service;
+    host.admit(service, entry, || {
+        let force = entry.policy.force(service, &carrier.mesh.view(), &carrier.ground, carrier.clock);
+        force.service.sections.classes.default
+    })
 }
 
 async fn refuse<S: Stream>(mut client: Client<S>, verdict: Verdict) {

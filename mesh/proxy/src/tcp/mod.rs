@@ -2,13 +2,14 @@
 //!
 //! | # | Step | Why here |
 //! |---|---|---|
-//! | 1 | retry budget: deposit | what is carried is what retries may be a share of |
-//! | 2 | choose: of two, drawn by weight, the one with fewer connections; with the breakers in the draw | a latency of connecting says nothing about what follows, so only their number is compared |
-//! | 3 | connect, and hear from the other sidecar that it has connected too | until then not a byte is taken from the client, so another instance can be tried without anybody noticing |
-//! | 4 | again, elsewhere: at most n, within the budget | |
-//! | 5 | may the caller (`access`): asked by the instance's sidecar before it connects | no caller's sidecar is trusted with it |
-//! | 6 | bytes both ways | half-close, resets, back-pressure: see [`copy`] |
-//! | 7 | learn | a breaker hears of every connection: refused, cut off before a word, or answered |
+//! | 1 | this host's guard (`system`) | what this host cannot do at all shall cost nothing more |
+//! | 2 | retry budget: deposit | what is carried is what retries may be a share of |
+//! | 3 | choose: of two, drawn by weight, the one with fewer connections; with the breakers in the draw | a latency of connecting says nothing about what follows, so only their number is compared |
+//! | 4 | connect, and hear from the other sidecar that it has connected too | until then not a byte is taken from the client, so another instance can be tried without anybody noticing |
+//! | 5 | again, elsewhere: at most n, within the budget | |
+//! | 6 | may the caller (`access`), and is its own host's guard for it: asked by the instance's sidecar before it connects | no caller's sidecar is trusted with it |
+//! | 7 | bytes both ways | half-close, resets, back-pressure: see [`copy`] |
+//! | 8 | learn | a breaker hears of every connection: refused, cut off before a word, or answered |
 
 pub(crate) mod copy;
 mod inbound;
@@ -37,6 +38,7 @@ use crate::metrics::{End, Traffic};
 use crate::pool::{Counted, Gauge, Pipe, Pool, Upstream};
 use crate::reason::{self, Reason, Refused, Tried};
 use crate::stack::{Carrier, Known};
+use crate::system::Entered;
 use crate::trace::{Context, OpenSpan};
 
 use copy::{Copying, Ended};
@@ -54,6 +56,8 @@ pub(crate) struct Connected {
     instance: InstanceView,
     entry: Arc<Entry>,
     _open: Counted,
+    /// In flight on this host for as long as it is open.
+    _entered: Option<Entered>,
 }
 
 /// Connects to an instance of the service.
@@ -62,8 +66,16 @@ pub(crate) struct Connected {
 /// What was tried and why it did not work; no instance has seen anything of the client.
 pub(crate) async fn connect(carrier: &Carrier, known: &Known) -> Result<Connected, Refused> {
     let Known { key, entry, .. } = known;
-    entry.budget.deposit(carrier.clock.now());
     let context = Context::fresh(carrier.settings.trace_one_in);
+    let _entered = match carrier.host.as_ref().filter(|host| host.asks_applications()) {
+        Some(host) => {
+            // Bytes say nothing of themselves: they matter as much as their service.
+            let admitted = host.admit(key, entry, || known.whole().sections.classes.default);
+            Some(admitted.inspect_err(|refused| note_refusal(carrier, Some((entry, context)), refused))?)
+        }
+        None => None,
+    };
+    entry.budget.deposit(carrier.clock.now());
     let mut identity = Identity::default();
     identity.refresh(carrier);
     let mut service = known.service.clone();
@@ -92,11 +104,20 @@ pub(crate) async fn connect(carrier: &Carrier, known: &Known) -> Result<Connecte
                     }
                 });
                 let _open = Gauge::count(&entry.metrics.outbound_tcp.open);
-                return Ok(Connected { upstream, in_flight, permit, span, instance, entry: entry.clone(), _open });
+                return Ok(Connected {
+                    upstream,
+                    in_flight,
+                    permit,
+                    span,
+                    instance,
+                    entry: entry.clone(),
+                    _open,
+                    _entered,
+                });
             }
             Err(failed) => {
-                // What may not be called is no worse for that.
-                if !matches!(failed.reason, Reason::Unsupported | Reason::Forbidden) {
+                // What may not be called is no worse for that, nor is one whose host has too much to do.
+                if !matches!(failed.reason, Reason::Unsupported | Reason::Forbidden | Reason::Guard(_)) {
                     learn(carrier, entry, &instance, permit, Some(Fault::Silence));
                 }
                 span.fail(&failed.why);
@@ -175,7 +196,7 @@ async fn attempt(
 impl Connected {
     /// Carries bytes until both ends have ended; the client's connection is at its end then.
     pub(crate) async fn carry<S: Stream>(self, carrier: &Carrier, client: &mut Client<S>) {
-        let Self { mut upstream, in_flight, permit, span, instance, entry, _open } = self;
+        let Self { mut upstream, in_flight, permit, span, instance, entry, _open, _entered } = self;
         let _own = match (&carrier.redirect, &upstream.pipe) {
             (Some(redirect), Pipe::Tcp(stream)) => redirect.own_end(stream),
             _ => None,

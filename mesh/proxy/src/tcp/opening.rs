@@ -12,6 +12,7 @@
 use std::io;
 use std::time::Duration;
 
+use starling_core::guard::Guard;
 use starling_core::observe::SpanId;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
@@ -53,6 +54,8 @@ pub(super) enum Verdict {
     NotBytes = 3,
     /// The caller may not call it.
     Forbidden = 4,
+    /// The instance's host has too much to do.
+    Burdened = 5,
 }
 
 impl Verdict {
@@ -65,6 +68,7 @@ impl Verdict {
             4 => {
                 (Reason::Forbidden, "the caller may not call the service: the trace says which rule of which document")
             }
+            5 => (Reason::Guard(Guard::System), "the instance's host has too much to do"),
             // A version that does not know of bytes answers in HTTP.
             b'H' => (Reason::Unsupported, "the instance's node runs a version that does not carry bytes"),
             _ => (Reason::Connect, "the instance's node refuses for a reason that is not known here"),
