@@ -1,12 +1,20 @@
 //! The guards' promises where several threads use one guard at once.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use starling_core::guard::bulkhead::{Admission, Pass, QueueSettings};
+use starling_core::guard::circuit::CircuitPer;
+use starling_core::guard::concurrency::ConcurrencyAdmission;
 use starling_core::guard::limit::LimitBy;
-use starling_core::guard::{Bulkhead, BulkheadSettings, Limit, LimitSettings};
+use starling_core::guard::shed::Level;
+use starling_core::guard::{
+    Bulkhead, BulkheadSettings, CircuitSettings, Circuits, Concurrency, ConcurrencySettings, Criticality, Limit,
+    LimitSettings, Outcome, Shed, ShedSettings,
+};
 use starling_core::time::Instant;
 
 const THREADS: usize = 4;
@@ -54,4 +62,49 @@ fn racing_callers_of_a_bulkhead_never_exceed_it_and_leave_nothing_behind() {
     assert!(worked > 0 && most.load(Relaxed) <= 3);
     let snapshot = bulkhead.snapshot();
     assert_eq!((snapshot.in_flight, snapshot.waiting), (0, 0));
+}
+
+#[test]
+fn a_window_of_shedding_is_ended_by_one_of_those_who_find_it_over() {
+    let shed = Shed::new(&ShedSettings { window_ms: 60_000, window_calls: 10, ..ShedSettings::default() });
+    let call = || {
+        let _ = shed.admit(NOW, Level::drawn(Criticality::Critical, 0));
+        shed.waited(Duration::from_secs(1));
+        let seen = shed.snapshot();
+        assert!(seen.overloads == 0 || seen.waited_us > 0, "a window nobody waited in: {seen:?}");
+        1
+    };
+    assert_eq!(race(|| (0..50_000).map(|_| call()).sum()), THREADS * 50_000);
+}
+
+#[test]
+fn methods_that_race_for_a_circuit_get_one_each() {
+    let settings = CircuitSettings { per: CircuitPer::Method, max_methods: 64, ..CircuitSettings::default() };
+    let circuits = Circuits::new(&settings);
+    let calls = race(|| {
+        let names = (0..64).map(|method| method.to_string());
+        let permits = names.filter_map(|name| circuits.of(|| &name).admit(NOW, 0).ok());
+        permits.map(|permit| permit.end(Outcome::Success, None, NOW, 0)).count()
+    });
+    let seen = circuits.snapshot(NOW);
+    assert_eq!((calls, seen.methods.len()), (THREADS * 64, 64));
+    assert!(seen.methods.values().all(|circuit| circuit.calls == THREADS as u64), "{seen:?}");
+}
+
+#[test]
+fn the_adaptive_limit_goes_by_the_calls_of_all_threads_together() {
+    let settings =
+        ConcurrencySettings { min: 10, measure_calls: 100 * THREADS as u32, ..ConcurrencySettings::default() };
+    let limit = Arc::new(Concurrency::new(&settings));
+    let measured_before_the_last = race(|| {
+        let calls = (0..100).map(|_| {
+            let Ok(ConcurrencyAdmission::Permit(permit)) = limit.admit(NOW) else { panic!("there are ten places") };
+            let is_measured = limit.snapshot().base_us > 0.0;
+            permit.end(Outcome::Success, NOW + Duration::from_millis(3), 0);
+            usize::from(is_measured)
+        });
+        calls.sum()
+    });
+    let seen = limit.snapshot();
+    assert_eq!((measured_before_the_last, seen.base_us, seen.places.in_flight), (0, 3_000.0, 0));
 }

@@ -188,26 +188,6 @@ mod tests {
     }
 
     #[test]
-    fn methods_that_come_at_once_get_one_circuit_each() {
-        let circuits = circuits(64);
-        let begun = std::sync::Barrier::new(4);
-        std::thread::scope(|threads| {
-            for _ in 0..4 {
-                threads.spawn(|| {
-                    begun.wait();
-                    (0..64).for_each(|method| {
-                        let name = method.to_string();
-                        circuits.of(|| &name).admit(NOW, 0).unwrap().end(Outcome::Success, None, NOW, 0);
-                    });
-                });
-            }
-        });
-        let seen = circuits.snapshot(NOW);
-        assert_eq!(seen.methods.len(), 64);
-        assert!(seen.methods.values().all(|circuit| circuit.calls == 4), "{seen:?}");
-    }
-
-    #[test]
     fn windows_of_all_methods_together_are_bounded() {
         let large = CircuitSettings {
             per: CircuitPer::Method,
