@@ -15,7 +15,7 @@ use starling_core::{Command, Refusal};
 use starling_net::identity::IdentityError;
 use starling_net::quic::BindError;
 use starling_net::{CommandError, DiskError, Ground, Handle, Identity, NetSettings, Running};
-use starling_proxy::Proxy;
+use starling_proxy::{Proxy, ProxySettings};
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -321,7 +321,8 @@ async fn listeners(
     let for_people = Sockets::listener(inherited.api.take(), address, TcpListener::bind).map_err(failed)?;
     let kept_api = for_people.try_clone().map_err(failed)?;
     let tunnels = running.tunnels.take().expect("nobody has taken the tunnels of a node that was just started");
-    let proxy = Proxy::start_on(for_apps, settings.proxy.clone(), Arc::new(running.handle.clone()), tunnels).await?;
+    let for_proxy = ProxySettings { data_dir: Some(settings.node.data_dir.clone()), ..settings.proxy.clone() };
+    let proxy = Proxy::start_on(for_apps, for_proxy, Arc::new(running.handle.clone()), tunnels).await?;
     running.handle.govern(proxy.governor());
     let metrics: Vec<Arc<dyn MetricSource>> = vec![Arc::new(running.handle.clone()), proxy.metrics()];
     let api = Api::on(for_people, settings.api.clone(), running.handle.clone(), metrics, ready.clone())?;

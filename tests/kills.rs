@@ -7,7 +7,7 @@ mod support;
 use std::collections::BTreeMap;
 
 use serde_json::Value;
-use support::Mesh;
+use support::{Backend, Mesh, Mood, eventually};
 
 /// As many as a bad night has.
 const KILLS: usize = 20;
@@ -46,4 +46,32 @@ fn nothing_acknowledged_is_lost_however_often_the_node_is_killed() {
     let found: BTreeMap<String, usize> = list["instances"].as_array().unwrap().iter().map(weight).collect();
     assert_eq!(found, overrides, "registrations and overrides at the end");
     assert!(mesh.node("a").lines("damaged").is_empty(), "a kill may cut a write short, and damages nothing");
+}
+
+#[test]
+fn what_waits_to_be_sent_later_is_sent_after_its_node_was_killed() {
+    let mut mesh = Mesh::start(["a"]);
+    let shop = Backend::start("shop", Mood::Answers(503));
+    mesh.node("a").starling(&["register", "orders", "--id", "1", "--port", &shop.port()]);
+    std::fs::write(mesh.dir().join("policy.toml"), "[tolerate]\nmode = \"failback\"\nfailback.first_wait_ms = 500\n")
+        .unwrap();
+    mesh.node("a").starling(&["policy", "set", "orders", "policy.toml"]);
+    for n in 0..10 {
+        let said = mesh.node("a").line().tell("POST", "orders", &format!("/{n}"), "", "x").unwrap();
+        assert_eq!(said.status, 202, "{said:?}");
+        assert!(said.field("x-starling-failback").starts_with("a."), "{said:?}");
+    }
+    mesh.node_mut("a").kill();
+    let before = shop.heard().len();
+    shop.becomes(Mood::Well);
+    mesh.restart("a");
+    let a = mesh.node("a");
+    let delivered = "starling_failback_total{service=\"default/orders\",what=\"delivered\"}";
+    eventually("all are delivered", || a.metric(delivered) == 10.0);
+    let heard = shop.heard().split_off(before);
+    let mut paths: Vec<String> = heard.iter().map(|heard| heard.head.split(' ').nth(1).unwrap().to_owned()).collect();
+    paths.dedup(); // the kill may have come within an attempt
+    assert_eq!(paths, (0..10).map(|n| format!("/{n}")).collect::<Vec<_>>(), "in order");
+    assert!(heard.iter().all(|heard| heard.body == b"x" && heard.head.contains("idempotency-key: \"a.")), "{heard:?}");
+    assert!(a.starling(&["guards", "orders"]).contains("delivered=10"));
 }

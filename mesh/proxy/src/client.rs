@@ -158,6 +158,11 @@ impl Outgoing {
         Ok(Self { request, head, body, sent: 0 })
     }
 
+    /// One that is whole here from the beginning.
+    pub(crate) fn whole(request: Request, head: Vec<u8>, body: Vec<u8>) -> Self {
+        Self { request, head, body: Body::Held(body), sent: 0 }
+    }
+
     /// Its head, as it is sent on.
     pub(crate) fn head(&self) -> &[u8] {
         &self.head

@@ -13,13 +13,14 @@ use crate::access::Identity;
 use crate::attempts;
 use crate::client::{Client, Outgoing, Silent};
 use crate::clock;
+use crate::failback;
 use crate::guards::{self, Question, came_of};
 use crate::h1::fields::{self, Written};
 use crate::h1::request::Request;
 use crate::h1::response::{Asked, Response};
 use crate::last_good::{self, Keep, StandIn};
 use crate::mesh::Stream;
-use crate::reason::{FALLBACK, Reason, Refused};
+use crate::reason::{FAILBACK, FALLBACK, Reason, Refused};
 use crate::relay::{self, Arrived, Relay};
 use crate::stack::{self, Carrier, Known};
 use crate::system::{Entered, Host};
@@ -102,6 +103,7 @@ impl Guarded<'_> {
         asked: &Asked,
     ) -> Result<Arrived, Refused> {
         let admitted = self.admitted(client, outgoing, asked).await;
+        let admitted = self.or_later(admitted, client, outgoing).await;
         let refused = match admitted.and_then(|arrived| self.as_failure(arrived, outgoing)) {
             Ok(arrived) => return Ok(arrived),
             Err(refused) => refused,
@@ -119,6 +121,33 @@ impl Guarded<'_> {
             }
         }
         Err(stand_in(self.known, self.scope, self.last_good(outgoing), refused))
+    }
+
+    /// What could not be delivered waits to be sent later, where the policy says so and there is room for it.
+    async fn or_later<S: Stream>(
+        &self,
+        admitted: Result<Arrived, Refused>,
+        client: &mut Client<S>,
+        outgoing: &Outgoing,
+    ) -> Result<Arrived, Refused> {
+        let Some(settings) = failback::wanted(self.scope, &admitted, outgoing) else { return admitted };
+        match self.carrier.failback.keep(self, settings, outgoing).await {
+            Ok(name) => {
+                let (why, tried) = match admitted {
+                    Ok(arrived) => {
+                        let why = format!("an instance answered {}", arrived.response.failure().unwrap_or_default());
+                        arrived.spans.into_iter().flatten().for_each(|span| span.fail(&why));
+                        (why, Vec::new())
+                    }
+                    Err(refused) => (refused.why, refused.tried),
+                };
+                let why = format!("it will be sent later; {why}");
+                Err(Refused::new(Reason::Queued, why).of(&self.known.key).after(tried).queued_as(name))
+            }
+            Err(why_not) => admitted
+                .inspect(|_| fields::write(&mut client.out, FAILBACK, format!("refused: {why_not}").as_bytes()))
+                .map_err(|refused| refused.also(&format!("it cannot wait to be sent later: {why_not}"))),
+        }
     }
 
     fn last_good(&self, outgoing: &Outgoing) -> Option<StandIn> {
@@ -169,7 +198,7 @@ impl Guarded<'_> {
     }
 
     /// Through the guards, to an instance.
-    async fn admitted<S: Stream>(
+    pub(crate) async fn admitted<S: Stream>(
         &self,
         client: &mut Client<S>,
         outgoing: &mut Outgoing,

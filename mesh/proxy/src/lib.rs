@@ -29,6 +29,7 @@
 //! | `access` | who calls, and whether they may |
 //! | `guards`, `guarded`, `throttle` | what a request passes before it goes anywhere: the list of guards; copies and fallbacks |
 //! | `last_good` | answers that are kept to stand in when there are none |
+//! | `failback` | requests that are kept on disk and sent later |
 //! | `keys` | requests with idempotency keys, at the instance's side |
 //! | `directory`, `policies` | what is remembered of each service: candidates, budget, counters; its policy in force |
 //! | `quotas` | the mesh's quotas, between guards and heart |
@@ -46,6 +47,7 @@ mod connect;
 mod detect;
 mod directory;
 mod exchange;
+mod failback;
 mod grpc;
 mod guarded;
 mod guards;
@@ -98,6 +100,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 use crate::clock::Clock;
 use crate::directory::Directory;
+use crate::failback::Failback;
 use crate::mesh::{Arrival, Knock, Mesh};
 use crate::metrics::Connections;
 use crate::outbound::Gate;
@@ -223,6 +226,7 @@ impl Proxy {
         let clock = Clock::start();
         let ground = Ground::new(&settings, clock).map_err(StartError::Settings)?;
         let (alive_held, alive) = mpsc::channel(1);
+        let failback = Failback::open(settings.data_dir.clone(), clock).await.map_err(StartError::Worker)?;
         let carrier = Arc::new_cyclic(|own| Carrier {
             own: own.clone(),
             alive: alive_held.downgrade(),
@@ -239,6 +243,7 @@ impl Proxy {
             tunnel_places,
             ejected: Notify::new(),
             answered: Semaphore::new(checking::MAX_ANSWERED),
+            failback,
         });
         let (phase, phase_seen) = watch::channel(Phase::Running);
         let lifetime = Lifetime::new(phase_seen, alive_held);
@@ -259,6 +264,7 @@ impl Proxy {
         tokio::spawn(quotas::run(carrier.clone(), lifetime.clone()));
         tokio::spawn(system::run(carrier.clone(), lifetime.clone()));
         tokio::spawn(checking::run(carrier.clone(), lifetime.clone()));
+        tokio::spawn(failback::run(carrier.clone(), lifetime.clone()));
         tokio::spawn(sweep(carrier.clone(), lifetime));
         Ok(Proxy { local_addr, bound, redirected, carrier, phase, alive, threads })
     }
@@ -301,7 +307,10 @@ impl Proxy {
         let finished = tokio::time::timeout(within, self.alive.recv()).await.is_ok();
         self.phase.send_replace(Phase::Stopped);
         // Their sockets are closed when they have ended, and not before.
-        let ending = tokio::task::spawn_blocking(move || self.threads.into_iter().for_each(|thread| _ = thread.join()));
+        let ending = tokio::task::spawn_blocking(move || {
+            self.threads.into_iter().for_each(|thread| _ = thread.join());
+            self.carrier.failback.close();
+        });
         if tokio::time::timeout(THREADS_END, ending).await.is_err() {
             tracing::warn!("threads that carry requests have not ended within {} s", THREADS_END.as_secs());
         }

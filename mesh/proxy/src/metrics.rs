@@ -177,6 +177,7 @@ impl MetricSource for Carrier {
             }
         }
         last_good(out, &entries);
+        self.failback.collect(out);
         out.family("starling_requests_in_flight", "gauge", "Requests sent whose response is not yet carried.");
         for (service, (_, in_flight)) in &now {
             out.sample("starling_requests_in_flight", &[("service", service)], *in_flight as f64);

@@ -27,6 +27,8 @@ pub(crate) const TRACE: &[u8] = b"x-starling-trace";
 /// Says that a fallback answered: `answer`, `last_good` with its age in seconds and the node that kept it, or the service
 /// that was asked instead.
 pub(crate) const FALLBACK: &[u8] = b"x-starling-fallback";
+/// Names the request that is kept to be sent later, or says why it is not.
+pub(crate) const FAILBACK: &[u8] = b"x-starling-failback";
 /// Longest reason in a header; the body has all of it.
 const MAX_HEADER_REASON: usize = 400;
 
@@ -67,6 +69,8 @@ pub(crate) enum Reason {
     Answered,
     /// It failed, and the policy says that this does not matter to the caller.
     Tolerated,
+    /// It failed, and is kept to be sent later.
+    Queued,
     /// Too many instances failed of those that were all to be told.
     Broadcast,
     /// A fault of the policy's, made on purpose.
@@ -85,7 +89,7 @@ pub(crate) enum Reason {
 
 impl Reason {
     /// Those of which there is one each.
-    const ALL: [Reason; 23] = [
+    const ALL: [Reason; 24] = [
         Self::BadRequest,
         Self::HeadTooLarge,
         Self::SlowRequest,
@@ -104,6 +108,7 @@ impl Reason {
         Self::Answered,
         Self::Fault,
         Self::Tolerated,
+        Self::Queued,
         Self::Broadcast,
         Self::KeyMissing,
         Self::KeyMisused,
@@ -130,6 +135,7 @@ impl Reason {
             Self::Late => "no_time_left",
             Self::Answered => "error_answered",
             Self::Tolerated => "failure_tolerated",
+            Self::Queued => "queued",
             Self::Broadcast => "broadcast_failed",
             Self::Fault => "fault",
             Self::KeyMissing => "idempotency_key_missing",
@@ -155,6 +161,7 @@ impl Reason {
             Self::NoSuchService | Self::NoneUsable | Self::Connect | Self::NotHere => StatusCode::SERVICE_UNAVAILABLE,
             Self::Reset | Self::Broadcast | Self::Answered => StatusCode::BAD_GATEWAY,
             Self::Tolerated => StatusCode::NO_CONTENT,
+            Self::Queued => StatusCode::ACCEPTED,
             Self::TimedOut | Self::Late => StatusCode::GATEWAY_TIMEOUT,
             Self::Guard(Guard::List) => StatusCode::FORBIDDEN,
             Self::Guard(Guard::Rate | Guard::Quota) => StatusCode::TOO_MANY_REQUESTS,
@@ -165,7 +172,8 @@ impl Reason {
 
     /// Whether it is certain that no application saw the request.
     pub(crate) fn is_unsent(self) -> bool {
-        !matches!(self, Self::Reset | Self::TimedOut | Self::Gone | Self::Tolerated | Self::Broadcast | Self::Answered)
+        use Reason::{Answered, Broadcast, Gone, Queued, Reset, TimedOut, Tolerated};
+        !matches!(self, Reset | TimedOut | Gone | Tolerated | Queued | Broadcast | Answered)
     }
 
     /// Whether it says something of the callee. What the caller, the rules or the clock ended before the callee had a part
@@ -224,6 +232,8 @@ struct Ruling {
     fallback: Option<Arc<Scope>>,
     /// An answer that was given before, and is given instead.
     last_good: Option<StandIn>,
+    /// The name it is kept under, to be sent later.
+    queued: Option<String>,
 }
 
 /// How a refusal is told.
@@ -248,6 +258,8 @@ struct Explanation<'a> {
     rule: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     retry_after_s: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    queued: Option<&'a str>,
 }
 
 impl Refused {
@@ -284,6 +296,18 @@ impl Refused {
     /// Answers what was answered before.
     pub(crate) fn stood_in_for(mut self, last_good: StandIn) -> Self {
         self.ruling.get_or_insert_default().last_good = Some(last_good);
+        self
+    }
+
+    /// With this to be said, too.
+    pub(crate) fn also(mut self, sentence: &str) -> Self {
+        self.why = format!("{}; {sentence}", self.why);
+        self
+    }
+
+    /// Kept under this name, to be sent later.
+    pub(crate) fn queued_as(mut self, name: String) -> Self {
+        self.ruling.get_or_insert_default().queued = Some(name);
         self
     }
 
@@ -402,6 +426,10 @@ impl Refused {
         }
         fields::write(out, b"content-type", b"application/json");
         let rule = self.ruling.as_ref().map(|ruling| ruling.rule.as_str());
+        let queued = self.ruling.as_ref().and_then(|ruling| ruling.queued.as_deref());
+        if let Some(name) = queued {
+            fields::write(out, FAILBACK, name.as_bytes());
+        }
         let explanation = Explanation {
             error: self.reason.code(),
             why: &self.why,
@@ -410,6 +438,7 @@ impl Refused {
             trace: told.trace.map(|trace| trace.to_string()),
             rule: rule.filter(|rule| !rule.is_empty()),
             retry_after_s,
+            queued,
         };
         // A struct of strings always becomes JSON; an empty body would still leave the header.
         let mut json = serde_json::to_vec(&explanation).unwrap_or_default();

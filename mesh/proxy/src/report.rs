@@ -102,6 +102,9 @@ impl Carrier {
         if kept.answers > 0 {
             guards.push(Guard::of_all("last_good", &kept));
         }
+        if let Some(line) = self.failback.line(service) {
+            guards.push(Guard::of_all("failback", &line));
+        }
         if let Some(roster) = entry.roster() {
             guards.push(Guard::of_all("breaker", &Ejected::of(entry, &roster)));
         }

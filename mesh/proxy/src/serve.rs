@@ -20,6 +20,7 @@ use crate::checking;
 use crate::client::{Client, Outgoing};
 use crate::connect::{self, Through};
 use crate::detect::{self, Spoken};
+use crate::failback;
 use crate::grpc;
 use crate::guarded::{self, Guarded};
 use crate::h1::buffer::LARGE;
@@ -421,7 +422,7 @@ impl<S: Stream> Connection<'_, S> {
                     .map_err(|refused| refused.of(&known.key))?;
                 // A body that is to be held is small; what takes longer is not worth waiting for.
                 let held_by = deadline.min(arrived + limit);
-                let max_held = keys::most_held(scope, &request, &head, max_held);
+                let max_held = keys::most_held(scope, &request, &head, max_held).max(failback::most_held(scope));
                 let held = Outgoing::hold(request, head, client, max_held, held_by).await;
                 let outgoing = outgoing.insert(held.map_err(|refused| refused.of(&known.key))?);
                 if scope.is_guarded || scope.sections.fallback.is_some() {

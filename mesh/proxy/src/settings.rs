@@ -1,6 +1,7 @@
 //! What an operator can set about the data plane.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -95,6 +96,9 @@ pub struct ProxySettings {
     /// Ports that lead to one service each; of the settings file these are the lists `[[upstream]]`.
     #[serde(skip)]
     pub upstreams: Vec<BoundPort>,
+    /// Where requests are kept that are to be sent later: the node's data directory. Without one, none are.
+    #[serde(skip)]
+    pub data_dir: Option<PathBuf>,
 }
 
 impl Default for ProxySettings {
@@ -129,6 +133,7 @@ impl Default for ProxySettings {
             breaker: BreakerSettings::default(),
             system: SystemSettings::default(),
             upstreams: Vec::new(),
+            data_dir: None,
         }
     }
 }

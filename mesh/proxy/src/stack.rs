@@ -42,6 +42,7 @@ use crate::client::{Client, Outgoing};
 use crate::clock::{self, Clock};
 use crate::directory::{Directory, Entry};
 use crate::exchange::{Attempt, Failure, Way, check_protocol};
+use crate::failback::Failback;
 use crate::guarded;
 use crate::h1::fields::Written;
 use crate::h1::request::Request;
@@ -89,6 +90,8 @@ pub(crate) struct Carrier {
     pub(crate) ejected: Notify,
     /// For other nodes' questions how an instance is.
     pub(crate) answered: Semaphore,
+    /// Requests that are to be sent later.
+    pub(crate) failback: Failback,
 }
 
 /// Where a host leads, as long as the view is this one.

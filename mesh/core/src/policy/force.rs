@@ -20,6 +20,7 @@ use crate::guard::{
     ShedSettings,
 };
 use crate::time::{Instant, WallTime};
+use crate::tolerate::Mode as Tolerate;
 
 /// What is in force for a service.
 #[derive(Debug)]
@@ -314,7 +315,8 @@ impl Scope {
             || !scope.quotas.is_empty()
             || !scope.faults.is_empty()
             || !scope.mirrors.is_empty()
-            || scope.sections.degrade.mode == Mode::ForceOpen;
+            || scope.sections.degrade.mode == Mode::ForceOpen
+            || scope.sections.tolerate.mode == Tolerate::Failback;
         scope
     }
 

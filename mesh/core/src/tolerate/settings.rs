@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::guard::BudgetSettings;
 use crate::ranges::within;
+use crate::tolerate::FailbackSettings;
 
 /// How one request becomes attempts, and what the caller gets when they fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +19,8 @@ pub struct TolerateSettings {
     pub broadcast_fail_percent: u32,
     /// With `broadcast`: the most instances that are told; a service with more refuses it. 1 to 256; default 64.
     pub broadcast_max: u32,
+    /// With `failback`: what waits, how many, and how long.
+    pub failback: FailbackSettings,
 }
 
 /// The ways to tolerate a failure, by their names in Dubbo.
@@ -38,6 +41,10 @@ pub enum Mode {
     /// above), unless too many fail. What cannot be sent to all is refused: a body that is not held, and a change of
     /// protocol.
     Broadcast,
+    /// As `failover`; what could not be delivered is kept on this node's disk, the caller gets 202 with the name it is kept
+    /// under, and it is sent again, in order and by growing waits, until it is answered or given up: at least once. Never a
+    /// method that only asks (GET, HEAD, OPTIONS, TRACE), gRPC, a change of protocol, or a body that is not held.
+    Failback,
 }
 
 /// When a request is sent once more.
@@ -91,7 +98,13 @@ pub struct HedgeSettings {
 
 impl Default for TolerateSettings {
     fn default() -> Self {
-        Self { mode: Mode::default(), forks: 2, broadcast_fail_percent: 100, broadcast_max: 64 }
+        Self {
+            mode: Mode::default(),
+            forks: 2,
+            broadcast_fail_percent: 100,
+            broadcast_max: 64,
+            failback: FailbackSettings::default(),
+        }
     }
 }
 
@@ -130,7 +143,8 @@ impl TolerateSettings {
             ("forks", u64::from(self.forks), 2, 8),
             ("broadcast_fail_percent", u64::from(self.broadcast_fail_percent), 1, 100),
             ("broadcast_max", u64::from(self.broadcast_max), 1, 256),
-        ])
+        ])?;
+        self.failback.check()
     }
 }
 
