@@ -224,10 +224,10 @@ impl Call<'_> {
     ) -> Result<Arrived, Refused> {
         let One { result, span, twin, out, .. } = one;
         match result {
-            Ok((response, upstream, in_flight)) => {
+            Ok((response, upstream, seated)) => {
                 client.out = out;
                 outgoing.was_sent_as(&twin);
-                Ok(arrived(response, upstream, in_flight, [Some(span), root]))
+                Ok(arrived(response, upstream, seated, [Some(span), root]))
             }
             Err(failure) => Err(self.give_up(failure, [Some(span), root])),
         }

@@ -1,8 +1,8 @@
 //! What the sidecar knows of gRPC: who speaks it, how long they wait, and what an outcome is called there.
 //!
-//! gRPC says how a call went in the field `grpc-status`, and nearly always answers 200. Where an answer is nothing but
-//! that (no message came), the sidecar takes the status for HTTP's by the table below, so that breakers, retries and
-//! counters see a failure as one. What comes behind messages, in trailers, is passed on and not judged.
+//! gRPC says how a call went in the field `grpc-status`, and nearly always answers 200. The sidecar takes that status for
+//! HTTP's by the table below, so that breakers, circuits and counters see a failure as one: where it stands in the head (no
+//! message came), and where it comes behind messages, in trailers. Only of the former is it known in time to repeat the call.
 //!
 //! A caller of gRPC says how long it waits (`grpc-timeout`) or waits for ever; both are its right, since a quiet stream
 //! looks like a slow answer. So `request_timeout_ms` does not apply to gRPC, but the caller's own word does, and so does

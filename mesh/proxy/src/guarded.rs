@@ -221,7 +221,11 @@ impl Guarded<'_> {
                 let grpc = number("grpc-status").and_then(|code| u8::try_from(code).ok());
                 // One that says "never" (of gRPC) says nothing of when.
                 let told = arrived.response.asks_wait.filter(|wait| *wait != Duration::MAX);
-                pass.learn(Came::Answer { status: arrived.response.status.as_u16(), grpc }, told);
+                if arrived.response.is_judged_later() {
+                    pass.begins();
+                } else {
+                    pass.learn(Came::Answer { status: arrived.response.status.as_u16(), grpc }, told);
+                }
                 pass.keep = self.keep(outgoing, &arrived.response, &client.out);
                 arrived.pass = Some(Box::new(pass));
                 Ok(arrived)
@@ -269,9 +273,13 @@ async fn send_copy(
         Asked { head_only: copy.request.method == http::Method::HEAD, upgrades: false, http_10: copy.request.http_10 };
     let deadline = Instant::now() + limit;
     let carried = stack::carry(carrier, &known, None, known.whole(), &mut client, &mut copy, &asked, deadline).await;
-    let Ok(Arrived { response, mut upstream, home, .. }) = carried else { return };
+    let Ok(Arrived { mut response, mut upstream, home, lesson, .. }) = carried else { return };
     let mut relay = Relay::new(&response, response.delivery(&asked), &copy);
     let received = relay.receive(&mut client, &mut upstream, &mut copy).await.is_ok();
+    if let Some(lesson) = lesson {
+        response.judge(&relay.trailers());
+        lesson.end(carrier, received.then(|| response.verdict()));
+    }
     if received
         && relay.finish(&mut client, &mut upstream, &mut copy).await.is_ok()
         && relay::is_reusable(&response, &copy, &upstream)

@@ -15,7 +15,7 @@
 //! | 10 | circuit: the service's, route's or method's breaker | last: its trial permits are few, and none is taken by who would have been refused above; its clock measures the callee, not our queues |
 //! | 11 | mirror | copies of what really goes out, and of nothing else |
 //! | 12 | attempts (`stack`): retries, balance with the instances' breakers, exchange | one admission for all attempts: a retry is no new request |
-//! | 13 | learn: circuit and the time it took at the response's head, places when its body has ended | how long a body takes is also its reader's doing |
+//! | 13 | learn: circuit (of a call of gRPC at its end) and the time it took at the response's head, places when its body has ended | how long a body takes is also its reader's doing |
 //!
 //! Whoever waits in one of these (a fault's delay, a limit's pace, a place) waits no longer than its client is there.
 //!
@@ -118,7 +118,18 @@ pub(crate) struct Pass {
 }
 
 impl Pass {
-    /// The response's head has come, or nothing came.
+    /// The response's head has come, and its end will say how the call went.
+    pub(crate) fn begins(&mut self) {
+        let now = self.clock.now();
+        if let Some(circuit) = &mut self.circuit {
+            circuit.answered(now);
+        }
+        if let Some(concurrency) = &mut self.concurrency {
+            concurrency.answered(Outcome::Success, now, clock::random());
+        }
+    }
+
+    /// It is known how the call went, or nothing came.
     pub(crate) fn learn(&mut self, came: Came, told: Option<Duration>) {
         self.outcome = self.scope.failures.judge(came);
         let now = self.clock.now();

@@ -301,6 +301,7 @@ pub(crate) async fn deliver<S: Stream>(
                 home: Home::Tunnel(tunnel.pool.clone()),
                 spans: [Some(span), None],
                 pass: None,
+                lesson: None,
             })
         }
         Err(failure) if failure.reason == Reason::Gone => Err(Refused::new(failure.reason, failure.why)),

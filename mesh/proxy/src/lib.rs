@@ -23,6 +23,7 @@
 //! | `client`, `exchange`, `relay`, `pool`, `tapped` | a request on its way; one attempt; a response on its way; connections to instances; those with something in the way |
 //! | `h1`, `reason` | HTTP/1.1 as a proxy needs it; the sidecar's own answers |
 //! | `tls` | applications that encrypt |
+//! | `lesson` | what an attempt says of its instance, and when that is known |
 //! | `grpc` | who speaks it, how long they wait, what an outcome is called there |
 //! | `http2`, `rewound` | HTTP/2 and gRPC at both ends, as the HTTP/1.1 all other rooms speak; bytes that were looked at |
 //! | `checking` | how instances are that breakers have taken out |
@@ -56,6 +57,7 @@ mod http2;
 mod inbound;
 mod keys;
 mod last_good;
+mod lesson;
 pub mod mesh;
 mod metrics;
 mod outbound;

@@ -10,9 +10,11 @@ use std::time::Duration;
 use crate::client::{Client, Outgoing, Unsent, some};
 use crate::guards::Pass;
 use crate::h1::buffer::LARGE;
-use crate::h1::framing::Span;
+use crate::h1::fields::Written;
+use crate::h1::framing::{BadBody, Span};
 use crate::h1::response::{Delivery, Response};
 use crate::h1::{BodyReader, Framing};
+use crate::lesson::Lesson;
 use crate::mesh::Stream;
 use crate::metrics::Traffic;
 use crate::pool::{Pool, Upstream};
@@ -26,6 +28,8 @@ pub(crate) struct Arrived {
     pub(crate) response: Response,
     pub(crate) upstream: Upstream,
     pub(crate) home: Home,
+    /// What its instance's breaker and balance learn, where that is known at its end.
+    pub(crate) lesson: Option<Box<Lesson>>,
     /// The attempt's span, and that of the whole call when there was more than one attempt.
     pub(crate) spans: [Option<OpenSpan>; 2],
     /// What it holds of its policy's guards until its body has ended.
@@ -74,6 +78,8 @@ pub(crate) struct Relay {
     closing: bool,
     /// The request is still being sent.
     sending: bool,
+    /// The trailers so far, behind the last chunk's line, where they say how the call went.
+    trailers: Option<Vec<u8>>,
 }
 
 impl Relay {
@@ -85,7 +91,13 @@ impl Relay {
             raw: 0,
             closing: delivery == Delivery::InChunks,
             sending: !outgoing.is_sent(),
+            trailers: response.is_judged_later().then(|| b"0\r\n".to_vec()),
         }
+    }
+
+    /// What has come behind the body, if anybody wanted to know.
+    pub(crate) fn trailers(&self) -> Written<'_> {
+        Written(self.trailers.as_deref().unwrap_or_default())
     }
 
     /// Returns when all of the response has come from the instance. An ordinary one has come with its head, and nothing
@@ -174,7 +186,7 @@ impl Relay {
         }
         match self.delivery {
             Delivery::AsItIs if self.raw == 0 => {
-                self.raw = self.reader.take(upstream.buffer.data()).map_err(|error| error.to_string())?;
+                self.raw = self.take(upstream.buffer.data()).map_err(|error| error.to_string())?;
             }
             Delivery::AsItIs => {}
             Delivery::InChunks => {
@@ -205,6 +217,25 @@ impl Relay {
             }
         }
         Ok(())
+    }
+
+    /// How much of `data` belongs to the body; trailers somebody waits for are kept.
+    fn take(&mut self, data: &[u8]) -> Result<usize, BadBody> {
+        let Some(trailers) = &mut self.trailers else { return self.reader.take(data) };
+        let mut taken = 0;
+        loop {
+            let in_trailers = self.reader.is_in_trailers();
+            match self.reader.next(&data[taken..])? {
+                Span::Data(n) => taken += n,
+                Span::Frame(n) => {
+                    if in_trailers {
+                        trailers.extend_from_slice(&data[taken..taken + n]);
+                    }
+                    taken += n;
+                }
+                Span::More | Span::End => return Ok(taken),
+            }
+        }
     }
 
     fn poll_write<S: Stream>(

@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use starling_core::guard::circuit::Came;
 use starling_core::observe::TraceId;
-use starling_core::policy::Scope;
+use starling_core::policy::{Fields, Scope};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::{mpsc, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::access::Identity;
 use crate::attempts;
@@ -23,15 +24,18 @@ use crate::detect::{self, Spoken};
 use crate::failback;
 use crate::grpc;
 use crate::guarded::{self, Guarded};
+use crate::guards::Pass;
 use crate::h1::buffer::LARGE;
 use crate::h1::forwarded::{Forward, Peer};
 use crate::h1::request::{Request, Rules};
-use crate::h1::response::Asked;
+use crate::h1::response::{Asked, Response};
 use crate::h1::{Framing, fields};
 use crate::http2;
 use crate::inbound::{self, Opens, Tunnel};
 use crate::keys;
+use crate::lesson::{GOES_WELL, Lesson};
 use crate::mesh::Stream;
+use crate::pool::Upstream;
 use crate::reason::{Reason, Refused, TRACE, Told};
 use crate::relay::{self, Arrived, Broken, Relay};
 use crate::rewound::Rewound;
@@ -262,6 +266,14 @@ pub(crate) struct Facts {
     pub(crate) grpc: bool,
 }
 
+/// What waits to hear how a call went.
+struct Open<'a> {
+    lesson: Option<Box<Lesson>>,
+    pass: Option<&'a mut Pass>,
+    /// How long its answer took to begin.
+    took: Duration,
+}
+
 struct Connection<'a, S> {
     client: Client<S>,
     carrier: &'a Carrier,
@@ -375,8 +387,11 @@ impl<S: Stream> Connection<'_, S> {
         }
         let go_on = match (outcome, &mut outgoing) {
             (Ok(response), Some(outgoing)) => {
-                self.record(response.response.verdict(), arrived);
-                self.deliver(response, outgoing, &asked, facts.context.trace, keep_alive).await
+                let took = arrived.elapsed();
+                if !response.response.is_judged_later() {
+                    self.record(response.response.verdict(), took);
+                }
+                self.deliver(response, outgoing, &asked, facts.context.trace, keep_alive, took).await
             }
             // A response comes only to what was sent.
             (Ok(_), None) => false,
@@ -476,7 +491,7 @@ impl<S: Stream> Connection<'_, S> {
 
     /// Answers in the place of an instance.
     async fn turn_away(&mut self, refused: &Refused, facts: &Facts, go_on: bool, head_only: bool) -> bool {
-        self.record(refused.status(), facts.arrived);
+        self.record(refused.status(), facts.arrived.elapsed());
         let mut trace = None;
         if matches!(self.door, Door::Application(_)) {
             trace = Some(facts.context.trace);
@@ -494,9 +509,10 @@ impl<S: Stream> Connection<'_, S> {
         asked: &Asked,
         trace: TraceId,
         keep_alive: bool,
+        took: Duration,
     ) -> bool {
         // Its guards' places are given back when the body has ended.
-        let Arrived { mut response, mut upstream, home, spans, mut pass } = arrived;
+        let Arrived { mut response, mut upstream, home, lesson, spans, mut pass } = arrived;
         if let Some(bytes_per_s) = pass.as_ref().and_then(|pass| pass.throttle) {
             response.keep_alive = false; // the instance's connection is slow from here on
             let slowed = throttle::slow_down(&mut upstream, bytes_per_s);
@@ -530,9 +546,22 @@ impl<S: Stream> Connection<'_, S> {
         client.out.extend_from_slice(b"\r\n");
         outgoing.expect_no_word();
         let mut relay = Relay::new(&response, delivery, outgoing);
-        match relay.receive(client, &mut upstream, outgoing).await {
+        let is_open = response.is_judged_later();
+        let received = if is_open {
+            let open = Open { lesson, pass: pass.as_deref_mut(), took };
+            // Apart: what only calls of gRPC need is no part of all others' memory.
+            Box::pin(self.receive_open(open, &mut relay, &mut response, &mut upstream, outgoing)).await
+        } else {
+            relay.receive(client, &mut upstream, outgoing).await
+        };
+        let client = &mut self.client;
+        match received {
             Ok(()) => {
-                spans.into_iter().flatten().for_each(|span| span.end());
+                let failure = response.failure().filter(|_| is_open);
+                spans.into_iter().flatten().for_each(|span| match failure {
+                    None => span.end(),
+                    Some(why) => span.fail(why),
+                });
                 if let Some(keep) = keep {
                     keep.end(&mut upstream);
                 }
@@ -566,8 +595,44 @@ impl<S: Stream> Connection<'_, S> {
         go_on
     }
 
-    fn record(&self, status: http::StatusCode, arrived: Instant) {
-        let took = arrived.elapsed();
+    /// Receives an answer whose end says how the call went, and lets those learn of it who wait for that.
+    async fn receive_open(
+        &mut self,
+        open: Open<'_>,
+        relay: &mut Relay,
+        response: &mut Response,
+        upstream: &mut Upstream,
+        outgoing: &mut Outgoing,
+    ) -> Result<(), Broken> {
+        let received = timeout(GOES_WELL, relay.receive(&mut self.client, upstream, outgoing)).await;
+        let trailers = relay.trailers();
+        response.judge(&trailers);
+        let code = trailers.field("grpc-status").and_then(fields::number).and_then(|code| u8::try_from(code).ok());
+        let (status, came) = match &received {
+            Ok(Err(Broken::Client)) => (None, Came::Cancelled),
+            Ok(Err(Broken::Instance(_))) => (None, Came::Reset),
+            Ok(Ok(())) | Err(_) => {
+                (Some(response.verdict()), Came::Answer { status: response.status.as_u16(), grpc: code })
+            }
+        };
+        self.record(response.verdict(), open.took);
+        if let Some(pass) = open.pass {
+            pass.learn(came, None);
+        }
+        if let Some(lesson) = open.lesson.filter(|_| came != Came::Cancelled) {
+            lesson.end(self.carrier, status);
+        }
+        match received {
+            Ok(received) => received,
+            Err(_) => {
+                let received = relay.receive(&mut self.client, upstream, outgoing).await;
+                response.judge(&relay.trailers());
+                received
+            }
+        }
+    }
+
+    fn record(&self, status: http::StatusCode, took: Duration) {
         match &self.door {
             Door::Application(_) => match &self.known {
                 Some(known) => known.entry.metrics.outbound.record(status, took),

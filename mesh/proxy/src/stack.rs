@@ -14,7 +14,7 @@
 //! | 10 | balance, with the breakers in its draw | a broken instance is not drawn, rather than drawn and refused |
 //! | 11 | may the caller (`access`), where this sidecar is the instance's | at the instance's side: no caller's sidecar is trusted with it |
 //! | 12 | exchange | idle or new connection, send, wait for the head |
-//! | 13 | learn | latency, breaker and counters hear of every attempt, also of those that were repeated |
+//! | 13 | learn (`lesson`) | latency, breaker and counters hear of every attempt, also of those that were repeated; of a call of gRPC at its end |
 
 use std::convert::Infallible;
 use std::sync::atomic::Ordering::Relaxed;
@@ -23,8 +23,8 @@ use std::time::Duration;
 
 use http::StatusCode;
 use starling_core::access::Caller;
-use starling_core::balance::{Ask, FAILURE_PENALTY, Group, InFlight, Outcome, Report, Seat};
-use starling_core::guard::{Fault, Guard, Permit};
+use starling_core::balance::{Ask, Group, InFlight};
+use starling_core::guard::{Guard, Permit};
 use starling_core::id::{InstanceId, ServiceKey};
 use starling_core::observe::SpanKind;
 use starling_core::policy::{Force, Scope};
@@ -48,6 +48,7 @@ use crate::h1::fields::Written;
 use crate::h1::request::Request;
 use crate::h1::response::{Asked, Response};
 use crate::keys::{self, At, Lent};
+use crate::lesson::{Learner, Lesson};
 use crate::mesh::{Mesh, Stream};
 use crate::metrics::Connections;
 use crate::policies::Ground;
@@ -232,7 +233,13 @@ fn not_routed(error: RouteError) -> Refused {
 }
 
 /// What one attempt brought: a response's head with its connection, or why not.
-pub(crate) type Attempted = Result<(Response, Upstream, InFlight<Pool>), Failure>;
+pub(crate) type Attempted = Result<(Response, Upstream, Seated), Failure>;
+
+/// A request in flight at an instance, and what is to be learnt of that at its end, if it is not known yet.
+pub(crate) struct Seated {
+    in_flight: InFlight<Pool>,
+    lesson: Option<Box<Lesson>>,
+}
 
 /// Where the next attempt goes. Holds nothing of the group it was drawn from, which may be another one by the attempt
 /// after.
@@ -250,7 +257,7 @@ pub(crate) struct Call<'a> {
     /// The service and its candidates, as they were at the last choice.
     pub(crate) service: Arc<ServiceView>,
     pub(crate) key: &'a ServiceKey,
-    pub(crate) entry: &'a Entry,
+    pub(crate) entry: &'a Arc<Entry>,
     pub(crate) scope: &'a Scope,
     pub(crate) group: Arc<Group<Pool>>,
     pub(crate) context: Context,
@@ -294,9 +301,7 @@ impl Call<'_> {
             let next = if again && self.may_wait(asked_wait) { self.next_chance() } else { None };
             let Some(next) = next else {
                 return match result {
-                    Ok((response, upstream, in_flight)) => {
-                        Ok(arrived(response, upstream, in_flight, [Some(span), root]))
-                    }
+                    Ok((response, upstream, seated)) => Ok(arrived(response, upstream, seated, [Some(span), root])),
                     Err(failure) => Err(self.give_up(failure, [Some(span), root])),
                 };
             };
@@ -393,9 +398,22 @@ impl Call<'_> {
         let deadline = attempt.deadline;
         let says_nothing =
             |failure: &Failure| !failure.reason.blames_the_callee() || self.was_hurried(failure, deadline, outgoing);
-        if !result.as_ref().is_err_and(says_nothing) {
-            self.learn(instance, seat, permit, began, status, asked_wait);
-        }
+        let took = carrier.clock.now().since(began);
+        let learner = Learner {
+            entry: self.entry,
+            group: &self.group,
+            instance,
+            seat,
+            percentile: self.scope.sections.hedge.after_percentile,
+        };
+        let lesson = match &result {
+            Ok((response, _)) if response.is_judged_later() => Some(Box::new(learner.later(permit, took))),
+            Err(failure) if says_nothing(failure) => None,
+            _ => {
+                learner.learn(carrier, permit, took, status, asked_wait);
+                None
+            }
+        };
         if let Ok((response, _)) = &result {
             span.describe(|span| {
                 span.status = Some(response.status.as_u16());
@@ -403,7 +421,7 @@ impl Call<'_> {
             });
         }
         let (response, upstream) = result?;
-        Ok((response, upstream, in_flight))
+        Ok((response, upstream, Seated { in_flight, lesson }))
     }
 
     /// Whether an attempt failed only because its caller waits far less than its policy lets an instance take: one caller's
@@ -415,43 +433,6 @@ impl Call<'_> {
         in_a_hurry
             && deadline >= self.deadline
             && (failure.reason == Reason::TimedOut || Instant::now() >= self.deadline)
-    }
-
-    /// What an attempt, answered with `status` or not at all, says of the instance.
-    fn learn(
-        &self,
-        instance: &InstanceView,
-        seat: &Seat<Pool>,
-        permit: Permit,
-        began: starling_core::time::Instant,
-        status: Option<StatusCode>,
-        asked_wait: Option<Duration>,
-    ) {
-        let now = self.carrier.clock.now();
-        let failed = status.is_none_or(|status| status.is_server_error());
-        // Being told to slow down is no defect of the instance, but no reason to send it more either.
-        let unwelcome = failed || status == Some(StatusCode::TOO_MANY_REQUESTS);
-        let penalty = FAILURE_PENALTY.max(asked_wait.unwrap_or_default());
-        let outcome = if unwelcome { Outcome::Unwelcome(penalty) } else { Outcome::Good };
-        seat.load.observe(now, now.since(began), outcome);
-        if self.group.wants_reports() {
-            let latency_us = seat.load.latency_us(now).unwrap_or_default() as u32;
-            let report = Report { in_flight: seat.load.in_flight().saturating_sub(1), latency_us };
-            self.group.report(now, &instance.key.instance, report);
-        }
-        if self.scope.sections.hedge.after_percentile > 0 && !unwelcome {
-            self.entry.latency.observe(self.scope.sections.hedge.after_percentile, now.since(began));
-        }
-        if !failed {
-            if permit.succeed(now) {
-                seat.begin_again(now);
-                tracing::info!(instance = %instance.key, "the breaker closed: a probe went well");
-            }
-        } else if permit.fail(if status.is_some() { Fault::Answer } else { Fault::Silence }, now, clock::random()) {
-            self.entry.metrics.breaker_opens.fetch_add(1, Relaxed);
-            self.carrier.ejected.notify_one();
-            tracing::warn!(instance = %instance.key, "the breaker opened: its answers fail or do not come");
-        }
     }
 
     /// Full jitter, as Envoy: up to base, 3 x base, 7 x base ..., and never less than the instance asked for.
@@ -531,7 +512,7 @@ pub(crate) fn describe(span: &mut starling_core::observe::Span, service: &Servic
 pub(crate) fn arrived(
     response: Response,
     upstream: Upstream,
-    in_flight: InFlight<Pool>,
+    Seated { in_flight, lesson }: Seated,
     mut spans: [Option<OpenSpan>; 2],
 ) -> Arrived {
     if let Some(root) = &mut spans[1] {
@@ -540,5 +521,5 @@ pub(crate) fn arrived(
             span.error = response.failure().map(str::to_owned);
         });
     }
-    Arrived { response, upstream, home: Home::Seat(in_flight), spans, pass: None }
+    Arrived { response, upstream, home: Home::Seat(in_flight), lesson, spans, pass: None }
 }

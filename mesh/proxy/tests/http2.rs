@@ -77,6 +77,51 @@ async fn a_unary_call_of_grpc_keeps_its_trailers_and_an_answer_of_only_trailers_
 }
 
 #[tokio::test]
+async fn a_call_of_grpc_that_fails_behind_its_messages_has_failed_for_circuits_breakers_and_counts() {
+    let flock = Flock::default();
+    let app = App2::answering(|request, mut respond| async move {
+        let message = request.into_body().data().await.unwrap().unwrap();
+        let mut response = Response::new(());
+        response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
+        let mut back = respond.send_response(response, false).unwrap();
+        let code = if message == "fail" { "14" } else { "0" };
+        back.send_data(message, false).unwrap();
+        back.send_trailers(trailers(&[("grpc-status", code)])).unwrap();
+    })
+    .await;
+    let a = flock.node("a").await;
+    let _b = flock.node("b").await;
+    near_and_far(&flock, &app, Protocol::Grpc);
+    flock.policy(
+        "near",
+        "[breaker]\nconsecutive_failures = 1000\nmin_calls = 1000\n\
+         [circuit]\nconsecutive_failures = 3\nopen_ms = 600000\nmax_open_ms = 600000\n",
+    );
+    let caller = Caller::connect(a.addr()).await;
+    for service in ["near.mesh", "far.mesh"] {
+        assert_eq!(caller.send(grpc(service), "hello").await.trailer("grpc-status"), Some("0"));
+        for _ in 0..3 {
+            let heard = caller.send(grpc(service), "fail").await;
+            assert_eq!((heard.text().as_str(), heard.trailer("grpc-status")), ("fail", Some("14")), "{heard:?}");
+        }
+    }
+    let refused = caller.send(grpc("near.mesh"), "hello").await;
+    assert_eq!(refused.header("x-starling-reason"), Some("breaker: open (rule circuit)"), "{refused:?}");
+    for _ in 0..2 {
+        caller.send(grpc("far.mesh"), "fail").await;
+    }
+    let metrics = a.metrics();
+    for counted in [
+        "starling_breaker_opens_total{service=\"default/far\"} 1\n",
+        "starling_breaker_opens_total{service=\"default/near\"} 0\n",
+        "starling_requests_total{service=\"default/far\",direction=\"outbound\",class=\"5xx\"} 5\n",
+        "starling_requests_total{service=\"default/far\",direction=\"outbound\",class=\"2xx\"} 1\n",
+    ] {
+        assert!(metrics.contains(counted), "{counted}: {metrics}");
+    }
+}
+
+#[tokio::test]
 async fn clients_and_instances_of_different_versions_are_translated_both_ways() {
     let flock = Flock::default();
     let (old, new) =

@@ -4,9 +4,10 @@ use std::cell::RefCell;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::StatusCode;
+use starling_core::policy::Fields;
 
 use super::Framing;
-use super::fields::{self, Connection, Field, field};
+use super::fields::{self, Connection, Field, Written, field};
 use crate::grpc;
 use crate::reason::Reason;
 use crate::settings::ProxySettings;
@@ -20,7 +21,8 @@ pub(crate) struct Response {
     pub(crate) keep_alive: bool,
     /// The other sidecar answered, not the application: why.
     pub(crate) reason: Option<(Reason, String)>,
-    /// How a call of gRPC went, where the head says so, and how that counts.
+    is_grpc: bool,
+    /// How a call of gRPC went, where that is known, and how that counts.
     grpc: Option<(&'static str, StatusCode)>,
     /// How long it asks the caller to wait before it asks again. A negative wait of gRPC means never.
     pub(crate) asks_wait: Option<Duration>,
@@ -77,7 +79,8 @@ impl Response {
     /// One whose body of this length is kept here.
     pub(crate) fn kept(status: StatusCode, length: u64) -> Self {
         let framing = Framing::Length(length);
-        Response { status, framing, keep_alive: false, reason: None, grpc: None, asks_wait: None, length: 0 }
+        let (keep_alive, is_grpc) = (false, false);
+        Response { status, framing, keep_alive, reason: None, is_grpc, grpc: None, asks_wait: None, length: 0 }
     }
 
     /// The status it counts as.
@@ -89,6 +92,16 @@ impl Response {
     pub(crate) fn failure(&self) -> Option<&str> {
         let named = self.grpc.map_or(self.status.as_str(), |(name, _)| name);
         self.verdict().is_server_error().then_some(named)
+    }
+
+    /// Whether how the call went stands behind its messages.
+    pub(crate) fn is_judged_later(&self) -> bool {
+        self.is_grpc && self.status == StatusCode::OK && self.grpc.is_none() && self.framing == Framing::Chunked
+    }
+
+    /// What stood there. Without such a field it counts as its head says.
+    pub(crate) fn judge(&mut self, trailers: &Written<'_>) {
+        self.grpc = trailers.field("grpc-status").map(grpc::read_status);
     }
 
     /// How its body goes to the client.
@@ -117,6 +130,7 @@ fn write(
     let mut connection = Connection::default();
     let (mut given, mut coding, mut date, mut upgrade) = (None, None, None, None);
     let (mut reason, mut grpc, mut pushback, mut retry_after) = (None, None, None, None);
+    let mut is_grpc = false;
     for header in parsed.headers.iter() {
         match field(header.name) {
             Field::ContentLength => {
@@ -136,6 +150,7 @@ fn write(
             Field::Pushback => {
                 pushback = Some(fields::number(header.value).map_or(Duration::MAX, Duration::from_millis))
             }
+            Field::ContentType => is_grpc = grpc::is_grpc(header.value),
             Field::GrpcStatus => grpc = Some(grpc::read_status(header.value)),
             _ => {}
         }
@@ -153,6 +168,7 @@ fn write(
         framing,
         keep_alive: keep_alive && framing != Framing::UntilClose,
         reason,
+        is_grpc,
         grpc,
         asks_wait: pushback.or_else(|| wait_of(retry_after?, date)),
         length,

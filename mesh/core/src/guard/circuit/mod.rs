@@ -98,6 +98,8 @@ pub struct CircuitSnapshot {
 pub struct CircuitPermit {
     circuit: Arc<Circuit>,
     began: Instant,
+    /// How long it took until its answer began, where the end is told later.
+    took: Option<Duration>,
     from: From,
 }
 
@@ -211,7 +213,7 @@ impl Circuit {
     /// # Errors
     /// A refusal that says when the circuit will try again.
     pub fn admit(self: &Arc<Self>, now: Instant, random: u64) -> Result<CircuitPermit, Refusal> {
-        let permit = |from| CircuitPermit { circuit: self.clone(), began: now, from };
+        let permit = |from| CircuitPermit { circuit: self.clone(), began: now, took: None, from };
         match self.mode(now) {
             Mode::Auto => match self.pass(now, random) {
                 Ok(from) => Ok(permit(from)),
@@ -417,6 +419,11 @@ impl CircuitPermit {
         matches!(self.from, From::Trial(_))
     }
 
+    /// The answer has begun, and how it went will be known at its end: it has taken so long, however long the rest takes.
+    pub fn answered(&mut self, now: Instant) {
+        self.took = Some(now.since(self.began));
+    }
+
     /// The call ended; `told` is how long its answer said to stay away. Says whether that opened or closed the circuit.
     pub fn end(mut self, outcome: Outcome, told: Option<Duration>, now: Instant, random: u64) -> bool {
         if outcome == Outcome::Ignored {
@@ -424,7 +431,8 @@ impl CircuitPermit {
         }
         let circuit = self.circuit.clone();
         let failed = outcome == Outcome::Failure;
-        let slow = now.since(self.began) > Duration::from_millis(circuit.settings.slow_call_ms);
+        let slow =
+            self.took.unwrap_or_else(|| now.since(self.began)) > Duration::from_millis(circuit.settings.slow_call_ms);
         match std::mem::replace(&mut self.from, From::Nowhere) {
             From::Closed(opened) if opened == circuit.opened.load(Relaxed) => {
                 circuit.count(now, failed, slow, random, told)

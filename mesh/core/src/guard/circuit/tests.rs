@@ -215,6 +215,17 @@ fn settings() -> impl Strategy<Value = CircuitSettings> {
     )
 }
 
+#[test]
+fn a_call_is_as_slow_as_its_answer_was_to_begin_however_long_it_goes_on() {
+    let circuit = circuit(CircuitSettings { slow_call_ms: 10, slow_percent: 50, failure_percent: 0, ..by_calls(1) });
+    let mut permit = circuit.admit(ms(0), 0).unwrap();
+    permit.answered(ms(10));
+    assert!(!permit.end(Outcome::Success, None, ms(60_000), 0));
+    let mut permit = circuit.admit(ms(60_000), 0).unwrap();
+    permit.answered(ms(60_011));
+    assert!(permit.end(Outcome::Success, None, ms(60_011), 0), "it opens");
+}
+
 proptest! {
     /// Whatever happened, however many permits were lost: after at most three days of good calls only, it is closed.
     #[test]
