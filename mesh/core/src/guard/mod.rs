@@ -37,6 +37,7 @@ mod refusal;
 mod ring;
 mod rtt;
 pub mod shed;
+mod striped;
 pub mod system;
 mod window;
 

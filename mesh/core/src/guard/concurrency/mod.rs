@@ -116,7 +116,7 @@ impl Concurrency {
         Self {
             settings: *settings,
             turnstile: Arc::new(Turnstile::new(Guard::Concurrency, first, settings.queue)),
-            sample: Sample::new(),
+            sample: Sample::default(),
             due_us: AtomicU64::new(0),
             limit: AtomicU64::new(f64::from(settings.initial).to_bits()),
             base_us: AtomicU64::new(0),
@@ -168,7 +168,8 @@ impl Concurrency {
         let is_measuring = self.measure_at_us.load(Relaxed) == 0;
         let needed = if is_measuring { self.settings.measure_calls } else { self.settings.window_calls };
         let due = self.due_us.load(Acquire);
-        if self.sample.count() < needed || (now.0 < due && !is_measuring) {
+        // The time first: that is read without a look at what others are writing.
+        if (now.0 < due && !is_measuring) || self.sample.count() < needed {
             return;
         }
         let next = now.0 + self.settings.window_ms * 1_000;

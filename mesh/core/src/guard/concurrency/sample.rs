@@ -3,19 +3,33 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use super::super::striped::Striped;
+
 /// Eight buckets for each doubling, from 16 microseconds to 70 seconds: a median is wrong by a twelfth at most.
 const PER_OCTAVE: u32 = 8;
 const LOWEST_OCTAVE: u32 = 4;
 const OCTAVES: u32 = 22;
+const PLACES: usize = (PER_OCTAVE * OCTAVES) as usize;
 
 /// Filled by many, emptied by one.
+#[derive(Debug, Default)]
+pub(super) struct Sample(Striped<Stripe>);
+
+/// What some threads have filled in.
 #[derive(Debug)]
-pub(super) struct Sample {
+struct Stripe {
     count: AtomicU32,
     sum_us: AtomicU64,
     /// The most calls at once.
     most: AtomicU32,
-    buckets: [AtomicU32; (PER_OCTAVE * OCTAVES) as usize],
+    buckets: [AtomicU32; PLACES],
+}
+
+impl Default for Stripe {
+    fn default() -> Self {
+        let buckets = std::array::from_fn(|_| AtomicU32::new(0));
+        Self { count: AtomicU32::new(0), sum_us: AtomicU64::new(0), most: AtomicU32::new(0), buckets }
+    }
 }
 
 /// What a sample says.
@@ -28,40 +42,35 @@ pub(super) struct Drawn {
 }
 
 impl Sample {
-    pub(super) fn new() -> Self {
-        let buckets = std::array::from_fn(|_| AtomicU32::new(0));
-        Self { count: AtomicU32::new(0), sum_us: AtomicU64::new(0), most: AtomicU32::new(0), buckets }
-    }
-
     /// A call took so long, while so many were out.
     pub(super) fn add(&self, took: Duration, at_once: u32) {
         let us = took.as_micros() as u64;
-        self.buckets[place(us)].fetch_add(1, Relaxed);
-        self.sum_us.fetch_add(us, Relaxed);
-        if self.most.load(Relaxed) < at_once {
-            self.most.fetch_max(at_once, Relaxed);
+        let own = self.0.own();
+        own.buckets[place(us)].fetch_add(1, Relaxed);
+        own.sum_us.fetch_add(us, Relaxed);
+        if own.most.load(Relaxed) < at_once {
+            own.most.fetch_max(at_once, Relaxed);
         }
-        self.count.fetch_add(1, Relaxed);
+        own.count.fetch_add(1, Relaxed);
     }
 
     pub(super) fn count(&self) -> u32 {
-        self.count.load(Relaxed)
+        self.0.all().map(|stripe| stripe.count.load(Relaxed)).sum()
     }
 
     /// Takes out what is in it. A call that ends meanwhile may be split between this sample and the next.
     pub(super) fn draw(&self) -> Drawn {
-        let count = self.count.swap(0, Relaxed);
-        let sum_us = self.sum_us.swap(0, Relaxed);
-        let most = self.most.swap(0, Relaxed);
+        let count: u32 = self.0.all().map(|stripe| stripe.count.swap(0, Relaxed)).sum();
+        let sum_us: u64 = self.0.all().map(|stripe| stripe.sum_us.swap(0, Relaxed)).sum();
+        let most = self.0.all().map(|stripe| stripe.most.swap(0, Relaxed)).max().unwrap_or(0);
         let mut left = count.div_ceil(2);
         let mut median_us = None;
-        for (place, bucket) in self.buckets.iter().enumerate() {
-            if bucket.load(Relaxed) > 0 {
-                let held = bucket.swap(0, Relaxed);
-                left = left.saturating_sub(held);
-                if left == 0 && median_us.is_none() {
-                    median_us = Some(middle(place));
-                }
+        for place in 0..PLACES {
+            let filled = self.0.all().map(|stripe| &stripe.buckets[place]).filter(|bucket| bucket.load(Relaxed) > 0);
+            let held: u32 = filled.map(|bucket| bucket.swap(0, Relaxed)).sum();
+            left = left.saturating_sub(held);
+            if held > 0 && left == 0 && median_us.is_none() {
+                median_us = Some(middle(place));
             }
         }
         let mean_us = sum_us as f64 / f64::from(count.max(1));
@@ -87,7 +96,7 @@ mod tests {
 
     #[test]
     fn a_median_is_right_within_a_twelfth() {
-        let sample = Sample::new();
+        let sample = Sample::default();
         for us in [20u64, 100, 1_000, 3_333, 65_535, 1_000_000, 50_000_000] {
             (0..3).for_each(|_| sample.add(Duration::from_micros(us), 7));
             sample.add(Duration::ZERO, 1);
