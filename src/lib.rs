@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`settings`] | one TOML file, environment, flags: read, checked, explained |
 //! | [`node`] | a whole node in one process: `starling::Node::start(settings)` |
+//! | `certificates` | certificates that are renewed while the node runs |
 //! | [`cli`] | the command line: `starling node` and everything that asks a running node |
 //! | [`sim`] | the simulator, for tests of one's own |
 //! | [`demo`] | `starling demo`: the whole of it at work, with figures |
@@ -11,6 +12,7 @@
 //!
 //! It decides nothing about the product: core decides, net talks, proxy carries, api shows, sim doubts.
 
+mod certificates;
 pub mod cli;
 pub mod demo;
 pub mod logging;

@@ -20,6 +20,7 @@ use starling_proxy::{Proxy, ProxySettings};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::certificates::{Files, Renewing};
 use crate::settings::{NodeSettings, Seed, Settings, dev_dir};
 use crate::sockets::{Sockets, Told};
 
@@ -49,6 +50,7 @@ pub struct Node {
     api: RunningApi,
     /// Copies of its sockets, to be handed over.
     sockets: Sockets,
+    _renewing: Renewing,
 }
 
 struct RunningApi {
@@ -164,6 +166,7 @@ impl Node {
         let told_peers = sockets.told.iter().flat_map(|told| told.peers.iter().cloned());
         settings.members.seeds.extend(told_peers);
         let declared = settings.registrations().map_err(|errors| StartError::Settings(errors.join("\n")))?;
+        let files = Files::of(&settings);
         let identity = identity(&settings)?;
         let advertise = advertised(&settings.node).await?;
         let net = NetSettings {
@@ -206,7 +209,8 @@ impl Node {
         let api = RunningApi::start(api);
         let sockets = Sockets { quic: Some(quic), ..kept };
         let drain = settings.node.drain_timeout.0;
-        let node = Node { running, addresses, ready, proxy, drain, api, sockets };
+        let _renewing = files.watch(settings.clone(), running.handle.clone(), proxy.tls());
+        let node = Node { running, addresses, ready, proxy, drain, api, sockets, _renewing };
         if let Err(error) = declare(node.handle(), declared).await {
             node.stop().await;
             return Err(error);

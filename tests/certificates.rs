@@ -107,6 +107,74 @@ fn a_node_whose_certificate_expires_while_it_runs_is_refused_and_both_logs_say_s
     assert!(log.contains("expired on") && log.contains("starling ca issue"), "{log}");
 }
 
+#[test]
+fn a_node_whose_certificate_is_renewed_in_time_stays_in_the_mesh_without_a_restart() {
+    let mut mesh = mesh_named("shop");
+    issue(&mesh, "ca", "shop", "a");
+    issue(&mesh, "ca", "shop", "b");
+    let dir = mesh.dir().to_owned();
+    let expires = [8, 16, 32].into_iter().find_map(|seconds| {
+        let expires = issue_for(&dir, "b", Duration::from_secs(seconds));
+        mesh.try_add("b", None).is_ok().then_some(expires)
+    });
+    let expires = expires.expect("the node starts while its certificate is valid");
+    let b = mesh.node("b");
+    let shown = |node: &NodeProcess| node.metric("starling_certificate_expires_seconds");
+    let first = shown(b);
+    assert!(b.starling(&["status"]).contains("certificate: that of node b ends"), "it is warned of");
+    issue_for(&dir, "b", Duration::from_secs(30 * 24 * 3600));
+    eventually("the new certificate is taken", || shown(b) > first);
+    assert_eq!(b.metric("starling_certificate_renewals_total"), 1.0);
+    assert_eq!(b.lines("was renewed").len(), 1);
+    eventually("the first has expired", || SystemTime::now() > expires + Duration::from_secs(1));
+    let seed = b.quic();
+    mesh.add("a", Some(seed));
+    mesh.all_know_each_other();
+}
+
+#[test]
+fn a_new_certificate_that_cannot_be_used_leaves_the_one_before_and_the_node_says_why() {
+    let mut mesh = mesh_named("shop");
+    issue(&mesh, "ca", "shop", "a");
+    issue(&mesh, "ca", "shop", "b");
+    let seed = mesh.add("b", None).quic();
+    let place = mesh.dir().join("ca").join("b");
+    let (b, good) = (mesh.node("b"), fs::read(place.join("node.crt")).unwrap());
+    let others = fs::read(mesh.dir().join("ca/a/node.crt")).unwrap();
+    for (bad, why) in [(&b"no certificate"[..], "is not a certificate in PEM"), (&others, "is not the key of")] {
+        fs::write(place.join("node.crt"), bad).unwrap();
+        eventually("it says why", || b.starling(&["status"]).contains(why));
+        assert_eq!(b.metric("starling_certificate_refused"), 1.0);
+        let said = b.lines(why);
+        assert!(said.len() == 1 && said[0].contains("ERROR") && said[0].contains("the one before it stays"), "{said:?}");
+    }
+    mesh.add("a", Some(seed));
+    mesh.all_know_each_other();
+    fs::write(place.join("node.crt"), good).unwrap();
+    eventually("all is well again", || mesh.node("b").metric("starling_certificate_refused") == 0.0);
+}
+
+#[test]
+fn the_certificate_for_applications_is_renewed_too() {
+    let mut mesh = Mesh::empty(Certificates::ThrownAway);
+    let (cert, key) = (mesh.dir().join("app.crt"), mesh.dir().join("app.key"));
+    let make = |year| {
+        let mut wanted = rcgen::CertificateParams::new(["orders.mesh".to_owned()]).unwrap();
+        wanted.not_after = rcgen::date_time_ymd(year, 1, 1);
+        let pair = rcgen::KeyPair::generate().unwrap();
+        fs::write(&key, pair.serialize_pem()).unwrap();
+        fs::write(&cert, wanted.self_signed(&pair).unwrap().pem()).unwrap();
+    };
+    make(2098);
+    mesh.settings("a", &format!("[proxy.tls]\ncert = \"{}\"\nkey = \"{}\"\n", cert.display(), key.display()));
+    let a = mesh.add("a", None);
+    let shown = || a.metric("starling_proxy_certificate_expires_seconds");
+    let first = shown();
+    make(2099);
+    eventually("the new one is shown", || shown() > first);
+    assert_eq!(a.lines("the certificate for applications was renewed").len(), 1);
+}
+
 /// Puts a certificate of so short a life in the place of a node's own; when it ends.
 fn issue_for(dir: &Path, node: &str, validity: Duration) -> SystemTime {
     let place = dir.join("ca").join(node);

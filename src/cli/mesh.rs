@@ -5,13 +5,13 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use starling_api::model::{CatchingUpInfo, MemberList, MeshStatus, NodeReport, PreservationInfo, Verdict};
+use starling_api::model::{CatchingUpInfo, CertificateInfo, MemberList, MeshStatus, NodeReport, PreservationInfo, Verdict};
 use starling_core::id::{CellName, NodeId};
 use starling_core::view::{MemberState, Revision};
 
 use super::client::{Ask, Client};
 use super::failure::Failure;
-use super::output::{Cell, Out, Style, Table, ago, count, micros, span_of};
+use super::output::{Cell, Out, Style, Table, ago, count, micros, span_of, when};
 use crate::settings::HumanDuration;
 
 /// `starling members`
@@ -193,6 +193,22 @@ pub(crate) fn status(args: &StatusArgs, client: &Client, out: &mut Out) -> Resul
     Ok(())
 }
 
+/// Says what is to be done about a node's certificate, if anything is.
+fn show_certificate(node: &NodeId, certificate: &CertificateInfo, out: &mut Out) -> io::Result<()> {
+    let CertificateInfo { expires_unix_ms, ends_soon, refused } = certificate;
+    if let Some(why) = refused {
+        out.styled(Style::Bad, &format!("certificate: node {node} cannot use the new one in its files: {why}"))?;
+    }
+    if *ends_soon {
+        let ends = when(*expires_unix_ms);
+        out.styled(
+            Style::Doubtful,
+            &format!("certificate: that of node {node} ends {ends}; peers will refuse it then: issue a new one"),
+        )?;
+    }
+    Ok(())
+}
+
 fn show_status(status: &MeshStatus, out: &mut Out) -> io::Result<()> {
     let (style, sentence) = verdict_on_all(status);
     out.styled(style, &sentence)?;
@@ -212,6 +228,9 @@ fn show_status(status: &MeshStatus, out: &mut Out) -> io::Result<()> {
                 report.node, failing.reason
             );
             out.styled(Style::Bad, &sentence)?;
+        }
+        if let Some(certificate) = report.status.as_ref().and_then(|said| said.certificate.as_ref()) {
+            show_certificate(&report.node, certificate, out)?;
         }
         if let Some(said) = &report.status
             && let Some(reading) = &said.catching_up

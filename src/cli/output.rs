@@ -201,9 +201,18 @@ pub(crate) fn span_of(ms: u64) -> String {
 
 /// How long ago a time of day was, by this machine's clock.
 pub(crate) fn ago(unix_ms: u64) -> String {
+    format!("{} ago", span_of(now_ms().saturating_sub(unix_ms)))
+}
+
+/// The same for a time that may be still to come.
+pub(crate) fn when(unix_ms: u64) -> String {
+    let left = unix_ms.saturating_sub(now_ms());
+    if left == 0 { ago(unix_ms) } else { format!("in {}", span_of(left)) }
+}
+
+fn now_ms() -> u64 {
     let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    let now_ms = since_epoch.map_or(0, |elapsed| elapsed.as_millis() as u64);
-    format!("{} ago", span_of(now_ms.saturating_sub(unix_ms)))
+    since_epoch.map_or(0, |elapsed| elapsed.as_millis() as u64)
 }
 
 /// Microseconds as people read them.

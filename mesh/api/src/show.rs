@@ -10,10 +10,10 @@ use starling_core::time::WallTime;
 use starling_core::view::{
     CatchingUp, ConfigView, Counts, InstanceView, MemberView, Preservation, ServiceView, Usability, View,
 };
-use starling_core::wire::{DiskFailing, NodeStatus};
+use starling_core::wire::{CertificateStatus, DiskFailing, NodeStatus};
 
 use crate::model::{
-    self, CatchingUpInfo, ConfigDocument, ConfigSummary, InstanceInfo, MemberInfo, NodeInfo, OverrideBody, OwnerSays,
+    self, CatchingUpInfo, CertificateInfo, ConfigDocument, ConfigSummary, InstanceInfo, MemberInfo, NodeInfo, OverrideBody, OwnerSays,
     PreservationInfo, ServiceSummary, SpanInfo, UsabilityCounts, VersionInfo,
 };
 
@@ -187,6 +187,11 @@ pub(crate) fn node(status: NodeStatus) -> NodeInfo {
             .disk_failing
             .map(|DiskFailing { since, reason }| model::DiskFailing { since_unix_ms: since.0, reason }),
         catching_up: status.catching_up.map(|reading| catching_up(reading, status.fingerprint.count, status.wall)),
+        certificate: status.certificate.map(|CertificateStatus { expires, ends_soon, refused }| CertificateInfo {
+            expires_unix_ms: expires.0,
+            ends_soon,
+            refused,
+        }),
     }
 }
 

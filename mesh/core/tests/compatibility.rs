@@ -187,6 +187,7 @@ fn replies() -> Vec<(&'static str, Reply)> {
         members_alive: 3,
         disk_failing: Some(DiskFailing { since: WallTime(1), reason: "no space left".into() }),
         catching_up: Some(CatchingUp { from: node("node-b"), of: 300, began_with: 1, since: WallTime(2) }),
+        certificate: None,
     };
     let span = Span {
         trace: TraceId(1),

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use starling_core::id::{CellName, Incarnation, InstanceKey, NodeId};
@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::disk;
 use crate::driver::Clocks;
 use crate::gauges::Gauges;
+use crate::identity::Identity;
 use crate::member;
 use crate::probe::ProbeFigures;
 use crate::quic::{IncomingTunnel, LinkError, Links, OpenLane, Tunnel};
@@ -186,6 +187,7 @@ impl Handle {
                 .failing()
                 .map(|failing| DiskFailing { since: failing.since, reason: failing.reason }),
             catching_up: view.catching_up.as_deref().cloned(),
+            certificate: Some(self.shared.links.shown().status(SystemTime::now())),
         }
     }
 
@@ -210,6 +212,15 @@ impl Handle {
         self.shared.links.open_lane(queue)
     }
 
+    /// Takes a new certificate, as it was read, in the place of the one this node shows: from the next handshake on. What is
+    /// connected stays so. One that could not be read, or is another node's, leaves the one before, and `status` says why.
+    ///
+    /// # Errors
+    /// Why it was not taken.
+    pub fn renew(&self, read: Result<Identity, String>) -> Result<(), String> {
+        self.shared.links.shown().renew(read)
+    }
+
     /// Fault injection: see [`Links::set_cut`].
     pub fn set_cut(&self, to: BTreeSet<SocketAddr>) {
         self.shared.links.set_cut(to);
@@ -228,6 +239,7 @@ impl MetricSource for Handle {
         out.single("starling_spans_recorded_total", "counter", "Spans recorded on this node.", recorded as f64);
         out.single("starling_spans_kept", "gauge", "Spans still kept on this node.", kept as f64);
         shared.links.collect(out);
+        shared.links.shown().collect(out);
         shared.members.collect(out);
     }
 }

@@ -22,7 +22,7 @@ use crate::driver::{Clocks, Driver, Fulfil, Queues, Wish, World};
 use crate::gauges::Gauges;
 use crate::ground::Ground;
 use crate::handle::{CommandError, Handle, Shared};
-use crate::identity::Identity;
+use crate::identity::{Identity, Shown};
 use crate::member::{MemberError, MemberSettings, Membership};
 use crate::probe::Prober;
 use crate::quic::{BindError, IncomingTunnel, Limits, Links};
@@ -33,9 +33,6 @@ const COMMAND_QUEUE: usize = 1_024;
 const PROBE_QUEUE: usize = 1_024;
 /// How long a stopping node waits for its disk beyond the grace it was given: what is acknowledged is there already.
 const DISK_GRACE: Duration = Duration::from_secs(5);
-
-/// How often a running node looks at the end of its own certificate: it may run for longer than that is valid.
-const CERTIFICATE_LOOK: Duration = Duration::from_secs(12 * 3600);
 
 /// A log can be damaged in thousands of places; whoever reads the messages needs only the first.
 const MAX_PROBLEMS_LOGGED: usize = 100;
@@ -208,7 +205,7 @@ pub async fn start_on(identity: &Identity, settings: NetSettings, ground: Ground
     let (stop, stopped) = oneshot::channel();
     let driver = tokio::spawn(Driver::new(node, clocks, world).run(queues, stopped));
     let _answering = AbortOnDrop(tokio::spawn(answer(handle.clone(), inbox.questions)).abort_handle());
-    let _certificate = AbortOnDrop(tokio::spawn(watch_certificate(identity.clone())).abort_handle());
+    let _certificate = AbortOnDrop(tokio::spawn(watch_certificate(links.shown().clone())).abort_handle());
     let problems = opened.problems;
     let tunnels = Some(inbox.tunnels);
     Ok(Running { handle, tunnels, local_addr, problems, links, membership, driver, stop, _answering, _certificate })
@@ -283,10 +280,10 @@ fn log_problems(dir: &Path, problems: &[Problem]) {
 }
 
 /// Warns in good time, again and again. What it was at the start was said when it was read.
-async fn watch_certificate(identity: Identity) {
+async fn watch_certificate(shown: Arc<Shown>) {
     loop {
-        tokio::time::sleep(CERTIFICATE_LOOK).await;
-        identity.warn_when_ending(SystemTime::now());
+        tokio::time::sleep(shown.identity().look_again()).await;
+        shown.identity().warn_when_ending(SystemTime::now());
     }
 }
 

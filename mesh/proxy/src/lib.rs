@@ -97,7 +97,7 @@ use starling_core::id::ServiceKey;
 use starling_core::observe::MetricSource;
 use starling_core::policy::Governor;
 use starling_net::{Handle, IncomingTunnel};
-pub use tls::ProxyTlsSettings;
+pub use tls::{AppTls, ProxyTlsSettings};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 use crate::clock::Clock;
@@ -224,7 +224,7 @@ impl Proxy {
             redirected = Some(local(&listener, Place::Redirected(address))?);
             listeners.push((listener, Gate::Redirected));
         }
-        let tls = tls::acceptor(&settings.tls).map_err(StartError::Settings)?;
+        let tls = AppTls::new(&settings.tls).map_err(StartError::Settings)?;
         let clock = Clock::start();
         let ground = Ground::new(&settings, clock).map_err(StartError::Settings)?;
         let (alive_held, alive) = mpsc::channel(1);
@@ -284,6 +284,11 @@ impl Proxy {
     /// Where redirected connections are taken, if any are.
     pub fn redirected(&self) -> Option<SocketAddr> {
         self.redirected
+    }
+
+    /// TLS for applications, if it is spoken: to renew its certificate.
+    pub fn tls(&self) -> Option<Arc<AppTls>> {
+        self.carrier.tls.clone()
     }
 
     /// Its metrics.

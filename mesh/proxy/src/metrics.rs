@@ -207,6 +207,9 @@ impl MetricSource for Carrier {
             host.collect(out);
         }
         self.connections.collect(out);
+        if let Some(tls) = &self.tls {
+            tls.collect(out);
+        }
     }
 }
 

@@ -200,9 +200,9 @@ async fn serve_encrypted<S: Stream>(
     lifetime: Lifetime,
 ) {
     let peer = peer.map(|peer| Peer { encrypted: true, ..peer });
-    let Some(acceptor) = &carrier.tls else { return };
+    let Some(tls) = &carrier.tls else { return };
     let patience = Duration::from_millis(carrier.settings.header_timeout_ms);
-    match Encrypted::accept(acceptor, io, patience).await {
+    match Encrypted::accept(tls, io, patience).await {
         Ok(io) if io.speaks_http2() => http2::serve(io, peer, entrance, carrier.clone(), lifetime).await,
         Ok(io) => {
             let (mut client, mut door) = (Client::new(io), Door::Application(entrance));

@@ -33,7 +33,6 @@ use starling_core::route::{RouteError, route};
 use starling_core::view::{InstanceView, ServiceView, View};
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::time::Instant;
-use tokio_rustls::TlsAcceptor;
 
 use crate::access;
 use crate::access::Identity;
@@ -59,6 +58,7 @@ use crate::relay::{Arrived, Home};
 use crate::serve::Facts;
 use crate::settings::ProxySettings;
 use crate::system::Host;
+use crate::tls::AppTls;
 use crate::trace::{Context, OpenSpan};
 
 /// Longest path shown in a span.
@@ -68,7 +68,7 @@ const MAX_SPAN_PATH: usize = 200;
 pub(crate) struct Carrier {
     pub(crate) settings: ProxySettings,
     /// How applications may encrypt, if they may.
-    pub(crate) tls: Option<TlsAcceptor>,
+    pub(crate) tls: Option<Arc<AppTls>>,
     /// The service its applications call for, if the settings name one.
     pub(crate) identity: Option<ServiceKey>,
     pub(crate) mesh: Arc<dyn Mesh>,

@@ -1,19 +1,25 @@
 //! TLS for applications, on the port everything else comes by: HTTP/2 or HTTP/1.1, as the two agree (ALPN).
 //!
 //! Only TLS 1.3. The certificate is the operator's, for the names applications call services by; it has nothing to do
-//! with the node's, which other nodes know it by. It is read at the start; a new one needs a restart.
+//! with the node's, which other nodes know it by. It can be renewed: connections that begin after that are shown the new one.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use arc_swap::ArcSwap;
 use rustls::ServerConfig;
-use rustls::crypto::ring;
+use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
 use serde::{Deserialize, Serialize};
+use starling_core::observe::Exposition;
+use starling_net::identity;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
@@ -31,21 +37,83 @@ pub struct ProxyTlsSettings {
     /// A PEM file with the certificate shown to applications, and those between it and its authority. Empty (default): TLS
     /// is not spoken.
     pub cert: String,
-    /// A PEM file with its private key. Set if and only if `cert` is.
+    /// A PEM file with its private key. Set if and only if `cert` is. Both are read again when they change.
     pub key: String,
 }
 
-/// What accepts TLS as the settings say; nothing when they say nothing.
-///
-/// # Errors
-/// Which file cannot be used, and why.
-pub(crate) fn acceptor(settings: &ProxyTlsSettings) -> Result<Option<TlsAcceptor>, String> {
-    let ProxyTlsSettings { cert, key } = settings;
-    match (cert.is_empty(), key.is_empty()) {
-        (true, true) => return Ok(None),
-        (false, false) => {}
-        _ => return Err("tls.cert and tls.key belong together: set both or none".into()),
+/// TLS for applications, with the certificate that is shown now.
+#[derive(Debug)]
+pub struct AppTls {
+    settings: ProxyTlsSettings,
+    shown: Arc<Shown>,
+    /// Whether the files hold one that cannot be used.
+    refused: AtomicBool,
+    config: Arc<ServerConfig>,
+}
+
+#[derive(Debug)]
+struct Shown(ArcSwap<CertifiedKey>);
+
+impl ResolvesServerCert for Shown {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.load_full())
     }
+}
+
+impl AppTls {
+    /// As the settings say; nothing when they say nothing.
+    ///
+    /// # Errors
+    /// Which file cannot be used, and why.
+    pub(crate) fn new(settings: &ProxyTlsSettings) -> Result<Option<Arc<Self>>, String> {
+        match (settings.cert.is_empty(), settings.key.is_empty()) {
+            (true, true) => return Ok(None),
+            (false, false) => {}
+            _ => return Err("tls.cert and tls.key belong together: set both or none".into()),
+        }
+        let provider = Arc::new(ring::default_provider());
+        let shown = Arc::new(Shown(ArcSwap::from_pointee(read(settings, &provider)?)));
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(|error| format!("tls: {error}"))?
+            .with_no_client_auth()
+            .with_cert_resolver(shown.clone());
+        config.alpn_protocols = vec![H2.to_vec(), b"http/1.1".to_vec()];
+        let (settings, config) = (settings.clone(), Arc::new(config));
+        Ok(Some(Arc::new(Self { settings, shown, refused: AtomicBool::new(false), config })))
+    }
+
+    /// Reads the files again, and shows what they hold from now on; the certificate before stays if that cannot be used.
+    ///
+    /// # Errors
+    /// Which file cannot be used, and why.
+    pub fn renew(&self) -> Result<(), String> {
+        let read = read(&self.settings, self.config.crypto_provider());
+        self.refused.store(read.is_err(), Relaxed);
+        self.shown.0.store(Arc::new(read?));
+        Ok(())
+    }
+
+    pub(crate) fn collect(&self, out: &mut Exposition) {
+        let ends = self.shown.0.load().end_entity_cert().ok().and_then(identity::expires);
+        let ends = ends.and_then(|ends| ends.duration_since(SystemTime::UNIX_EPOCH).ok());
+        out.single(
+            "starling_proxy_certificate_expires_seconds",
+            "gauge",
+            "When the certificate for applications ends, in seconds since 1970.",
+            ends.unwrap_or_default().as_secs() as f64,
+        );
+        out.single(
+            "starling_proxy_certificate_refused",
+            "gauge",
+            "1 while the certificate for applications in the files cannot be used and the one before it is.",
+            f64::from(u8::from(self.refused.load(Relaxed))),
+        );
+    }
+}
+
+fn read(settings: &ProxyTlsSettings, provider: &CryptoProvider) -> Result<CertifiedKey, String> {
+    let ProxyTlsSettings { cert, key } = settings;
     let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(cert)
         .and_then(Iterator::collect)
         .map_err(|error| format!("tls.cert: {cert}: {error}"))?;
@@ -53,12 +121,7 @@ pub(crate) fn acceptor(settings: &ProxyTlsSettings) -> Result<Option<TlsAcceptor
         return Err(format!("tls.cert: {cert}: no certificate is in it"));
     }
     let private = PrivateKeyDer::from_pem_file(key).map_err(|error| format!("tls.key: {key}: {error}"))?;
-    let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, private))
-        .map_err(|error| format!("tls: {cert} with {key}: {error}"))?;
-    config.alpn_protocols = vec![H2.to_vec(), b"http/1.1".to_vec()];
-    Ok(Some(TlsAcceptor::from(Arc::new(config))))
+    CertifiedKey::from_der(chain, private, provider).map_err(|error| format!("tls: {cert} with {key}: {error}"))
 }
 
 /// A connection that is encrypted.
@@ -69,7 +132,8 @@ impl<S: Stream> Encrypted<S> {
     ///
     /// # Errors
     /// When it does not, or not in time.
-    pub(crate) async fn accept(acceptor: &TlsAcceptor, io: S, within: Duration) -> io::Result<Self> {
+    pub(crate) async fn accept(tls: &AppTls, io: S, within: Duration) -> io::Result<Self> {
+        let acceptor = TlsAcceptor::from(tls.config.clone());
         timeout(within, acceptor.accept(io)).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?.map(Self)
     }
 

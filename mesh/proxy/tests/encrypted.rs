@@ -106,6 +106,31 @@ async fn large_answers_come_whole_though_the_client_is_slow_to_take_them() {
 }
 
 #[tokio::test]
+async fn a_renewed_certificate_is_shown_to_who_comes_next_and_a_bad_one_to_nobody() {
+    let (flock, papers, renewed) = (Flock::default(), Papers::new(), Papers::new());
+    let a = flock
+        .node_with("a", |settings| {
+            settings.tls.cert = papers.file("cert");
+            settings.tls.key = papers.file("key");
+        })
+        .await;
+    let mut before = papers.connect(a.addr(), &[]).await;
+    for name in ["cert", "key"] {
+        std::fs::copy(renewed.file(name), papers.file(name)).expect("it is written");
+    }
+    let tls = a.proxy.tls().expect("TLS is spoken");
+    tls.renew().expect("it can be used");
+    renewed.connect(a.addr(), &[]).await;
+    std::fs::copy(papers.file("key"), papers.file("cert")).expect("it is written");
+    let why = tls.renew().expect_err("a key is no certificate");
+    assert!(why.contains("tls.cert: "), "{why}");
+    assert!(a.metrics().contains("starling_proxy_certificate_refused 1"));
+    renewed.connect(a.addr(), &[]).await;
+    before.write_all(b"GET / HTTP/1.1\r\nhost: nobody.mesh\r\n\r\n").await.expect("it is taken");
+    assert!(before.read(&mut [0; 64]).await.expect("an answer") > 0, "what was connected before goes on");
+}
+
+#[tokio::test]
 async fn a_node_says_which_file_it_cannot_use() {
     let papers = Papers::new();
     let (flock, nothing) = (Flock::default(), papers.file("nothing"));

@@ -98,6 +98,21 @@ pub struct NodeInfo {
     /// Set while it lacks most of what its peers hold and reads the store of one of them; it serves what it has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub catching_up: Option<CatchingUpInfo>,
+    /// Of its certificate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<CertificateInfo>,
+}
+
+/// A node's own certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateInfo {
+    /// When it ends: then peers refuse the node's new connections.
+    pub expires_unix_ms: u64,
+    /// Whether less than a fifth of its life is left.
+    pub ends_soon: bool,
+    /// Why the certificate in its files cannot be used, while the one before it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
 }
 
 /// How far a node is that catches up. What it holds so far is in `records`.

@@ -23,7 +23,7 @@ pub use backup::{
 };
 pub use config::{ConfigDocument, ConfigList, ConfigSummary, VersionInfo};
 pub use mesh::{
-    CatchingUpInfo, DiskFailing, MemberInfo, MemberList, MeshStatus, NodeDetail, NodeInfo, NodeReport,
+    CatchingUpInfo, CertificateInfo, DiskFailing, MemberInfo, MemberList, MeshStatus, NodeDetail, NodeInfo, NodeReport,
     PreservationInfo, Verdict,
 };
 pub use policy::{

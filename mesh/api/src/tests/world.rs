@@ -260,6 +260,7 @@ impl Inner {
                 members_alive: place.view.alive().count() as u32,
                 disk_failing: place.disk_failing.clone(),
                 catching_up: place.view.catching_up.as_deref().cloned(),
+                certificate: None,
             }),
             Question::Trace(trace) => {
                 Reply::Spans(place.spans.iter().filter(|span| span.trace == *trace).cloned().collect())

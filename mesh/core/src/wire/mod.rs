@@ -216,6 +216,20 @@ pub struct NodeStatus {
     /// How it comes to know what its peers know, while it lacks most of it.
     #[serde(default)]
     pub catching_up: Option<CatchingUp>,
+    /// Of its certificate; absent from nodes of before this was told.
+    #[serde(default)]
+    pub certificate: Option<CertificateStatus>,
+}
+
+/// A node's own certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateStatus {
+    /// When it ends: then peers refuse the node's new connections.
+    pub expires: WallTime,
+    /// Whether less than a fifth of its life is left.
+    pub ends_soon: bool,
+    /// Why the one that was to take its place could not be used.
+    pub refused: Option<String>,
 }
 
 /// A node's disk that takes no writes.

@@ -5,11 +5,12 @@
 //! What is read here is checked here and believed everywhere else.
 //!
 //! [`authority`] makes certificates, [`private`] keeps secrets from other users of the host, [`refusal`] has the words for
-//! certificates that are turned down, [`tls`] checks peers.
+//! certificates that are turned down, [`shown`] is the one a running node shows, [`tls`] checks peers.
 
 mod authority;
 mod private;
 mod refusal;
+mod shown;
 pub(crate) mod tls;
 
 use std::fmt;
@@ -27,6 +28,7 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 pub use authority::{Authority, NodeCertificate};
 pub(crate) use refusal::{Refusal, refused_by_peer};
+pub(crate) use shown::Shown;
 
 /// File names in a certificate directory.
 const CA_FILE: &str = "ca.crt";
@@ -37,6 +39,10 @@ const NODE_KEY_FILE: &str = "node.key";
 const DEV_VALIDITY: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Below this share of its validity a certificate's end is warned of: 18 days of the usual 90.
 const WARN_SHARE: f64 = 0.2;
+/// How often a running node looks at the end of its certificate: in this part of its life, so that one of an hour is warned of
+/// in time, and within these bounds.
+const LOOK_SHARE: f64 = 0.05;
+const LOOKS: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(12 * 3600));
 
 /// Why a certificate, key or authority cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -185,18 +191,31 @@ impl Identity {
         Ok(Self { inner: Arc::new(inner) })
     }
 
+    /// Whether its end is near or past.
+    pub(crate) fn ends_soon(&self, now: SystemTime) -> bool {
+        let left = self.expires().duration_since(now).unwrap_or_default();
+        left.as_secs_f64() < self.life().as_secs_f64() * WARN_SHARE
+    }
+
     /// Says so when the certificate's end is near or past.
     pub(crate) fn warn_when_ending(&self, now: SystemTime) {
-        let Validity { from, until } = self.inner.valid;
-        let whole = until.duration_since(from).unwrap_or_default();
-        let left = until.duration_since(now).unwrap_or_default();
-        if left.as_secs_f64() < whole.as_secs_f64() * WARN_SHARE {
-            let days = left.as_secs() / 86_400;
+        if self.ends_soon(now) {
+            let left = self.expires().duration_since(now).unwrap_or_default();
             warn!(
-                node = %self.node(), days_left = days, expires = %day(until),
+                node = %self.node(), days_left = left.as_secs() / 86_400, expires = %day(self.expires()),
                 "this node's certificate ends soon; peers will refuse it then: issue a new one (starling ca issue)"
             );
         }
+    }
+
+    /// How long until its end should be looked at again.
+    pub(crate) fn look_again(&self) -> Duration {
+        self.life().mul_f64(LOOK_SHARE).clamp(LOOKS.0, LOOKS.1)
+    }
+
+    fn life(&self) -> Duration {
+        let Validity { from, until } = self.inner.valid;
+        until.duration_since(from).unwrap_or_default()
     }
 }
 
@@ -231,6 +250,11 @@ fn uris(certificate: &CertificateDer<'_>) -> Result<Vec<String>, Refusal> {
         _ => None,
     };
     Ok(names.iter().filter_map(uri).collect())
+}
+
+/// When a certificate ends, whoever's it is; `None` for what is none.
+pub fn expires(certificate: &CertificateDer<'_>) -> Option<SystemTime> {
+    validity(certificate).ok().map(|valid| valid.until)
 }
 
 fn validity(certificate: &CertificateDer<'_>) -> Result<Validity, Refusal> {

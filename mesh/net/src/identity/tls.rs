@@ -13,13 +13,14 @@ use rustls::crypto::{CryptoProvider, ring, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{NoServerSessionStorage, ParsedCertificate};
+use rustls::sign::CertifiedKey;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, PeerIncompatible, RootCertStore,
     ServerConfig, SignatureScheme,
 };
 use starling_core::id::MeshName;
 
-use super::{Identity, IdentityError, PeerName, Refusal, node_name, validity};
+use super::{Identity, IdentityError, PeerName, Refusal, Shown, node_name, validity};
 
 /// Checks a peer's certificate as of `now`.
 pub(super) fn check(
@@ -72,20 +73,27 @@ pub(super) fn roots(authority: &CertificateDer<'static>, what: &str) -> Result<R
 
 /// Whether a key belongs to a certificate.
 pub(super) fn key_matches(certificate: &CertificateDer<'static>, key: &PrivateKeyDer<'static>) -> Result<(), String> {
-    let signing = ring::sign::any_supported_type(key).map_err(|error| format!("cannot be used: {error}"))?;
-    let pair = rustls::sign::CertifiedKey::new(vec![certificate.clone()], signing);
+    let pair = pair(certificate, key).map_err(|error| format!("cannot be used: {error}"))?;
     pair.keys_match().map_err(|_| "is not the key of the node certificate beside it".to_owned())
 }
 
+/// A node's certificate and key, as they are used.
+pub(super) fn certified(identity: &Identity) -> Result<CertifiedKey, IdentityError> {
+    pair(&identity.inner.certificate, &identity.inner.key).map_err(tls_error)
+}
+
+fn pair(certificate: &CertificateDer<'static>, key: &PrivateKeyDer<'static>) -> Result<CertifiedKey, Error> {
+    Ok(CertifiedKey::new(vec![certificate.clone()], ring::sign::any_supported_type(key)?))
+}
+
 /// The side that accepts.
-pub(crate) fn server_config(identity: &Identity, protocols: &[&[u8]]) -> Result<ServerConfig, IdentityError> {
-    let checks = Arc::new(Checks::new(identity)?);
+pub(crate) fn server_config(shown: &Arc<Shown>, protocols: &[&[u8]]) -> Result<ServerConfig, IdentityError> {
+    let checks = Arc::new(Checks::new(shown));
     let mut config = ServerConfig::builder_with_provider(checks.provider.clone())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(tls_error)?
         .with_client_cert_verifier(checks)
-        .with_single_cert(vec![identity.inner.certificate.clone()], identity.inner.key.clone_key())
-        .map_err(tls_error)?;
+        .with_cert_resolver(shown.clone());
     config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
@@ -93,15 +101,14 @@ pub(crate) fn server_config(identity: &Identity, protocols: &[&[u8]]) -> Result<
 }
 
 /// The side that dials.
-pub(crate) fn client_config(identity: &Identity, protocol: &[u8]) -> Result<ClientConfig, IdentityError> {
-    let checks = Arc::new(Checks::new(identity)?);
+pub(crate) fn client_config(shown: &Arc<Shown>, protocol: &[u8]) -> Result<ClientConfig, IdentityError> {
+    let checks = Arc::new(Checks::new(shown));
     let mut config = ClientConfig::builder_with_provider(checks.provider.clone())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(tls_error)?
         .dangerous() // rustls's word for "with a check of your own"
         .with_custom_certificate_verifier(checks)
-        .with_client_auth_cert(vec![identity.inner.certificate.clone()], identity.inner.key.clone_key())
-        .map_err(tls_error)?;
+        .with_client_cert_resolver(shown.clone());
     config.alpn_protocols = vec![protocol.to_vec()];
     config.resumption = Resumption::disabled();
     config.enable_sni = false;
@@ -116,7 +123,7 @@ fn tls_error(error: Error) -> IdentityError {
 #[cfg(test)]
 pub(crate) fn anonymous_client_config(protocol: &[u8]) -> ClientConfig {
     #[derive(Debug)]
-    struct Credulous(Checks);
+    struct Credulous(Arc<CryptoProvider>);
     impl ServerCertVerifier for Credulous {
         fn verify_server_cert(
             &self,
@@ -142,19 +149,18 @@ pub(crate) fn anonymous_client_config(protocol: &[u8]) -> ClientConfig {
             certificate: &CertificateDer<'_>,
             signed: &DigitallySignedStruct,
         ) -> Result<HandshakeSignatureValid, Error> {
-            self.0.signature(message, certificate, signed)
+            verify_tls13_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
         }
         fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-            self.0.schemes()
+            self.0.signature_verification_algorithms.supported_schemes()
         }
     }
     let provider = Arc::new(ring::default_provider());
-    let checks = Checks { roots: RootCertStore::empty(), mesh: MeshName::default(), provider: provider.clone() };
-    let mut config = ClientConfig::builder_with_provider(provider)
+    let mut config = ClientConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Credulous(checks)))
+        .with_custom_certificate_verifier(Arc::new(Credulous(provider)))
         .with_no_client_auth();
     config.alpn_protocols = vec![protocol.to_vec()];
     config
@@ -162,20 +168,19 @@ pub(crate) fn anonymous_client_config(protocol: &[u8]) -> ClientConfig {
 
 #[derive(Debug)]
 struct Checks {
-    roots: RootCertStore,
-    mesh: MeshName,
+    /// Ours, which says whose certificates are good.
+    shown: Arc<Shown>,
     provider: Arc<CryptoProvider>,
 }
 
 impl Checks {
-    fn new(identity: &Identity) -> Result<Self, IdentityError> {
-        let roots = roots(&identity.inner.authority, "CA certificate")?;
-        Ok(Self { roots, mesh: identity.mesh().clone(), provider: Arc::new(ring::default_provider()) })
+    fn new(shown: &Arc<Shown>) -> Self {
+        Self { shown: shown.clone(), provider: Arc::new(ring::default_provider()) }
     }
 
     fn check(&self, end: &CertificateDer<'_>, rest: &[CertificateDer<'_>], now: UnixTime) -> Result<(), Error> {
         let now = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(now.as_secs());
-        check(end, rest, &self.roots, &self.mesh, now)?;
+        check(end, rest, &self.shown.roots(), self.shown.identity().mesh(), now)?;
         Ok(())
     }
 

@@ -14,7 +14,7 @@ use tracing::warn;
 use super::faults::{Cut, Lossy};
 use super::{BindError, Limits, lane};
 use crate::ground::Ground;
-use crate::identity::{Identity, IdentityError, tls};
+use crate::identity::{IdentityError, Shown, tls};
 
 /// The ALPN names of the two kinds of connection; the number is the version of what is spoken on them.
 pub(super) const TALK: &[u8] = b"starling-talk/1";
@@ -56,13 +56,13 @@ pub(super) struct ClientConfigs {
 
 /// Opens the socket and makes both sides' configurations.
 pub(super) fn open(
-    identity: &Identity,
+    shown: &Arc<Shown>,
     listen: SocketAddr,
     limits: &Limits,
     ground: Ground,
     cut: &Arc<Cut>,
 ) -> Result<(Endpoint, ClientConfigs), BindError> {
-    let tls = tls::server_config(identity, &[TALK, CARRY])?;
+    let tls = tls::server_config(shown, &[TALK, CARRY])?;
     let tls = QuicServerConfig::try_from(tls).map_err(|error| unusable(&error))?;
     let mut server = ServerConfig::with_crypto(Arc::new(tls));
     // An accepted connection may turn out to be of either kind, so it is tuned for the larger one.
@@ -73,10 +73,10 @@ pub(super) fn open(
         .incoming_buffer_size(INCOMING_BYTES)
         .incoming_buffer_size_total(ALL_INCOMING_BYTES);
     server.migration(false); // a peer is addressed by where it dialled from; it must stay there
-    let carry = client(identity, CARRY, 0)?;
+    let carry = client(shown, CARRY, 0)?;
     let mut lane = carry.clone();
     lane.initial_dst_cid_provider(Arc::new(lane::first_id));
-    let dialling = ClientConfigs { talk: client(identity, TALK, 0)?, carry, lane };
+    let dialling = ClientConfigs { talk: client(shown, TALK, 0)?, carry, lane };
     let socket_error = |error| BindError::Socket { address: listen, error };
     let socket = match ground.socket {
         Some(socket) => socket,
@@ -101,8 +101,8 @@ pub(super) fn open_lane(node: SocketAddr, limits: &Limits, cut: &Arc<Cut>) -> st
     Endpoint::new_with_abstract_socket(EndpointConfig::default(), None, socket, Arc::new(TokioRuntime))
 }
 
-fn client(identity: &Identity, protocol: &[u8], incoming_streams: u32) -> Result<ClientConfig, IdentityError> {
-    let tls = tls::client_config(identity, protocol)?;
+fn client(shown: &Arc<Shown>, protocol: &[u8], incoming_streams: u32) -> Result<ClientConfig, IdentityError> {
+    let tls = tls::client_config(shown, protocol)?;
     let tls = QuicClientConfig::try_from(tls).map_err(|error| unusable(&error))?;
     let mut config = ClientConfig::new(Arc::new(tls));
     config.transport_config(Arc::new(transport(incoming_streams)));

@@ -44,7 +44,7 @@ use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use crate::ground::Ground;
-use crate::identity::{Identity, IdentityError};
+use crate::identity::{Identity, IdentityError, Shown};
 use mailbox::Mailbox;
 use meet::{Close, Complaints};
 use peer::{Keep, Peer};
@@ -84,6 +84,7 @@ pub(crate) struct Shared {
     /// Drawn at the start: tells two processes of one name apart, and a node from itself.
     process: u64,
     endpoint: quinn::Endpoint,
+    shown: Arc<Shown>,
     dialling: endpoint::ClientConfigs,
     table: Table,
     carriers: carry::Carriers,
@@ -242,7 +243,8 @@ impl Links {
         ground: Ground,
     ) -> Result<(Self, Inbox), BindError> {
         let cut = Arc::default();
-        let (endpoint, dialling) = endpoint::open(identity, listen, &limits, ground, &cut)?;
+        let shown = Shown::new(identity)?;
+        let (endpoint, dialling) = endpoint::open(&shown, listen, &limits, ground, &cut)?;
         let (messages, messages_out) = letters::post(limits.inbox.max(1));
         let (tunnels, tunnels_out) = mpsc::channel(limits.inbox.max(1));
         let (questions, questions_out) = mpsc::channel(limits.inbox.max(1));
@@ -253,6 +255,7 @@ impl Links {
             mesh: identity.mesh().clone(),
             process: fastrand::u64(..),
             endpoint,
+            shown,
             dialling,
             table: Table::default(),
             carriers: carry::Carriers::default(),
@@ -277,6 +280,11 @@ impl Links {
             gossip: GossipInbox { frames: gossip_out, words: words_out },
         };
         Ok((links, inbox))
+    }
+
+    /// The certificate it shows.
+    pub(crate) fn shown(&self) -> &Arc<Shown> {
+        &self.shared().shown
     }
 
     fn shared(&self) -> &Arc<Shared> {
