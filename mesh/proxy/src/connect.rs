@@ -1,4 +1,5 @@
-//! CONNECT (RFC 9110, section 9.3.6): a client asks for a way to `SERVICE.mesh:PORT` and speaks what it likes on it.
+//! CONNECT (RFC 9110, section 9.3.6): a client asks for a way to `SERVICE.mesh:PORT` and speaks what it likes on it; by
+//! HTTP/2, on a stream.
 //!
 //! A service of bytes gets the bytes. To one of HTTP the connection goes on as one that came by a port of that service:
 //! what is spoken inside is told from its first bytes, and each request is carried like any other. The port in the target

@@ -205,15 +205,26 @@ async fn serve_encrypted<S: Stream>(
     match Encrypted::accept(tls, io, patience).await {
         Ok(io) if io.speaks_http2() => http2::serve(io, peer, entrance, carrier.clone(), lifetime).await,
         Ok(io) => {
-            let (mut client, mut door) = (Client::new(io), Door::Application(entrance));
+            let mut client = Client::new(io);
             client.peer = peer;
-            // What is inside a way asked for here is taken for HTTP/1.1.
-            while let Some((inner, port)) = serve_http1(client, carrier, door, lifetime.clone()).await {
-                (client, door) = (inner, Door::Application(Entrance::Bound(port)));
+            let door = Door::Application(entrance);
+            if let Some((client, port)) = serve_http1(client, carrier, door, lifetime.clone()).await {
+                serve_inner(client, carrier, port, lifetime).await;
             }
         }
         Err(error) => tracing::debug!(%error, "an application's TLS connection did not begin"),
     }
+}
+
+/// Serves what is inside a way that was asked for by an encrypted connection or by HTTP/2: it is taken for HTTP/1.1.
+pub(crate) async fn serve_inner<S: Stream>(
+    client: Client<S>,
+    carrier: &Carrier,
+    port: Arc<BoundPort>,
+    lifetime: Lifetime,
+) {
+    // Within it there is no other.
+    serve_http1(client, carrier, Door::Application(Entrance::Bound(port)), lifetime).await;
 }
 
 /// Answers the requests of a client that speaks HTTP/1.1. If one of them asked for a way to a service of HTTP, the client

@@ -209,6 +209,12 @@ impl Writer {
         self.ended
     }
 
+    /// Ends a body of no stated length.
+    pub(super) fn end(&mut self) -> io::Result<()> {
+        self.ended = true;
+        self.to.send_data(Bytes::new(), true).map_err(|error| broken(&error))
+    }
+
     /// The stream.
     pub(super) fn stream(&mut self) -> &mut SendStream<Bytes> {
         &mut self.to

@@ -6,6 +6,7 @@
 //! `trailers`, a length that is not the body's); a value cannot hold CR, LF or NUL.
 
 use bytes::Bytes;
+use h2::ext::Protocol;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::{self, PathAndQuery, Uri};
 use http::{Method, Request, Response, StatusCode, request, response};
@@ -13,6 +14,7 @@ use http::{Method, Request, Response, StatusCode, request, response};
 use crate::grpc;
 use crate::h1::Framing;
 use crate::h1::fields::{self, Field, field, is_trailer};
+use crate::reason;
 
 /// The message makes no sense; the stream ends with PROTOCOL_ERROR.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -44,11 +46,112 @@ pub(super) fn stated_length(fields: &HeaderMap) -> Result<Option<u64>, Malformed
     fields::number(first.as_bytes()).map(Some).ok_or(Malformed("content-length is not a number"))
 }
 
+/// What a stream becomes that begins with CONNECT, once that is granted: bytes both ways.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// To what its target names (RFC 9113, section 8.5).
+    Target,
+    /// In the WebSocket protocol (RFC 8441); HTTP/1.1 asks for that by an upgrade.
+    WebSocket,
+}
+
+impl Way {
+    /// What a request asks for, if it asks for a way.
+    ///
+    /// # Errors
+    /// When it is in a protocol there is no way in.
+    pub(super) fn asked(method: &Method, protocol: Option<&Protocol>) -> Result<Option<Self>, NoSuchWay> {
+        match (method == Method::CONNECT, protocol.map(Protocol::as_str)) {
+            (false, _) => Ok(None),
+            (true, None) => Ok(Some(Self::Target)),
+            (true, Some("websocket")) => Ok(Some(Self::WebSocket)),
+            (true, Some(_)) => Err(NoSuchWay),
+        }
+    }
+
+    /// Whether the text grants it; makes of it what the client is told. In HTTP/2 any success grants the way, in an upgrade
+    /// only one word does.
+    pub(super) fn granted(self, message: &mut Response<()>) -> bool {
+        let status = message.status();
+        match self {
+            Self::Target => status.is_success(),
+            Self::WebSocket if status == StatusCode::SWITCHING_PROTOCOLS => {
+                *message.status_mut() = StatusCode::OK;
+                message.headers_mut().remove(header::SEC_WEBSOCKET_ACCEPT);
+                true
+            }
+            Self::WebSocket => {
+                if status.is_success() {
+                    *message.status_mut() = StatusCode::BAD_GATEWAY;
+                    let why = HeaderValue::from_static("unsupported: the instance did not switch to WebSocket");
+                    message.headers_mut().insert(reason::REASON, why);
+                }
+                false
+            }
+        }
+    }
+}
+
+/// A protocol nobody here carries.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct NoSuchWay;
+
+/// Writes the head of a request for a way as text. No other request can follow it.
+///
+/// # Errors
+/// As [`write_request`].
+pub(super) fn write_way(way: Way, parts: &request::Parts, out: &mut Vec<u8>) -> Result<(), Malformed> {
+    match way {
+        Way::Target => {
+            let target = parts.uri.authority().ok_or(Malformed("CONNECT without :authority"))?.as_str().as_bytes();
+            out.extend_from_slice(b"CONNECT ");
+            out.extend_from_slice(target);
+            out.extend_from_slice(b" HTTP/1.1\r\n");
+            fields::write(out, b"connection", b"close");
+        }
+        Way::WebSocket => {
+            out.extend_from_slice(b"GET ");
+            out.extend_from_slice(parts.uri.path_and_query().map_or("/", PathAndQuery::as_str).as_bytes());
+            out.extend_from_slice(b" HTTP/1.1\r\n");
+            fields::write(out, b"connection", b"upgrade, close");
+            fields::write(out, b"upgrade", b"websocket");
+            if !parts.headers.contains_key(header::SEC_WEBSOCKET_KEY) {
+                fields::write(out, b"sec-websocket-key", &websocket_key());
+            }
+        }
+    }
+    write_fields(parts, out)?;
+    out.extend_from_slice(b"\r\n");
+    Ok(())
+}
+
+/// Sixteen bytes nobody foresees, as HTTP/1.1 wants them of a client of WebSocket: base64 (RFC 6455, section 4.1). HTTP/2 has
+/// no such thing, since nobody can be made to believe in its frames by accident.
+fn websocket_key() -> [u8; 24] {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut key = [b'='; 24];
+    key[..21].fill_with(|| DIGITS[fastrand::usize(..DIGITS.len())]);
+    // The last digit has two bits of the sixteen bytes.
+    key[21] = DIGITS[fastrand::usize(..4) * 16];
+    key
+}
+
 /// Writes a request's head as text.
 ///
 /// # Errors
 /// When its host is stated twice and differently.
 pub(super) fn write_request(parts: &request::Parts, body: Body, out: &mut Vec<u8>) -> Result<(), Malformed> {
+    out.extend_from_slice(parts.method.as_str().as_bytes());
+    out.push(b' ');
+    out.extend_from_slice(parts.uri.path_and_query().map_or("/", PathAndQuery::as_str).as_bytes());
+    out.extend_from_slice(b" HTTP/1.1\r\n");
+    write_fields(parts, out)?;
+    finish(body, out);
+    Ok(())
+}
+
+/// Writes the fields of a request that are the same in both, the host among them.
+fn write_fields(parts: &request::Parts, out: &mut Vec<u8>) -> Result<(), Malformed> {
     let fields = &parts.headers;
     let authority = parts.uri.authority().map(|authority| authority.as_str().as_bytes());
     for host in fields.get_all(header::HOST) {
@@ -57,10 +160,6 @@ pub(super) fn write_request(parts: &request::Parts, body: Body, out: &mut Vec<u8
             return Err(Malformed("host differs from :authority"));
         }
     }
-    out.extend_from_slice(parts.method.as_str().as_bytes());
-    out.push(b' ');
-    out.extend_from_slice(parts.uri.path_and_query().map_or("/", PathAndQuery::as_str).as_bytes());
-    out.extend_from_slice(b" HTTP/1.1\r\n");
     match authority {
         Some(authority) => fields::write(out, b"host", authority),
         // As many as there are: the stack refuses more than one.
@@ -74,7 +173,6 @@ pub(super) fn write_request(parts: &request::Parts, body: Body, out: &mut Vec<u8
         }
     }
     write_cookies(fields, out);
-    finish(body, out);
     Ok(())
 }
 
@@ -321,6 +419,16 @@ mod tests {
                 }
                 assert!(at >= HEAD, "{first} {second}");
             }
+        }
+    }
+
+    #[test]
+    fn a_key_of_websocket_is_sixteen_bytes_in_base64() {
+        for _ in 0..100 {
+            let key = websocket_key();
+            assert_eq!(&key[22..], b"==");
+            assert!(key[..21].iter().all(|digit| digit.is_ascii_alphanumeric() || b"+/".contains(digit)));
+            assert!(b"AQgw".contains(&key[21]), "{key:?}");
         }
     }
 

@@ -18,7 +18,7 @@ use http::{Method, Request};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::bodies::{Reader, Writer, malformed};
-use super::heads::{self, Body, Malformed, Pieces};
+use super::heads::{self, Body, Malformed, Pieces, Way};
 use crate::h1::Framing;
 
 /// A request and the way to answer it.
@@ -68,7 +68,7 @@ impl Desk {
         self.lanes.fetch_add(1, Relaxed);
         let seat = Arc::new(Seat(Mutex::new(Waiting { next: Some(arrival), ..Waiting::default() })));
         let (reader, out) = (Reader::default(), Out::Idle);
-        Some(Lane { desk: self.clone(), seat, reader, out, max_headers, shut: false, grpc: false })
+        Some(Lane { desk: self.clone(), seat, reader, out, max_headers, shut: false, way: None, grpc: false })
     }
 
     /// How many lanes carry a stream.
@@ -100,6 +100,8 @@ pub(super) struct Lane {
     max_headers: usize,
     /// The sidecar wants nothing more of it.
     shut: bool,
+    /// What its stream asks to become, or has become.
+    way: Option<Way>,
     grpc: bool,
 }
 
@@ -138,7 +140,14 @@ impl Lane {
     fn begin(&mut self, (request, respond): Arrival, cx: &mut Context<'_>) -> Result<(), Malformed> {
         let (parts, source) = request.into_parts();
         self.grpc = heads::map_is_grpc(&parts.headers);
+        // The connection has turned away those that ask for anything else.
+        self.way = Way::asked(&parts.method, parts.extensions.get()).unwrap_or_default();
         self.out = Out::Head { respond, head_only: parts.method == Method::HEAD, pieces: Pieces::default() };
+        if let Some(way) = self.way {
+            // Bytes follow, as they come.
+            let bytes = Some(Body::Length(0));
+            return self.reader.begin(source, bytes, cx, |_, out| heads::write_way(way, &parts, out));
+        }
         let body = match heads::stated_length(&parts.headers)? {
             _ if source.is_end_stream() => Some(bodiless(&parts.method)),
             stated => stated.map(Body::Length),
@@ -167,10 +176,17 @@ impl Lane {
         };
         let (head_only, most) = (*head_only, self.max_headers);
         let taken = pieces.take(parts, |text| heads::read_response(text, head_only, most)).map_err(malformed)?;
-        let (taken, Some((head, rest))) = taken else { return Poll::Ready(Ok(taken.0)) };
-        if head.message.status().is_informational() {
+        let (taken, Some((mut head, rest))) = taken else { return Poll::Ready(Ok(taken.0)) };
+        let granted = self.way.is_some_and(|way| way.granted(&mut head.message));
+        if granted {
+            head.framing = Framing::UntilClose;
+        } else if head.message.status().is_informational() {
             respond.send_informational(head.message).map_err(|error| super::broken(&error))?;
             return Poll::Ready(Ok(taken));
+        }
+        if !granted && self.way.take().is_some() {
+            // What its client has sent already is no request.
+            self.reader.end();
         }
         let ends = matches!(head.framing, Framing::Empty | Framing::Length(0));
         let stream = respond.send_response(head.message, ends).map_err(|error| super::broken(&error))?;
@@ -211,6 +227,9 @@ impl AsyncRead for Lane {
                 if into.filled().len() > before {
                     return Poll::Ready(Ok(()));
                 }
+            }
+            if this.way.is_some() {
+                return Poll::Ready(Ok(())); // one end is at its end, the other may go on
             }
             // All of the request has been read: whoever asks for more waits for the client to go away, or for the next.
             let reset = match &mut this.out {
@@ -253,8 +272,19 @@ impl AsyncWrite for Lane {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.get_mut().shut = true;
-        Poll::Ready(Ok(()))
+        let this = self.get_mut();
+        match &mut this.out {
+            Out::Body(writer) if this.way.is_some() => {
+                let ended = writer.end();
+                this.out = Out::Done;
+                Poll::Ready(ended)
+            }
+            Out::Done if this.way.is_some() => Poll::Ready(Ok(())),
+            _ => {
+                this.shut = true;
+                Poll::Ready(Ok(()))
+            }
+        }
     }
 }
 
@@ -273,6 +303,7 @@ impl Drop for Lane {
                 // Nothing is to be done about a stream that takes it no more.
                 let _ = writer.stream().send_trailers(broken_off());
             }
+            Out::Body(writer) if self.way.is_some() => writer.stream().send_reset(Reason::CONNECT_ERROR),
             Out::Body(writer) => writer.stream().send_reset(Reason::INTERNAL_ERROR),
             _ => {}
         }

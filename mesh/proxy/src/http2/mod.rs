@@ -8,6 +8,8 @@
 //! app --HTTP/2--> server -> lane --HTTP/1.1 text--> serve -> stack -> exchange --HTTP/1.1 text--> call --HTTP/2--> app
 //! ```
 //!
+//! A stream that begins with CONNECT becomes a way for bytes; one in the WebSocket protocol (RFC 8441) is an upgrade in text.
+//!
 //! | Room | What it does |
 //! |---|---|
 //! | `server` | a connection from an application: deals its streams to lanes |

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use h2::server::{Builder, Connection, SendResponse};
-use http::{HeaderValue, Method, Response, StatusCode};
+use http::{HeaderValue, Response, StatusCode};
 use tokio::time::{Instant, timeout};
 
+use super::heads::Way;
 use super::lane::{Arrival, Desk};
 use super::{MAX_OWN_RESETS, MAX_PENDING_RESETS};
 use crate::client::Client;
@@ -43,7 +44,13 @@ pub(crate) async fn serve<S: Stream>(
             let door = Door::Application(entrance.clone());
             let mut client = Client::new(lane);
             client.peer = peer;
-            tokio::spawn(async move { serve::serve_http1(client, &carrier, door, lifetime).await });
+            tokio::spawn(async move {
+                let inner = serve::serve_http1(client, &carrier, door, lifetime.clone()).await;
+                if let Some((client, port)) = inner {
+                    // Apart: what only some streams become is no part of all others' memory.
+                    Box::pin(serve::serve_inner(client, &carrier, port, lifetime)).await;
+                }
+            });
         }
     };
     let mut draining = pin!(lifetime.leaving());
@@ -55,7 +62,9 @@ pub(crate) async fn serve<S: Stream>(
         tokio::select! {
             biased;
             accepted = connection.accept() => match accepted {
-                Some(Ok((request, respond))) if *request.method() == Method::CONNECT => refuse_connect(respond),
+                Some(Ok((request, respond))) if Way::asked(request.method(), request.extensions().get()).is_err() => {
+                    refuse_way(respond);
+                }
                 Some(Ok(arrival)) => {
                     last = Instant::now();
                     run(arrival);
@@ -108,16 +117,17 @@ fn builder(settings: &ProxySettings) -> Builder {
         .initial_connection_window_size(own.connection_window_bytes)
         .max_send_buffer_size(own.stream_window_bytes as usize)
         .max_header_list_size(settings.max_head_bytes as u32)
+        .enable_connect_protocol()
         .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
         .max_local_error_reset_streams(Some(MAX_OWN_RESETS));
     builder
 }
 
-/// A tunnel through the sidecar is asked for by HTTP/1.1.
-fn refuse_connect(mut respond: SendResponse<Bytes>) {
+/// Nobody here knows the protocol that is asked for (RFC 8441, section 5).
+fn refuse_way(mut respond: SendResponse<Bytes>) {
     let mut response = Response::new(());
     *response.status_mut() = StatusCode::NOT_IMPLEMENTED;
-    let why = format!("{}: CONNECT is carried by HTTP/1.1 only", Reason::Unsupported.code());
+    let why = format!("{}: of the protocols of CONNECT only websocket is carried", Reason::Unsupported.code());
     if let Ok(why) = HeaderValue::from_str(&why) {
         response.headers_mut().insert(reason::REASON, why);
     }
