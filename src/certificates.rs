@@ -38,7 +38,9 @@ impl Files {
         let apps = &settings.proxy.tls;
         Self {
             node: Watched::new([&tls.ca, &tls.cert, &tls.key].into_iter().flatten().cloned().collect()),
-            apps: Watched::new([&apps.cert, &apps.key].into_iter().filter(|path| !path.is_empty()).map(PathBuf::from).collect()),
+            apps: Watched::new(
+                [&apps.cert, &apps.key].into_iter().filter(|path| !path.is_empty()).map(PathBuf::from).collect(),
+            ),
         }
     }
 

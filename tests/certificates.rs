@@ -146,7 +146,10 @@ fn a_new_certificate_that_cannot_be_used_leaves_the_one_before_and_the_node_says
         eventually("it says why", || b.starling(&["status"]).contains(why));
         assert_eq!(b.metric("starling_certificate_refused"), 1.0);
         let said = b.lines(why);
-        assert!(said.len() == 1 && said[0].contains("ERROR") && said[0].contains("the one before it stays"), "{said:?}");
+        assert!(
+            said.len() == 1 && said[0].contains("ERROR") && said[0].contains("the one before it stays"),
+            "{said:?}"
+        );
     }
     mesh.add("a", Some(seed));
     mesh.all_know_each_other();

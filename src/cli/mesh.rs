@@ -5,7 +5,9 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use starling_api::model::{CatchingUpInfo, CertificateInfo, MemberList, MeshStatus, NodeReport, PreservationInfo, Verdict};
+use starling_api::model::{
+    CatchingUpInfo, CertificateInfo, MemberList, MeshStatus, NodeReport, PreservationInfo, Verdict,
+};
 use starling_core::id::{CellName, NodeId};
 use starling_core::view::{MemberState, Revision};
 

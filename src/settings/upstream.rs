@@ -24,13 +24,17 @@ pub struct UpstreamSettings {
     /// service's instances say.
     #[serde(default)]
     pub protocol: Option<Protocol>,
+    /// The service whose instance on this host calls by it, as SERVICE or NAMESPACE/SERVICE: what rules of access and policies
+    /// know it by, where several share a node. Default: `proxy.identity`.
+    #[serde(default, rename = "as", skip_serializing_if = "Option::is_none", deserialize_with = "caller")]
+    pub caller: Option<ServiceKey>,
 }
 
 impl UpstreamSettings {
     /// As the sidecar wants it.
     pub fn bound_port(&self) -> BoundPort {
         let service = ServiceKey { namespace: self.namespace.clone(), service: self.service.clone() };
-        BoundPort { listen: self.listen, service, protocol: self.protocol }
+        BoundPort { listen: self.listen, service, protocol: self.protocol, caller: self.caller.clone() }
     }
 
     /// What is wrong with these lists, if anything: of two on one address only the first could listen.
@@ -48,6 +52,15 @@ impl UpstreamSettings {
         }
         problems
     }
+}
+
+/// `orders` or `shop/orders`.
+fn caller<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<ServiceKey>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let (namespace, service) = text.split_once('/').unzip();
+    let namespace = namespace.map_or(Ok(Namespace::default()), str::parse).map_err(de::Error::custom)?;
+    let service = service.unwrap_or(&text).parse().map_err(de::Error::custom)?;
+    Ok(Some(ServiceKey { namespace, service }))
 }
 
 /// `5433` or `"127.0.0.1:5433"`.
@@ -92,10 +105,14 @@ mod tests {
     fn a_port_is_one_of_loopback_and_an_address_is_itself() {
         let port = upstream("service = \"Db\"\nlisten = 5433").unwrap().bound_port();
         assert_eq!(port.to_string(), "127.0.0.1:5433 (to default/db)");
-        assert_eq!(port.protocol, None);
+        assert_eq!((port.protocol, port.caller), (None, None));
         let text = "service = \"db\"\nnamespace = \"pay\"\nlisten = \"[::1]:5433\"\nprotocol = \"tcp\"";
         let port = upstream(text).unwrap().bound_port();
         assert_eq!((port.to_string().as_str(), port.protocol), ("[::1]:5433 (to pay/db)", Some(Protocol::Tcp)));
+        for (caller, shown) in [("shop", "default/shop"), ("web/shop", "web/shop")] {
+            let port = upstream(&format!("service = \"db\"\nlisten = 1\nas = \"{caller}\"")).unwrap().bound_port();
+            assert_eq!(port.caller.map(|caller| caller.to_string()).as_deref(), Some(shown));
+        }
     }
 
     #[test]
@@ -107,6 +124,7 @@ mod tests {
             ("service = \"db\"\nlisten = true", "a port of this host"),
             ("service = \"d b\"\nlisten = 1", "service name"),
             ("service = \"db\"", "missing field `listen`"),
+            ("service = \"db\"\nlisten = 1\nas = \"a b\"", "service name"),
             ("service = \"db\"\nlisten = 1\nprotocol = \"udp\"", "unknown variant `udp`"),
         ] {
             let error = upstream(text).unwrap_err();

@@ -13,8 +13,8 @@ use starling_core::view::{
 use starling_core::wire::{CertificateStatus, DiskFailing, NodeStatus};
 
 use crate::model::{
-    self, CatchingUpInfo, CertificateInfo, ConfigDocument, ConfigSummary, InstanceInfo, MemberInfo, NodeInfo, OverrideBody, OwnerSays,
-    PreservationInfo, ServiceSummary, SpanInfo, UsabilityCounts, VersionInfo,
+    self, CatchingUpInfo, CertificateInfo, ConfigDocument, ConfigSummary, InstanceInfo, MemberInfo, NodeInfo,
+    OverrideBody, OwnerSays, PreservationInfo, ServiceSummary, SpanInfo, UsabilityCounts, VersionInfo,
 };
 
 /// One line of the list of services.

@@ -159,14 +159,15 @@ impl<T> Document<T> {
 }
 
 impl Identity {
-    /// Brings it up to date: the service named in the settings, or the only one this node has instances of.
-    pub(crate) fn refresh(&mut self, carrier: &Carrier) {
+    /// Brings it up to date: the service that `calls` by this way, or the one named in the settings, or the only one this node
+    /// has instances of. For one connection it is always the same way.
+    pub(crate) fn refresh(&mut self, carrier: &Carrier, calls: Option<&ServiceKey>) {
         let view = carrier.mesh.view();
         if self.view == Some(view.revision) {
             return;
         }
         self.view = Some(view.revision);
-        let service = match &carrier.identity {
+        let service = match calls.or(carrier.identity.as_ref()) {
             Some(named) => Some(named).filter(|named| view.own_services.contains_key(*named)),
             None if view.own_services.size() == 1 => view.own_services.keys().next(),
             None => None,

@@ -20,6 +20,8 @@ pub struct BoundPort {
     pub service: ServiceKey,
     /// What is spoken there; `None`: what the service's instances say.
     pub protocol: Option<Protocol>,
+    /// The service whose instance calls by it; `None`: as by the sidecar's own port.
+    pub caller: Option<ServiceKey>,
 }
 
 impl fmt::Display for BoundPort {
@@ -44,7 +46,7 @@ pub(crate) fn leads_to_bytes(carrier: &Carrier, port: &BoundPort) -> bool {
 pub(crate) async fn carry<S: Stream>(client: &mut Client<S>, carrier: &Carrier, port: &BoundPort) {
     let mut known = None;
     let connected = match stack::find(carrier, Wanted::Service(&port.service), &mut known) {
-        Ok(known) => tcp::connect(carrier, known).await,
+        Ok(known) => tcp::connect(carrier, known, port.caller.as_ref()).await,
         Err(refused) => {
             tcp::note_refusal(carrier, None, &refused);
             Err(refused)

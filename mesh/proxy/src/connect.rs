@@ -29,9 +29,10 @@ pub(crate) enum Through {
 /// Why there is no way, for the client to be told.
 pub(crate) async fn open(carrier: &Carrier, host: &[u8], known: &mut Option<Known>) -> Result<Through, Refused> {
     let known = stack::find(carrier, Wanted::Host(host), known)?;
-    let port = BoundPort { listen: carrier.settings.listen, service: known.key.clone(), protocol: None };
+    let (listen, service) = (carrier.settings.listen, known.key.clone());
+    let port = BoundPort { listen, service, protocol: None, caller: None };
     if bound::leads_to_bytes(carrier, &port) {
-        return Ok(Through::Bytes(Box::new(tcp::connect(carrier, known).await?)));
+        return Ok(Through::Bytes(Box::new(tcp::connect(carrier, known, None).await?)));
     }
     Ok(Through::Requests(Arc::new(port)))
 }

@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use starling_core::guard::circuit::Came;
+use starling_core::id::ServiceKey;
 use starling_core::observe::TraceId;
 use starling_core::policy::{Fields, Scope};
 use tokio::io::AsyncWriteExt;
@@ -114,6 +115,16 @@ pub(crate) enum Entrance {
     Any,
     /// A port that leads to one service.
     Bound(Arc<BoundPort>),
+}
+
+impl Entrance {
+    /// The service that calls by it, if that is known.
+    fn caller(&self) -> Option<&ServiceKey> {
+        match self {
+            Self::Any => None,
+            Self::Bound(port) => port.caller.as_ref(),
+        }
+    }
 }
 
 /// Where requests come from.
@@ -349,8 +360,8 @@ impl<S: Stream> Connection<'_, S> {
     fn read(&mut self) -> Result<Option<Request>, Refused> {
         let (settings, data) = (&self.carrier.settings, self.client.buffer.data());
         match &mut self.door {
-            Door::Application(_) => {
-                self.identity.refresh(self.carrier);
+            Door::Application(entrance) => {
+                self.identity.refresh(self.carrier, entrance.caller());
                 let (caller, caller_service) = (self.carrier.mesh.me(), self.identity.text());
                 let forward = self.client.peer.map(|peer| Forward {
                     how: settings.forwarded,

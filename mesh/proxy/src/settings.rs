@@ -34,7 +34,7 @@ pub struct ProxySettings {
     pub suffix: String,
     /// The service on whose behalf the applications of this host call, as SERVICE or NAMESPACE/SERVICE: what rules of access
     /// know them by. Only a service this node has an instance of counts. Empty (default): the only service it has instances
-    /// of; with several, none.
+    /// of; with several, none. A port of an upstream may say otherwise of those who come by it.
     pub identity: String,
     /// How applications are told whom a request came from first: `off` (default; the client is an application of this
     /// host), `append` (`Forwarded`, RFC 7239), `x-forwarded` (`X-Forwarded-For`, `-Host`, `-Proto`) or `both`.

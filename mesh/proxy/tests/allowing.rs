@@ -3,7 +3,7 @@
 mod support;
 
 use starling_core::id::InstanceKey;
-use starling_proxy::Forwarded;
+use starling_proxy::{BoundPort, Forwarded};
 use support::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -45,6 +45,28 @@ async fn where_a_host_has_several_services_the_settings_say_which_one_calls_and_
     assert_eq!(a.get("orders", "/").await.text(), "a ");
     flock.register(app.at("till", "1", "a"));
     assert_eq!(a.get("orders", "/").await.text(), "a default/till");
+}
+
+#[tokio::test]
+async fn several_services_of_one_host_are_told_apart_by_the_ports_they_call_by() {
+    let flock = Flock::default();
+    let app = told_who_calls().await;
+    let port = |service: &str, caller: &str| BoundPort { caller: Some(service_key(caller)), ..port_to(service) };
+    let a = flock.node_with("a", |settings| {
+        settings.identity = "shop".into();
+        settings.upstreams = vec![port("orders", "till"), port("bills", "nobody"), port_to("stock")];
+    });
+    let (a, _b) = (a.await, flock.node("b").await);
+    for service in ["orders", "bills", "stock"] {
+        flock.register(app.at(service, "1", "b"));
+    }
+    flock.register(app.at("shop", "1", "a"));
+    flock.register(app.at("till", "1", "a"));
+    for (service, told) in [("orders", "a default/till"), ("bills", "a "), ("stock", "a default/shop")] {
+        let mut client = Client::connect(a.port_to(service)).await;
+        client.send("GET", "any", "/", "", b"").await;
+        assert_eq!(client.answer().await.text(), told, "{service}");
+    }
 }
 
 #[tokio::test]

@@ -105,7 +105,7 @@ impl Redirect {
         let own = self.entrances.get(&meant).cloned();
         own.or_else(|| {
             let service = self.registered.service(meant, view)?;
-            Some(Entrance::Bound(Arc::new(BoundPort { listen: meant, service, protocol: None })))
+            Some(Entrance::Bound(Arc::new(BoundPort { listen: meant, service, protocol: None, caller: None })))
         })
     }
 
@@ -342,7 +342,7 @@ mod tests {
     fn what_was_meant_for_a_port_of_the_sidecar_is_served_as_there() {
         let [own, bound, elsewhere] =
             ["127.0.0.1:15001", "127.0.0.1:5433", "10.0.0.1:80"].map(|text| text.parse::<SocketAddr>().unwrap());
-        let port = Arc::new(BoundPort { listen: bound, service: orders(), protocol: None });
+        let port = Arc::new(BoundPort { listen: bound, service: orders(), protocol: None, caller: None });
         let redirect = Redirect::new(BTreeMap::from([(own, Entrance::Any), (bound, Entrance::Bound(port))]));
         assert!(matches!(redirect.entrance(own, &view()), Some(Entrance::Any)));
         let Some(Entrance::Bound(port)) = redirect.entrance(bound, &view()) else { panic!("it leads to a service") };

@@ -60,11 +60,15 @@ pub(crate) struct Connected {
     _entered: Option<Entered>,
 }
 
-/// Connects to an instance of the service.
+/// Connects to an instance of the service, for the service that `calls` if that is known.
 ///
 /// # Errors
 /// What was tried and why it did not work; no instance has seen anything of the client.
-pub(crate) async fn connect(carrier: &Carrier, known: &Known) -> Result<Connected, Refused> {
+pub(crate) async fn connect(
+    carrier: &Carrier,
+    known: &Known,
+    calls: Option<&ServiceKey>,
+) -> Result<Connected, Refused> {
     let Known { key, entry, .. } = known;
     let context = Context::fresh(carrier.settings.trace_one_in);
     let _entered = match carrier.host.as_ref().filter(|host| host.asks_applications()) {
@@ -77,7 +81,7 @@ pub(crate) async fn connect(carrier: &Carrier, known: &Known) -> Result<Connecte
     };
     entry.budget.deposit(carrier.clock.now());
     let mut identity = Identity::default();
-    identity.refresh(carrier);
+    identity.refresh(carrier, calls);
     let mut service = known.service.clone();
     let mut group = entry.group(&service, &known.view, known.whole(), carrier);
     let mut tried: Vec<(InstanceId, Tried)> = Vec::new();

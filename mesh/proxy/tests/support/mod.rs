@@ -260,7 +260,7 @@ pub(crate) async fn cut_off_at(address: SocketAddr) -> std::io::ErrorKind {
 
 /// A port of a node that leads to this service.
 pub(crate) fn port_to(service: &str) -> BoundPort {
-    BoundPort { listen: "127.0.0.1:0".parse().unwrap(), service: service_key(service), protocol: None }
+    BoundPort { listen: "127.0.0.1:0".parse().unwrap(), service: service_key(service), protocol: None, caller: None }
 }
 
 /// Makes an instance one of bytes.
