@@ -39,6 +39,7 @@
 //! | `DELETE` the same, same parameters | | [`model::Written`] |
 //! | `POST /v1/config/{namespace}/{group}/{key…}?choose=STAMP&author=&comment=` | empty: make this version the only one | [`model::Written`] |
 //! | `GET /v1/policy/{service}` | | [`model::PolicyDetail`] |
+//! | `POST /v1/policy/{service}/try?for_all=true&all=true` | a policy; writes nothing | [`model::PolicyTrial`] |
 //! | `GET /v1/guards/{service}?all=true` | | [`model::GuardsDetail`] |
 //! | `GET /v1/backup?only=config\|overrides` | | a file of [`model::BackupLine`]s, of one moment |
 //! | `GET /v1/members` W | | [`model::MemberList`] |

@@ -1,21 +1,26 @@
-//! Policies: documents that are checked before they are taken, what is in force, and what guards do.
+//! Policies: documents that are checked before they are taken or tried, what is in force, and what guards do.
 
+use axum::body::Body as RequestBody;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use starling_core::config::Body;
-use starling_core::id::{ConfigKey, Namespace, ServiceKey, ServiceName};
-use starling_core::policy::{Document, GROUP, MESH_KEY, Origin, Problem, Value, is_policy};
+use starling_core::id::{ConfigKey, Namespace, NodeId, ServiceKey, ServiceName};
+use starling_core::policy::{
+    Document, GROUP, MAX_DOCUMENT_BYTES, MESH_KEY, Origin, Problem, Value, document_of, is_policy, mesh_document,
+};
+use starling_core::view::View;
 use starling_core::wire::{Question, Reply};
 
-use crate::context::Shared;
-use crate::extract::{Names, Params, flag};
+use crate::context::{Context, Shared};
+use crate::extract::{Names, Params, flag, read_body};
 use crate::failure::Failure;
 use crate::lists::encode;
 use crate::model::{
-    DocumentProblem, GuardsDetail, GuardsReport, NodeGuards, PolicyDetail, PolicyLayer, PolicyRoute, PolicyValue,
-    Unanswered,
+    DocumentProblem, GuardsDetail, NodeGuards, NodeTrial, PolicyDetail, PolicyLayer, PolicyRoute, PolicyTrial,
+    PolicyValue, Unanswered,
 };
 use crate::reply::json;
 
@@ -129,24 +134,80 @@ pub(crate) async fn guards(
 ) -> Result<Response, Failure> {
     let view = context.mesh.view();
     let question = Question::Guards(ServiceKey { namespace: query.namespace.clone(), service: service.clone() });
-    let answers = if query.all {
-        context.ask_all(&view, &question).await?.into_iter().map(|asked| (asked.node, asked.answer)).collect()
-    } else {
-        let me = context.mesh.me();
-        let answer = context.mesh.ask(me, question, context.settings.ask_timeout()).await;
-        vec![(me.clone(), answer.map_err(|error| error.to_string()))]
-    };
+    let answers = ask(&context, &view, question, query.all).await?;
+    let (nodes, unanswered) = parted(answers, |node, reply| match reply {
+        Reply::Guards(text) => Ok(NodeGuards { node, report: read(&text)? }),
+        _ => Err(OTHER_ANSWER.into()),
+    });
+    let detail = GuardsDetail { namespace: query.namespace, service, nodes, unanswered };
+    Ok(json(view.revision, encode(&detail)))
+}
+
+/// The query of a policy that is tried.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct TryQuery {
+    #[serde(default)]
+    namespace: Namespace,
+    /// It is to be the document for all services.
+    #[serde(default, deserialize_with = "flag")]
+    for_all: bool,
+    /// At all nodes, not only this one.
+    #[serde(default, deserialize_with = "flag")]
+    all: bool,
+}
+
+/// `POST /v1/policy/{service}/try`.
+pub(crate) async fn rehearse(
+    State(context): State<Shared>,
+    Names(service): Names<ServiceName>,
+    Params(query): Params<TryQuery>,
+    body: RequestBody,
+) -> Result<Response, Failure> {
+    let TryQuery { namespace, for_all, all } = query;
+    let key = ServiceKey { namespace: namespace.clone(), service: service.clone() };
+    let document = if for_all { mesh_document() } else { document_of(&key) };
+    let body = read_body(body, MAX_DOCUMENT_BYTES, context.settings.request_timeout()).await?.to_vec();
+    check(&document, &Body::from(body.clone()))?;
+    // Text, or it would not have passed the check.
+    let text = String::from_utf8(body).unwrap_or_default();
+    let view = context.mesh.view();
+    let answers = ask(&context, &view, Question::Try { service: key, text, for_all }, all).await?;
+    let (nodes, unanswered) = parted(answers, |node, reply| match reply {
+        Reply::Tried(tried) => Ok(NodeTrial { node, trial: read(&tried?)? }),
+        _ => Err(OTHER_ANSWER.into()),
+    });
+    Ok(json(view.revision, encode(&PolicyTrial { namespace, service, nodes, unanswered })))
+}
+
+const OTHER_ANSWER: &str = "it answered another question";
+
+/// What came of asking a node.
+type Answered = (NodeId, Result<Reply, String>);
+
+/// Asks this node, or all.
+async fn ask(context: &Context, view: &View, question: Question, all: bool) -> Result<Vec<Answered>, Failure> {
+    if all {
+        let asked = context.ask_all(view, &question).await?;
+        return Ok(asked.into_iter().map(|asked| (asked.node, asked.answer)).collect());
+    }
+    let me = context.mesh.me();
+    let answer = context.mesh.ask(me, question, context.settings.ask_timeout()).await;
+    Ok(vec![(me.clone(), answer.map_err(|error| error.to_string()))])
+}
+
+/// Parts the nodes that answered from those that did not.
+fn parted<T>(answers: Vec<Answered>, read: impl Fn(NodeId, Reply) -> Result<T, String>) -> (Vec<T>, Vec<Unanswered>) {
     let (mut nodes, mut unanswered) = (Vec::new(), Vec::new());
     for (node, answer) in answers {
-        let report = answer.and_then(|reply| match reply {
-            Reply::Guards(text) => serde_json::from_str::<GuardsReport>(&text).map_err(|error| error.to_string()),
-            _ => Err("it answered another question".into()),
-        });
-        match report {
-            Ok(report) => nodes.push(NodeGuards { node, report }),
+        match answer.and_then(|reply| read(node.clone(), reply)) {
+            Ok(answer) => nodes.push(answer),
             Err(error) => unanswered.push(Unanswered { node, error }),
         }
     }
-    let detail = GuardsDetail { namespace: query.namespace, service, nodes, unanswered };
-    Ok(json(view.revision, encode(&detail)))
+    (nodes, unanswered)
+}
+
+fn read<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+    serde_json::from_str(text).map_err(|error| error.to_string())
 }

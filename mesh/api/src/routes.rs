@@ -41,6 +41,7 @@ fn table() -> Table {
         .delete(DOCUMENT, documents::delete)
         .post(DOCUMENT, documents::choose)
         .get("/v1/policy/{service}", policies::policy)
+        .post("/v1/policy/{service}/try", policies::rehearse)
         .get("/v1/guards/{service}", policies::guards)
         .get("/v1/backup", backup::backup)
         .get("/v1/members", mesh::members)

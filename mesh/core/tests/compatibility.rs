@@ -172,6 +172,7 @@ fn questions() -> Vec<(&'static str, Question)> {
         ("trace", Question::Trace(TraceId(0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c))),
         ("recent-traces", Question::RecentTraces(20)),
         ("guards", Question::Guards(instance_key("1").service)),
+        ("try", Question::Try { service: instance_key("1").service, text: "[circuit]\n".into(), for_all: true }),
     ]
 }
 
@@ -204,7 +205,8 @@ fn replies() -> Vec<(&'static str, Reply)> {
         attributes: [("attempt".to_owned(), "1".to_owned())].into(),
     };
     let guards = Reply::Guards(r#"{"problems":[],"guards":[]}"#.into());
-    vec![("status", Reply::Status(status)), ("spans", Reply::Spans(vec![span])), ("guards", guards)]
+    let tried = Reply::Tried(Ok(r#"{"requests":7}"#.into()));
+    vec![("status", Reply::Status(status)), ("spans", Reply::Spans(vec![span])), ("guards", guards), ("tried", tried)]
 }
 
 fn folder() -> PathBuf {

@@ -6,10 +6,10 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
-use starling_core::id::{CellName, Incarnation, InstanceKey, NodeId};
+use starling_core::id::{CellName, Incarnation, InstanceKey, NodeId, ServiceKey};
 use starling_core::node::Counters;
 use starling_core::observe::{Exposition, MetricSource, SpanBuffer};
-use starling_core::policy::Governor;
+use starling_core::policy::{Candidate, Governor};
 use starling_core::quotas::{QuotaId, QuotaUse};
 use starling_core::view::{MemberState, Revision, Usability, View};
 use starling_core::wire::{DiskFailing, NodeStatus, Question, Reply};
@@ -166,7 +166,13 @@ impl Handle {
             Question::Guards(service) => {
                 Reply::Guards(self.governor().map_or_else(|| "{}".into(), |governor| governor.guards(&service)))
             }
+            Question::Try { service, text, for_all } => Reply::Tried(self.rehearse(&service, &text, for_all)),
         }
+    }
+
+    fn rehearse(&self, service: &ServiceKey, text: &str, for_all: bool) -> Result<String, String> {
+        let governor = self.governor().ok_or("this node carries no requests")?;
+        governor.rehearse(service, Candidate { text, for_all })
     }
 
     fn status(&self) -> NodeStatus {

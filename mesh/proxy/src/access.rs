@@ -189,6 +189,12 @@ impl Identity {
     pub(crate) fn text(&self) -> Option<&[u8]> {
         (!self.text.is_empty()).then_some(&self.text)
     }
+
+    /// As policies name it: services of the default namespace go by their name alone.
+    pub(crate) fn plain(&self) -> Option<&str> {
+        let text = std::str::from_utf8(self.text()?).ok()?;
+        Some(text.strip_prefix("default/").unwrap_or(text))
+    }
 }
 
 impl Claim {

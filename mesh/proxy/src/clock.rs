@@ -15,6 +15,11 @@ impl Clock {
         Self(std::time::Instant::now())
     }
 
+    /// A moment of the runtime's clock by this one.
+    pub(crate) fn at(self, moment: tokio::time::Instant) -> Instant {
+        Instant(moment.into_std().saturating_duration_since(self.0).as_micros() as u64)
+    }
+
     pub(crate) fn now(self) -> Instant {
         Instant(self.0.elapsed().as_micros() as u64)
     }

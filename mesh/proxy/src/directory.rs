@@ -8,7 +8,8 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use starling_core::balance::{Group, Roster};
 use starling_core::guard::{BreakerState, BudgetSettings, RetryBudget};
 use starling_core::id::ServiceKey;
-use starling_core::policy::Scope;
+use starling_core::policy::{Recent, Scope};
+use starling_core::time::Instant;
 use starling_core::tolerate::Quantile;
 use starling_core::view::{ServiceView, View};
 
@@ -47,6 +48,8 @@ pub(crate) struct Entry {
     groups: ArcSwap<Vec<Arc<Group<Pool>>>>,
     pub(crate) policy: Standing,
     pub(crate) refusals: Refusals,
+    /// What this node's applications asked lately.
+    pub(crate) recent: Recent,
     pub(crate) checks: Checks,
     pub(crate) last_good: Shelf,
     /// Idempotency keys, where its instances are of this node.
@@ -83,8 +86,9 @@ impl Directory {
     }
 
     /// Closes idle connections and forgets services that are in the view no more.
-    pub(crate) fn sweep(&self, view: &View, idle_timeout: Duration) {
+    pub(crate) fn sweep(&self, view: &View, idle_timeout: Duration, now: Instant) {
         let entries = self.entries.load_full();
+        entries.values().for_each(|entry| entry.recent.sweep(now));
         for roster in entries.values().filter_map(|entry| entry.roster()) {
             roster.slots().iter().for_each(|slot| slot.seat.extra.sweep(idle_timeout));
         }
@@ -107,6 +111,7 @@ impl Entry {
             groups: ArcSwap::default(),
             policy: Standing::default(),
             refusals: Refusals::default(),
+            recent: Recent::default(),
             checks: Checks::default(),
             last_good: Shelf::default(),
             keys: Arc::default(),

@@ -12,6 +12,7 @@
 use std::time::Duration;
 
 use http::StatusCode;
+pub(crate) use starling_core::policy::is_grpc;
 
 /// How long a caller that names no time waits: as good as for ever, and within what a timer takes.
 pub(crate) const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 3_600);
@@ -51,14 +52,6 @@ pub(crate) fn patience(call: Option<Grpc>, limit: Duration, usual: Duration) -> 
     let Some(call) = call else { return limit };
     let own = call.timeout.unwrap_or(FOR_EVER).min(FOR_EVER);
     if limit == usual { own } else { own.min(limit) }
-}
-
-/// Whether a media type is one of gRPC's: `application/grpc`, with or without `+proto` or parameters.
-pub(crate) fn is_grpc(content_type: &[u8]) -> bool {
-    const GRPC: &[u8] = b"application/grpc";
-    content_type.len() >= GRPC.len()
-        && content_type[..GRPC.len()].eq_ignore_ascii_case(GRPC)
-        && matches!(content_type.get(GRPC.len()), None | Some(b'+' | b';' | b' '))
 }
 
 /// A `grpc-timeout`: up to eight digits and a unit. What is malformed counts for nothing.

@@ -47,14 +47,12 @@ pub(crate) fn asked_of<'a>(
     head: &'a [u8],
     fields: &'a Written<'a>,
 ) -> policy::Asked<'a> {
-    let service = identity.text().and_then(|text| std::str::from_utf8(text).ok());
     policy::Asked {
         method: request.method.as_str(),
         path: request.path(head),
         fields,
         node: carrier.mesh.me().as_str(),
-        // Services of the default namespace go by their name alone.
-        service: service.map(|service| service.strip_prefix("default/").unwrap_or(service)),
+        service: identity.plain(),
     }
 }
 

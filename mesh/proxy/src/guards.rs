@@ -40,7 +40,6 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::client::Client;
 use crate::clock::{self, Clock};
-use crate::grpc;
 use crate::last_good::Keep;
 use crate::mesh::Stream;
 use crate::reason::{Reason, Refused};
@@ -329,17 +328,8 @@ impl Question<'_> {
 
     fn circuit(&self) -> Result<Option<CircuitPermit>, Refused> {
         let Some(circuits) = &self.scope.circuit else { return Ok(None) };
-        let admitted = circuits.of(|| self.method()).admit(self.clock.now(), clock::random());
+        let admitted = circuits.of(|| self.asked.called()).admit(self.clock.now(), clock::random());
         admitted.map(Some).map_err(|refusal| self.refuse(refusal, "circuit"))
-    }
-
-    /// What is called: a method of HTTP, or of a service of gRPC.
-    fn method(&self) -> &str {
-        if self.asked.fields.field("content-type").is_some_and(grpc::is_grpc) {
-            self.asked.path.split_once('?').map_or(self.asked.path, |(path, _)| path)
-        } else {
-            self.asked.method
-        }
     }
 
     async fn wait<S: Stream>(
@@ -367,19 +357,9 @@ impl Question<'_> {
 
     fn refuse(&self, refusal: Refusal, rule: &str) -> Refused {
         let guard = refusal.guard.name();
-        let rule = match &self.scope.route {
-            // One of the service as a whole is called the same from every route.
-            Some(route) if self.is_own(refusal.guard) => format!("{route}/{rule}"),
-            _ => rule.to_owned(),
-        };
+        let rule = self.scope.rule(refusal.guard, rule);
         self.refusals.count(guard, refusal.reason, &rule);
-        let why = format!("{} (rule {rule})", refusal.reason);
-        Refused::new(Reason::Guard(refusal.guard), why).told(&rule, refusal.retry_after_s())
-    }
-
-    /// Whether a guard belongs to the route; limits are named by themselves.
-    fn is_own(&self, guard: Guard) -> bool {
-        self.scope.route.is_some() && guard != Guard::Rate && guard != Guard::Quota
+        Refused::new(Reason::Guard(refusal.guard), refusal.told(&rule)).told(&rule, refusal.retry_after_s())
     }
 }
 

@@ -377,6 +377,6 @@ async fn sweep(carrier: Arc<Carrier>, mut lifetime: Lifetime) {
             () = tokio::time::sleep(idle_timeout / 2) => {}
             () = lifetime.draining() => return,
         }
-        carrier.directory.sweep(&carrier.mesh.view(), idle_timeout);
+        carrier.directory.sweep(&carrier.mesh.view(), idle_timeout, carrier.clock.now());
     }
 }

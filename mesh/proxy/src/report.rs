@@ -7,9 +7,10 @@ use serde_json::Value;
 use starling_core::balance::Roster;
 use starling_core::guard::{BreakerState, Word};
 use starling_core::id::ServiceKey;
-use starling_core::policy::{Governor, Judgement, Scope};
-use starling_core::time::Instant;
+use starling_core::policy::{Candidate, Governor, Judgement, Scope, Stage};
+use starling_core::time::{Instant, WallTime};
 
+use crate::clock;
 use crate::directory::Entry;
 use crate::pool::Pool;
 use crate::stack::Carrier;
@@ -75,6 +76,20 @@ impl Governor for Carrier {
         let report = entry.map_or_else(Report::default, |entry| self.report(service, &entry));
         // A struct of numbers and texts always becomes JSON.
         serde_json::to_string(&report).unwrap_or_else(|_| "{}".into())
+    }
+
+    fn rehearse(&self, service: &ServiceKey, candidate: Candidate<'_>) -> Result<String, String> {
+        let entry = self.directory.entries().get(service).cloned();
+        let stage = Stage {
+            node: self.mesh.me().as_str(),
+            layer: &self.ground.layer,
+            members: self.mesh.view().alive().count() as u32,
+            now: self.clock.now(),
+            wall: WallTime(clock::wall_us() / 1_000),
+        };
+        let recent = entry.as_ref().map(|entry| &entry.recent);
+        let trial = candidate.play(&self.judgement(service), recent, &stage)?;
+        serde_json::to_string(&trial).map_err(|error| error.to_string())
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use starling_core::guard::circuit::Came;
 use starling_core::id::ServiceKey;
 use starling_core::observe::TraceId;
-use starling_core::policy::{Fields, Scope};
+use starling_core::policy::{End, Fields, Scope, Seen};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
@@ -25,7 +25,7 @@ use crate::detect::{self, Spoken};
 use crate::failback;
 use crate::grpc;
 use crate::guarded::{self, Guarded};
-use crate::guards::Pass;
+use crate::guards::{Pass, came_of};
 use crate::h1::buffer::LARGE;
 use crate::h1::forwarded::{Forward, Peer};
 use crate::h1::request::{Request, Rules};
@@ -403,6 +403,7 @@ impl<S: Stream> Connection<'_, S> {
         let bodiless = matches!(request.framing, Framing::Empty | Framing::Length(0));
         let mut outgoing = None;
         let outcome = self.carry(request, &mut outgoing, &asked, arrived).await;
+        let (end, why) = ended(&outcome);
         let keep_alive = wants_more && !Lifetime::is_leaving(phase);
         if outcome.is_err() {
             self.entered = None;
@@ -426,6 +427,7 @@ impl<S: Stream> Connection<'_, S> {
         // Whatever has not ended well by now has broken off.
         self.entered = None;
         if let Some(outgoing) = outgoing {
+            self.remember(outgoing.head(), arrived, end, &why);
             self.head = outgoing.into_head();
         }
         go_on
@@ -664,6 +666,13 @@ impl<S: Stream> Connection<'_, S> {
         }
     }
 
+    /// Keeps what an application has asked, for documents that are to be tried on it.
+    fn remember(&self, head: &[u8], arrived: Instant, end: End, why: &str) {
+        let (Door::Application(_), Some(known)) = (&self.door, &self.known) else { return };
+        let (came, ended) = (self.carrier.clock.at(arrived), self.carrier.clock.now());
+        known.entry.recent.note(&Seen { came, ended, head, service: self.identity.plain(), end, why });
+    }
+
     /// Answers what could not be read as a request, and closes.
     async fn refuse_head(&mut self, refused: Refused) {
         if matches!(self.door, Door::Application(_)) {
@@ -706,6 +715,20 @@ impl<S: Stream> Connection<'_, S> {
             Poll::Ready(())
         })
         .await;
+    }
+}
+
+/// How a request ended, and if a guard refused it, why.
+fn ended(outcome: &Result<Arrived, Refused>) -> (End, String) {
+    match outcome {
+        Ok(arrived) => {
+            let status = arrived.response.verdict().as_u16();
+            (End::Came(Came::Answer { status, grpc: None }), String::new())
+        }
+        Err(refused) => match refused.reason {
+            Reason::Guard(guard) => (End::Refused(guard), refused.why.clone()),
+            _ => (End::Came(came_of(refused)), String::new()),
+        },
     }
 }
 

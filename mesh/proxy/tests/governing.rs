@@ -614,3 +614,27 @@ async fn a_limit_is_counted_by_the_traffic_of_the_route_it_is_related_to() {
     }
     assert_eq!(told, [200, 200, 200, 200, 200, 200, 429, 200], "while two of the other's have passed lately");
 }
+
+#[tokio::test]
+async fn a_document_is_tried_on_what_was_asked_beside_what_was_refused() {
+    let (flock, app) = (Flock::default(), App::named("well").await);
+    let a = flock.node("a").await;
+    flock.register(app.at("orders", "1", "a"));
+    assert_eq!(a.tried("orders", "[circuit]\n")["requests"], 0, "nobody has asked");
+    flock.policy("orders", "[[limit]]\nname = \"old\"\ncount = 5\nper_ms = 3600000\n");
+    for path in ["/pay?a=1", "/pay", "/", "/", "/", "/"] {
+        a.send("GET", "orders.mesh", path, "x-tier: gold\r\n", b"").await;
+    }
+    eventually("all have ended", || async { (a.tried("orders", "")["requests"] == 6).then_some(()) }).await;
+    let route = "[[route]]\nname = \"pay\"\npath = \"/pay\"\nheader.x-tier = \"gold\"\nlimit = [{ name = \"one\", count = 1, per_ms = 3600000 }]\n";
+    let trial = a.tried("orders", route);
+    let refused = |place: usize| {
+        let row = &trial["refusals"][place];
+        (row["why"].as_str().unwrap(), row["was"].as_u64().unwrap(), row["would"].as_u64().unwrap())
+    };
+    assert_eq!(refused(0), ("over the rate (rule old)", 1, 0));
+    assert_eq!(refused(1), ("over the rate (rule one)", 0, 1));
+    let old = a.tried("orders", "[[limit]]\nname = \"old\"\ncount = 5\nper_ms = 3600000\n");
+    assert_eq!((&old["refusals"][0]["was"], &old["refusals"][0]["would"]), (&1.into(), &1.into()), "as it was");
+    assert_eq!(a.get("orders.mesh", "/").await.status, 429, "and the limit in force lost nothing by it");
+}

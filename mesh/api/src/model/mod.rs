@@ -27,8 +27,8 @@ pub use mesh::{
     PreservationInfo, Verdict,
 };
 pub use policy::{
-    DocumentProblem, GuardInfo, GuardsDetail, GuardsReport, InstanceGuard, NodeGuards, PolicyDetail, PolicyLayer,
-    PolicyRoute, PolicyValue, RefusalInfo,
+    DocumentProblem, GuardInfo, GuardsDetail, GuardsReport, InstanceGuard, NodeGuards, NodeTrial, PolicyDetail,
+    PolicyLayer, PolicyRoute, PolicyTrial, PolicyValue, RefusalInfo,
 };
 pub use registry::{
     CheckBody, CheckWord, InstanceInfo, InstanceList, OverrideBody, OwnerSays, RegisterRequest, RenewRequest,

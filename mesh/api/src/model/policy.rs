@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use starling_core::id::{Namespace, NodeId, ServiceName};
-use starling_core::policy::{LayerState, Problem};
+use starling_core::policy::{LayerState, Problem, Trial};
 
 use super::Unanswered;
 
@@ -64,6 +64,29 @@ pub struct PolicyRoute {
     pub matches: Value,
     /// Its values that are not the service's.
     pub values: Vec<PolicyValue>,
+}
+
+/// `POST /v1/policy/{service}/try`: what a document that is not in force would have refused in the last minute.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PolicyTrial {
+    /// The service's namespace.
+    pub namespace: Namespace,
+    /// The service.
+    pub service: ServiceName,
+    /// Of what each node that was asked has seen.
+    pub nodes: Vec<NodeTrial>,
+    /// Members that did not answer in time, or cannot.
+    pub unanswered: Vec<Unanswered>,
+}
+
+/// A document tried on what one node's applications asked.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NodeTrial {
+    /// The node.
+    pub node: NodeId,
+    /// What came of it.
+    #[serde(flatten)]
+    pub trial: Trial,
 }
 
 /// `GET /v1/guards/{service}`: what the guards of a service do now.

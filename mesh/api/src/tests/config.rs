@@ -3,7 +3,7 @@
 use starling_core::policy::LayerState;
 
 use super::world::{Server, World};
-use crate::model::{ConfigDocument, ConfigList, GuardsDetail, PolicyDetail, Written};
+use crate::model::{ConfigDocument, ConfigList, GuardsDetail, PolicyDetail, PolicyTrial, Written};
 
 const LIMITS: &str = "/v1/config/default/app/http/limits";
 
@@ -244,4 +244,21 @@ async fn guards_are_asked_of_one_node_or_of_all() {
     let all: GuardsDetail = server.get("/v1/guards/orders?all=true").await.expect(200).json();
     assert_eq!(nodes(&all), ["a", "b"]);
     assert_eq!(all.nodes[1].report.problems, ["seen at b for default/orders"]);
+}
+
+#[tokio::test]
+async fn a_policy_is_tried_at_one_node_or_at_all_and_a_bad_one_at_none() {
+    let world = World::of(&["a", "b"]);
+    let server = world.server("a");
+    let one: PolicyTrial = server.ask("POST /v1/policy/orders/try", "[circuit]").await.expect(200).json();
+    let [node] = &one.nodes[..] else { panic!("{one:?}") };
+    assert_eq!(node.trial.refusals[0].why, "\"[circuit]\" at a for default/orders, all: false");
+    let all: PolicyTrial = server.ask("POST /v1/policy/orders/try?all=true&for_all=true", "").await.expect(200).json();
+    assert_eq!(all.nodes.iter().map(|node| node.node.as_str()).collect::<Vec<_>>(), ["a", "b"]);
+    assert!(all.nodes[1].trial.refusals[0].why.ends_with("all: true"));
+    let bad = server.ask("POST /v1/policy/orders/try", "[timeouts]\nrequest_ms = 0\n").await.expect(422);
+    assert!(bad.text().contains("line 2: timeouts.request_ms"));
+    server.ask("POST /v1/policy/orders/try?for_all=true", "[[route]]\npath = \"/a\"\n").await.expect(422);
+    let none = server.get("/v1/config/default/policy/orders").await.expect(404);
+    assert!(!none.text().is_empty(), "nothing was written");
 }

@@ -270,6 +270,12 @@ impl Inner {
                 let problem = format!("seen at {node} for {service}");
                 Reply::Guards(serde_json::json!({"problems": [problem], "refusals": [refusal]}).to_string())
             }
+            Question::Try { service, text, for_all } => {
+                let why = format!("{text:?} at {node} for {service}, all: {for_all}");
+                let refused = starling_core::policy::Refused { guard: "rate".into(), why, was: 1, would: 2 };
+                let trial = starling_core::policy::Trial { requests: 5, refusals: vec![refused], ..Default::default() };
+                Reply::Tried(Ok(serde_json::to_string(&trial).unwrap()))
+            }
             Question::RecentTraces(limit) => {
                 let roots = place.spans.iter().rev().filter(|span| span.parent.is_none());
                 Reply::Spans(roots.take(*limit as usize).cloned().collect())

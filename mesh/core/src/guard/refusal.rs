@@ -82,6 +82,11 @@ impl Refusal {
         Self { guard, reason, retry_after: Some(retry_after) }
     }
 
+    /// What callers are told of it beside the guard's name.
+    pub fn told(&self, rule: &str) -> String {
+        format!("{} (rule {rule})", self.reason)
+    }
+
     /// For `Retry-After`: whole seconds, rounded up, at least one.
     pub fn retry_after_s(&self) -> Option<u64> {
         self.retry_after.map(|after| (after.as_millis().div_ceil(1_000) as u64).max(1))

@@ -16,8 +16,8 @@ use crate::balance::BalanceSettings;
 use crate::guard::circuit::{CircuitSettings, Failures, Mode};
 use crate::guard::limit::{KeyBudget, LimitBy, Meter};
 use crate::guard::{
-    Bulkhead, BulkheadSettings, Circuits, Concurrency, ConcurrencySettings, Criticality, Limit, List, Quota, Shed,
-    ShedSettings,
+    Bulkhead, BulkheadSettings, Circuits, Concurrency, ConcurrencySettings, Criticality, Guard, Limit, List, Quota,
+    Shed, ShedSettings,
 };
 use crate::time::{Instant, WallTime};
 use crate::tolerate::Mode as Tolerate;
@@ -340,6 +340,15 @@ impl Scope {
             switch.mode == Mode::ForceOpen && (switch.criticality.is_empty() || switch.criticality.contains(&class));
         let left_ms = switch.until.map(|until| until.saturating_sub(wall.0));
         (concerns && left_ms != Some(0)).then(|| left_ms.map(Duration::from_millis))
+    }
+
+    /// What a rule is called to callers: those of the service as a whole the same from every route; limits and quotas are
+    /// named by themselves.
+    pub fn rule(&self, guard: Guard, rule: &str) -> String {
+        match &self.route {
+            Some(route) if guard != Guard::Rate && guard != Guard::Quota => format!("{route}/{rule}"),
+            _ => rule.to_owned(),
+        }
     }
 
     /// How much a request matters.

@@ -2,7 +2,7 @@
 
 use toml::Table;
 
-use super::Judgement;
+use super::{Candidate, Judgement};
 use crate::id::ServiceKey;
 
 /// Whoever puts policies into force on this node.
@@ -16,4 +16,11 @@ pub trait Governor: Send + Sync {
     /// What the guards of a service do now on this node, as JSON: breakers, limits, refusals by reason. A service nobody
     /// has called here has none yet.
     fn guards(&self, service: &ServiceKey) -> String;
+
+    /// What a document would have refused of what was asked of a service here in the last minute: a
+    /// [`Trial`](super::Trial) as JSON.
+    ///
+    /// # Errors
+    /// What is wrong with the document.
+    fn rehearse(&self, service: &ServiceKey, candidate: Candidate<'_>) -> Result<String, String>;
 }

@@ -26,11 +26,46 @@ pub trait Fields: Sync {
     fn field(&self, name: &str) -> Option<&[u8]>;
 }
 
+/// The fields of a head as it was written to be sent on, for policies.
+#[derive(Debug, Clone, Copy)]
+pub struct Written<'a>(pub &'a [u8]);
+
+impl<'a> Written<'a> {
+    /// Its fields, each as name and value.
+    pub fn lines(&self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> + use<'a> {
+        self.0.split(|byte| *byte == b'\n').skip(1).filter_map(|line| {
+            let line = line.strip_suffix(b"\r").unwrap_or(line);
+            let colon = line.iter().position(|byte| *byte == b':')?;
+            Some((&line[..colon], line[colon + 1..].trim_ascii()))
+        })
+    }
+}
+
+impl Fields for Written<'_> {
+    fn field(&self, name: &str) -> Option<&[u8]> {
+        self.lines().find(|(known, _)| known.eq_ignore_ascii_case(name.as_bytes())).map(|(_, value)| value)
+    }
+}
+
 impl Asked<'_> {
     /// The path without its query.
     pub fn bare_path(&self) -> &str {
         self.path.split_once('?').map_or(self.path, |(path, _)| path)
     }
+
+    /// What is called: a method of HTTP, or of a service of gRPC.
+    pub fn called(&self) -> &str {
+        let is_grpc = self.fields.field("content-type").is_some_and(is_grpc);
+        if is_grpc { self.bare_path() } else { self.method }
+    }
+}
+
+/// Whether a media type is one of gRPC's: `application/grpc`, with or without `+proto` or parameters.
+pub fn is_grpc(content_type: &[u8]) -> bool {
+    const GRPC: &[u8] = b"application/grpc";
+    content_type.len() >= GRPC.len()
+        && content_type[..GRPC.len()].eq_ignore_ascii_case(GRPC)
+        && matches!(content_type.get(GRPC.len()), None | Some(b'+' | b';' | b' '))
 }
 
 /// `[[route]]`: all that is given must match; a route that gives nothing matches everything.

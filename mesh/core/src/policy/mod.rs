@@ -24,6 +24,7 @@
 //! | `last_good` | answers that are kept to stand in |
 //! | `layers` | the value in force, and where it came from |
 //! | `govern` | what the data plane says of it when asked |
+//! | `recent`, `replay` | the requests of the last minute, and what a document that is not in force would have refused of them |
 //! | `force` | the guards made of it, taken over when a document changes |
 
 mod actions;
@@ -34,6 +35,8 @@ mod judge;
 mod last_good;
 mod layers;
 mod matching;
+mod recent;
+mod replay;
 mod sections;
 mod text;
 
@@ -44,7 +47,9 @@ pub use govern::Governor;
 pub use judge::{Good, Judgement, Layer, LayerState};
 pub use last_good::{LastGood, LastGoodSettings};
 pub use layers::{Effective, Layers, Origin};
-pub use matching::{Asked, Callers, Fields, HeaderRule, RouteMatch, Template};
+pub use matching::{Asked, Callers, Fields, HeaderRule, RouteMatch, Template, Written, is_grpc};
+pub use recent::{End, Recent, Seen};
+pub use replay::{Candidate, Refused, Stage, Trial};
 pub use sections::{Sections, Timeouts};
 pub use toml::{Table, Value};
 

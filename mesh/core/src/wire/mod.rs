@@ -178,6 +178,15 @@ pub enum Question {
     RecentTraces(u32),
     /// What do the guards of this service do at your side?
     Guards(ServiceKey),
+    /// What would this policy have refused of what your applications asked of a service in the last minute?
+    Try {
+        /// The service.
+        service: ServiceKey,
+        /// The document.
+        text: String,
+        /// Whether it is to be the one for all services.
+        for_all: bool,
+    },
 }
 
 /// The answer to a [`Question`].
@@ -189,6 +198,8 @@ pub enum Reply {
     Spans(Vec<Span>),
     /// To [`Question::Guards`]: JSON, for a person to read.
     Guards(String),
+    /// To [`Question::Try`]: a [`Trial`](crate::policy::Trial) as JSON, or why there is none.
+    Tried(Result<String, String>),
 }
 
 /// What a node says of itself when asked.

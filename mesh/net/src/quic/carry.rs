@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use quinn::{ClientConfig, Connection, Endpoint, ReadError, RecvStream, SendStream, WriteError};
 use starling_core::id::{InstanceKey, NodeId};
+use starling_core::policy::MAX_DOCUMENT_BYTES;
 use starling_core::wire::{MAX_MESSAGE_BYTES, Question, Reply, decode, encode};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::Instant;
@@ -24,8 +25,8 @@ use super::{LinkError, Shared};
 /// The first byte of a stream.
 const TUNNEL: u8 = 1;
 const QUESTION: u8 = 2;
-/// The largest opening of a stream: names have at most 128 bytes each.
-const MAX_OPENING_BYTES: usize = 4 * 1024;
+/// The largest opening of a stream: a question with a policy in it; names have at most 128 bytes each.
+const MAX_OPENING_BYTES: usize = MAX_DOCUMENT_BYTES + 4 * 1024;
 /// How long an opened stream may take to say what it is for.
 const OPENING_PATIENCE: Duration = Duration::from_secs(5);
 /// How long an answer may take here; askers give up earlier.

@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use httparse::Header;
 
 use super::forwarded;
-use starling_core::policy::Fields;
+pub(crate) use starling_core::policy::Written;
 
 /// Room for so many fields is taken from the stack; more, where they are allowed, cost an allocation.
 const USUAL_FIELDS: usize = 128;
@@ -64,26 +64,6 @@ pub(crate) enum Field {
     Own,
     /// Concerns one connection only.
     Hop,
-}
-
-/// The fields of a head as it was written to be sent on, for policies.
-pub(crate) struct Written<'a>(pub(crate) &'a [u8]);
-
-impl<'a> Written<'a> {
-    /// Its fields, each as name and value.
-    pub(crate) fn lines(&self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> + use<'a> {
-        self.0.split(|byte| *byte == b'\n').skip(1).filter_map(|line| {
-            let line = line.strip_suffix(b"\r").unwrap_or(line);
-            let colon = line.iter().position(|byte| *byte == b':')?;
-            Some((&line[..colon], line[colon + 1..].trim_ascii()))
-        })
-    }
-}
-
-impl Fields for Written<'_> {
-    fn field(&self, name: &str) -> Option<&[u8]> {
-        self.lines().find(|(known, _)| known.eq_ignore_ascii_case(name.as_bytes())).map(|(_, value)| value)
-    }
 }
 
 impl Field {

@@ -368,6 +368,13 @@ impl Bird {
         serde_json::from_str(&self.proxy.governor().guards(&service_key(service))).expect("a report")
     }
 
+    /// What a document would have refused of what was asked of a service here.
+    pub(crate) fn tried(&self, service: &str, text: &str) -> serde_json::Value {
+        let candidate = starling_core::policy::Candidate { text, for_all: false };
+        let trial = self.proxy.governor().rehearse(&service_key(service), candidate);
+        serde_json::from_str(&trial.expect("a good document")).expect("a trial")
+    }
+
     /// The state of its first guard of this name in that; nothing where there is none.
     pub(crate) fn guard(&self, service: &str, guard: &str) -> serde_json::Value {
         let report = self.guards(service);

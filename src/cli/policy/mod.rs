@@ -1,5 +1,7 @@
 //! Policies and guards: write and check documents, see what is in force, and what it does.
 
+mod trial;
+
 use std::io;
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -27,6 +29,19 @@ Examples:
   starling policy check orders.toml
   cat orders.toml | starling policy check -")]
     Check(CheckArgs),
+    /// Say what a document would have refused in the last minute, without writing it
+    #[command(
+        name = "try",
+        after_long_help = "\
+Each node remembers what its applications asked of a service in the last minute. The document's guards are asked about
+those requests, in the place of the document that is in force; what was really refused stands beside it.
+
+Examples:
+  starling policy try orders orders.toml
+  starling policy try orders orders.toml --all            at every node
+  starling policy try orders all.toml --for-all           as the document for all services"
+    )]
+    Try(TryArgs),
     /// Put a document into force, everywhere
     #[command(
         after_long_help = "\
@@ -83,6 +98,24 @@ pub(crate) struct CheckArgs {
     /// It is to be the document for all services ('*'), which has no routes
     #[arg(long)]
     for_all: bool,
+}
+
+/// `starling policy try`
+#[derive(Debug, Args)]
+pub(crate) struct TryArgs {
+    /// The service whose requests it is tried on
+    service: ServiceName,
+    /// The document; '-' reads standard input
+    file: PathBuf,
+    /// The service's namespace
+    #[arg(long, short, default_value = "default")]
+    namespace: Namespace,
+    /// It is to be the document for all services ('*'); the service's own stays as it is
+    #[arg(long)]
+    for_all: bool,
+    /// Of what all nodes have seen, not only the one that is asked
+    #[arg(long)]
+    all: bool,
 }
 
 /// `starling policy set`
@@ -169,6 +202,7 @@ pub(crate) struct GuardsArgs {
 pub(crate) fn run(command: PolicyCommand, client: &Client, out: &mut Out) -> Result<(), Failure> {
     match command {
         PolicyCommand::Check(args) => check(&args, out),
+        PolicyCommand::Try(args) => trial::run(&args, client, out),
         PolicyCommand::Set(args) => {
             let body = read_file(&args.file)?;
             parsed(&args.file.display().to_string(), &body, args.whose.name == MESH_KEY)?;
