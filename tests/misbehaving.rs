@@ -164,6 +164,38 @@ fn an_answer_that_never_begins_ends_by_the_deadline_and_nothing_is_left_of_it() 
 }
 
 #[test]
+fn answers_that_hang_half_way_end_are_not_taken_for_whole_and_take_their_instance_out() {
+    let mut mesh = Mesh::empty(Certificates::ThrownAway);
+    for name in ["a", "b"] {
+        mesh.settings(name, "[proxy]\nbody_idle_timeout_ms = 200\n");
+    }
+    let seed = mesh.add("a", None).quic();
+    mesh.add("b", Some(seed));
+    mesh.all_know_each_other();
+    let (hangs, well) =
+        (Backend::start("hangs", Mood::HangsHalfway { after: 100 }), Backend::start("well", Mood::Well));
+    let mesh = shop_of(mesh, &[&hangs, &well]);
+    govern(
+        &mesh,
+        "[balance]\nalgorithm = \"round_robin\"\n\
+        [breaker]\nconsecutive_failures = 3\nopen_ms = 600000\nmax_open_ms = 600000\n",
+    );
+    let (a, mut cut_off) = (mesh.node("a"), 0);
+    eventually("the one that hangs is out", || {
+        match a.line().tell("GET", "shop", "/", "", "") {
+            Ok(said) => assert_eq!((said.status, said.body.as_str()), (200, "well")),
+            Err(_) => cut_off += 1,
+        }
+        a.starling(&["guards", "shop"]).lines().any(|line| line.starts_with('0') && line.contains("open"))
+    });
+    assert!(cut_off >= 3, "none of them was whole: {cut_off}");
+    for _ in 0..10 {
+        assert_eq!(a.line().get("shop").body, "well");
+    }
+    eventually("nothing is held of them", || in_flight(&mesh) == 0.0 && hangs.open() == 0);
+}
+
+#[test]
 fn a_hedge_rescues_requests_from_an_instance_that_does_not_answer() {
     let (silent, well) = (Backend::start("silent", Mood::Holds), Backend::start("well", Mood::Well));
     let mesh = shop(&[&silent, &well]);

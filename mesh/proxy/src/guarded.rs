@@ -272,7 +272,7 @@ async fn send_copy(
     let deadline = Instant::now() + limit;
     let carried = stack::carry(carrier, &known, None, known.whole(), &mut client, &mut copy, &asked, deadline).await;
     let Ok(Arrived { mut response, mut upstream, home, lesson, .. }) = carried else { return };
-    let mut relay = Relay::new(&response, response.delivery(&asked), &copy);
+    let mut relay = Relay::new(&response, response.delivery(&asked), &copy, None);
     let received = relay.receive(&mut client, &mut upstream, &mut copy).await.is_ok();
     if let Some(lesson) = lesson {
         response.judge(&relay.trailers());

@@ -7,7 +7,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use crate::client::{Client, Outgoing, Unsent, some};
+use crate::clock;
 use crate::guards::Pass;
 use crate::h1::buffer::LARGE;
 use crate::h1::fields::Written;
@@ -18,10 +21,11 @@ use crate::lesson::Lesson;
 use crate::mesh::Stream;
 use crate::metrics::Traffic;
 use crate::pool::{Pool, Upstream};
+use crate::stack::Carrier;
 use crate::tcp;
 use crate::tcp::copy::{Copying, Ended};
 use crate::trace::OpenSpan;
-use starling_core::balance::InFlight;
+use starling_core::balance::{FAILURE_PENALTY, InFlight, Outcome};
 
 /// A response whose head has come and whose body is to follow.
 pub(crate) struct Arrived {
@@ -45,6 +49,24 @@ pub(crate) enum Home {
 }
 
 impl Home {
+    /// All of a response has come.
+    pub(crate) fn carried(&self) {
+        if let Self::Seat(in_flight) = self {
+            in_flight.seat().breaker.carried();
+        }
+    }
+
+    /// A response that began well has broken off: that counts against the instance as if it had been none.
+    pub(crate) fn broke_off(&self, carrier: &Carrier) {
+        let Self::Seat(in_flight) = self else { return };
+        let (seat, now) = (in_flight.seat(), carrier.clock.now());
+        seat.load.observe(now, Duration::ZERO, Outcome::Unwelcome(FAILURE_PENALTY));
+        if seat.breaker.broke_off(now, clock::random()) {
+            carrier.ejected.notify_one();
+            tracing::warn!("a breaker opened: the answers of an instance break off");
+        }
+    }
+
     /// The connection is idle now.
     pub(crate) fn put(&self, upstream: Upstream) {
         match self {
@@ -80,10 +102,19 @@ pub(crate) struct Relay {
     sending: bool,
     /// The trailers so far, behind the last chunk's line, where they say how the call went.
     trailers: Option<Vec<u8>>,
+    /// How long the instance may say nothing; `None` for ever.
+    patience: Option<Duration>,
+    /// Whether it is being waited for since the last byte.
+    waits: bool,
 }
 
 impl Relay {
-    pub(crate) fn new(response: &Response, delivery: Delivery, outgoing: &Outgoing) -> Self {
+    pub(crate) fn new(
+        response: &Response,
+        delivery: Delivery,
+        outgoing: &Outgoing,
+        patience: Option<Duration>,
+    ) -> Self {
         Self {
             reader: BodyReader::new(response.framing),
             delivery,
@@ -92,6 +123,8 @@ impl Relay {
             closing: delivery == Delivery::InChunks,
             sending: !outgoing.is_sent(),
             trailers: response.is_judged_later().then(|| b"0\r\n".to_vec()),
+            patience,
+            waits: false,
         }
     }
 
@@ -143,7 +176,27 @@ impl Relay {
         if !self.sending && client.poll_gone(cx).is_ready() {
             return Poll::Ready(Err(Broken::Client));
         }
-        Poll::Pending
+        self.poll_silence(client, outgoing, cx)
+    }
+
+    /// Ready when the instance has been waited for too long.
+    fn poll_silence<S>(
+        &self,
+        client: &mut Client<S>,
+        outgoing: &Outgoing,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), Broken>> {
+        let Some(patience) = self.patience.filter(|_| self.waits) else { return Poll::Pending };
+        loop {
+            ready!(client.alarm.poll(cx));
+            // An answer that comes as the request does may be silent while that is sent.
+            let moved = outgoing.last_moved().map(|moved| moved + patience);
+            let Some(later) = moved.filter(|later| *later > Instant::now()) else {
+                let why = format!("nothing of it came within {} ms", patience.as_millis());
+                return Poll::Ready(Err(Broken::Instance(why)));
+            };
+            client.alarm.set(later);
+        }
     }
 
     fn poll_down<S: Stream>(
@@ -169,7 +222,16 @@ impl Relay {
             if self.reader.is_done() {
                 return Poll::Ready(Ok(()));
             }
-            match ready!(upstream.buffer.poll_fill(&mut upstream.pipe, cx, LARGE)) {
+            let filled = upstream.buffer.poll_fill(&mut upstream.pipe, cx, LARGE);
+            if filled.is_pending()
+                && !std::mem::replace(&mut self.waits, true)
+                && let Some(patience) = self.patience
+            {
+                client.alarm.set(Instant::now() + patience);
+            }
+            let filled = ready!(filled);
+            self.waits = false;
+            match filled {
                 Ok(1..) => {}
                 Ok(0) if self.reader.may_end_here() => self.reader = BodyReader::Done,
                 Ok(0) => return Poll::Ready(Err(Broken::Instance("it ended early".into()))),

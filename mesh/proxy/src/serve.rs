@@ -569,7 +569,8 @@ impl<S: Stream> Connection<'_, S> {
         }
         client.out.extend_from_slice(b"\r\n");
         outgoing.expect_no_word();
-        let mut relay = Relay::new(&response, delivery, outgoing);
+        let patience = self.carrier.settings.body_idle_timeout().filter(|_| outgoing.request.grpc.is_none());
+        let mut relay = Relay::new(&response, delivery, outgoing, patience);
         let is_open = response.is_judged_later();
         let received = if is_open {
             let open = Open { lesson, pass: pass.as_deref_mut(), took };
@@ -581,6 +582,7 @@ impl<S: Stream> Connection<'_, S> {
         let client = &mut self.client;
         match received {
             Ok(()) => {
+                home.carried();
                 let failure = response.failure().filter(|_| is_open);
                 spans.into_iter().flatten().for_each(|span| match failure {
                     None => span.end(),
@@ -591,6 +593,13 @@ impl<S: Stream> Connection<'_, S> {
                 }
             }
             Err(Broken::Instance(why)) => {
+                // Of an open one, those who wait for its end have learnt already.
+                if !is_open {
+                    home.broke_off(self.carrier);
+                }
+                if response.ends_with_connection(asked) {
+                    tcp::copy::cut_off(&mut client.io); // an ordinary end would say that this was all
+                }
                 spans.into_iter().flatten().for_each(|span| span.fail(&format!("response broke off: {why}")));
                 return false;
             }

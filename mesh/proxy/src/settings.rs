@@ -24,7 +24,7 @@ pub struct ProxySettings {
     /// Default `127.0.0.1:15001`; port 0 takes a free one.
     pub listen: SocketAddr,
     /// Where connections are taken that the kernel redirects (nftables' `redirect`), so that programs need not be pointed at
-    /// the sidecar: IP:PORT, on Linux. Empty (default): nowhere.
+    /// the sidecar: IP:PORT, on Linux; `[::]:PORT` takes IPv4 and IPv6. Empty (default): nowhere.
     #[serde(with = "address_or_none")]
     pub redirect_listen: Option<SocketAddr>,
     /// What becomes of redirected connections that mean nothing of the mesh: "pass" (default) carries their bytes to where
@@ -64,6 +64,10 @@ pub struct ProxySettings {
     /// How long an idle connection to an instance is kept. 100 to 3,600,000; default 4,500: below the 5 s after which
     /// Node.js closes one, because a request sent while it closes is lost.
     pub idle_timeout_ms: u64,
+    /// How long an instance may say nothing within a response's body, while nothing of the request moves either; then the
+    /// response is broken off, and counts as failed. Calls of gRPC may be silent as long as their callers wait.
+    /// 0 (for ever) to 3,600,000; default 300,000 (Envoy).
+    pub body_idle_timeout_ms: u64,
     /// How long a connection of bytes (a TCP service, an upgraded one) may carry nothing in either direction.
     /// 0 (for ever) to 604,800,000; default 3,600,000 (Envoy).
     pub tcp_idle_timeout_ms: u64,
@@ -120,6 +124,7 @@ impl Default for ProxySettings {
             max_tunnels: 10_000,
             max_idle_per_instance: 64,
             idle_timeout_ms: 4_500,
+            body_idle_timeout_ms: 300_000,
             tcp_idle_timeout_ms: 3_600_000,
             max_retries: 2,
             retry_backoff_ms: 25,
@@ -162,6 +167,7 @@ impl ProxySettings {
             ("max_tunnels", self.max_tunnels as u64, 1, 1 << 20),
             ("max_idle_per_instance", self.max_idle_per_instance as u64, 0, 100_000),
             ("idle_timeout_ms", self.idle_timeout_ms, 100, hour_ms),
+            ("body_idle_timeout_ms", self.body_idle_timeout_ms, 0, hour_ms),
             ("tcp_idle_timeout_ms", self.tcp_idle_timeout_ms, 0, 7 * 24 * hour_ms),
             ("max_retries", u64::from(self.max_retries), 0, 10),
             ("retry_backoff_ms", self.retry_backoff_ms, 0, 10_000),
@@ -212,6 +218,11 @@ impl ProxySettings {
 
     pub(crate) fn request_timeout(&self) -> Duration {
         Duration::from_millis(self.request_timeout_ms)
+    }
+
+    /// `None`: for ever.
+    pub(crate) fn body_idle_timeout(&self) -> Option<Duration> {
+        (self.body_idle_timeout_ms > 0).then(|| Duration::from_millis(self.body_idle_timeout_ms))
     }
 
     /// `None`: for ever.

@@ -145,6 +145,8 @@ pub struct Breaker {
     /// 0, or `(microseconds << 1) | there was no answer`, of the last failure.
     last_failed: AtomicU64,
     consecutive: AtomicU32,
+    /// How many answers in a row broke off in their bodies.
+    broken_off: AtomicU32,
     window: Window,
     /// How often in a row it opened; the exponent of the wait.
     streak: AtomicU32,
@@ -198,6 +200,7 @@ impl Breaker {
             gate: AtomicU64::new(0),
             last_failed: AtomicU64::new(0),
             consecutive: AtomicU32::new(0),
+            broken_off: AtomicU32::new(0),
             window: Window::default(),
             streak: AtomicU32::new(0),
             last_opened_us: AtomicU64::new(0),
@@ -254,6 +257,25 @@ impl Breaker {
     /// Admits a call whatever the state, for callers with no other choice.
     pub fn admit_anyway(self: &Arc<Self>) -> Permit {
         Permit { breaker: self.clone(), probe: None }
+    }
+
+    /// An answer has come to its end.
+    pub fn carried(&self) {
+        if self.broken_off.load(Relaxed) != 0 {
+            self.broken_off.store(0, Relaxed);
+        }
+    }
+
+    /// An answer that had counted as good when it began has broken off. Counted apart from calls that fail at once, since
+    /// the good beginnings in between would hide how many these are in a row. Says whether that opened the breaker.
+    pub fn broke_off(&self, now: Instant, random: u64) -> bool {
+        self.last_failed.store(now.0 << 1 | 1, Relaxed);
+        let in_a_row = self.broken_off.fetch_add(1, Relaxed).saturating_add(1);
+        if self.gate.load(Acquire) != 0 {
+            return false;
+        }
+        self.window.add(now, 0, 1);
+        self.is_too_bad(in_a_row, now) && self.open(0, Fault::Silence, now, random)
     }
 
     /// Whether its last failure, if any, was an answer: the instance is there.
@@ -459,6 +481,22 @@ mod tests {
         for _ in 0..times {
             breaker.admit(now, false).unwrap().fail(Fault::Silence, now, 0);
         }
+    }
+
+    #[test]
+    fn answers_that_begin_well_and_break_off_open_it_too_unless_one_comes_whole_in_between() {
+        let (breaker, now) = (breaker(), ms(0));
+        let call = |breaks_off| {
+            breaker.admit(now, false).unwrap().succeed(now);
+            breaks_off && breaker.broke_off(now, 0)
+        };
+        for _ in 0..3 {
+            assert!((0..4).all(|_| !call(true)));
+            call(false);
+            breaker.carried();
+        }
+        assert!((0..4).all(|_| !call(true)) && call(true), "the fifth in a row");
+        assert!(!breaker.admits(now, false) && !breaker.still_answers());
     }
 
     #[test]
