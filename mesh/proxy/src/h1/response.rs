@@ -160,8 +160,12 @@ fn write(
         // Nobody asked for it.
         return Err("the application switched protocols unasked".into());
     }
-    let framing = framing(status, given, coding, asked)?;
     let http_11 = parsed.version == Some(1);
+    if coding.is_some() && !http_11 {
+        // Whoever speaks it cannot know of codings: nobody can say for certain where the body ends (RFC 9112, section 6.1).
+        return Err("the response has a Transfer-Encoding in HTTP/1.0".into());
+    }
+    let framing = framing(status, given, coding, asked)?;
     let keep_alive = if http_11 { !connection.close } else { connection.keep_alive };
     let response = Response {
         status,
@@ -326,6 +330,7 @@ mod tests {
             "HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n",
             "HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n",
             "HTTP/1.1 200 OK\r\ncontent-length: x\r\n\r\n",
+            "HTTP/1.0 200 OK\r\ntransfer-encoding: chunked\r\n\r\n",
             "HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\n\r\n",
             "HTTP/1.1 99 Low\r\n\r\n",
             "SSH-2.0-OpenSSH\r\n\r\n",

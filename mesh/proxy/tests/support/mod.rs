@@ -194,7 +194,18 @@ impl Flock {
 
     /// Opens a tunnel by hand, as a node that may be wrong.
     pub(crate) async fn tunnel(&self, from: &str, node: &str, to: &InstanceKey) -> tokio::io::DuplexStream {
-        let (near, far) = tokio::io::duplex(4_096);
+        self.tunnel_as_wide(from, node, to, 4_096).await
+    }
+
+    /// The same, that takes in so many bytes at a time.
+    pub(crate) async fn tunnel_as_wide(
+        &self,
+        from: &str,
+        node: &str,
+        to: &InstanceKey,
+        bytes: usize,
+    ) -> tokio::io::DuplexStream {
+        let (near, far) = tokio::io::duplex(bytes);
         let door = self.0.doors.lock().unwrap()[node].clone();
         let arrival = Arrival { from: from.parse().unwrap(), to: to.clone(), stream: Box::new(far) };
         assert!(door.send(Waiting(arrival)).await.is_ok(), "the node takes tunnels");
