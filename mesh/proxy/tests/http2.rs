@@ -352,3 +352,53 @@ async fn a_connection_whose_client_never_answers_the_farewell_ends_all_the_same(
     }
     assert_eq!(outcomes, [Outcome::Closed, no_error], "it is told to go, and then closed");
 }
+
+#[tokio::test]
+async fn a_node_that_leaves_does_not_wait_for_clients_that_never_answer_the_farewell() {
+    let (flock, app) = (Flock::default(), App2::named("well").await);
+    let a = flock.node("a").await;
+    near_and_far(&flock, &app, Protocol::Http2);
+    let mut raw = Raw::connect(a.addr()).await;
+    let head = [(":method", "GET"), (":scheme", "http"), (":authority", "near"), (":path", "/")];
+    raw.head(1, &head, true).await;
+    assert_eq!(raw.outcome(1).await, Outcome::Well);
+    a.proxy.leave();
+    let mut outcome = raw.outcome(u32::MAX).await;
+    while outcome == Outcome::Ended(0) {
+        outcome = raw.outcome(u32::MAX).await;
+    }
+    assert_eq!(outcome, Outcome::Closed, "long before it would be closed for being idle");
+}
+
+#[tokio::test]
+async fn trailers_beyond_the_bound_end_their_message_at_once() {
+    let trailers = "x-many: 1\r\n".repeat(150);
+    let flock = Flock::default();
+    let body = format!("transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n{trailers}\r\n");
+    let (talks, hears) = (
+        App::saying(format!("HTTP/1.1 200 OK\r\n{body}")).await,
+        App2::answering(|mut request, respond| async move {
+            while let Some(Ok(_)) = request.body_mut().data().await {}
+            if request.body_mut().trailers().await.is_ok() {
+                say(respond, Response::new(()), b"all of it came");
+            }
+        })
+        .await,
+    );
+    let a = flock.node("a").await;
+    let _b = flock.node("b").await;
+    near_and_far(&flock, &hears, Protocol::Http2);
+    flock.register(talks.at("talks", "1", "a"));
+    let caller = Caller::connect(a.addr()).await;
+    let (response, _) = caller.begin(request("GET", "talks", "/"), true).await;
+    assert!(hear(response).await.is_err(), "an answer that is not whole");
+    for service in ["near", "far"] {
+        let mut client = Client::connect(a.addr()).await;
+        let head = format!("POST / HTTP/1.1\r\nhost: {service}\r\n{body}");
+        tokio::io::AsyncWriteExt::write_all(&mut client.stream, head.as_bytes()).await.expect("it is taken");
+        let answer = client.answer().await;
+        let reason = answer.header("x-starling-reason").unwrap_or_default();
+        assert_eq!(answer.status, 400, "{service}: {answer:?}");
+        assert!(reason.contains("HTTP/2, which cannot say the request"), "{reason}");
+    }
+}

@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use h2::Reason;
 use h2::client::ResponseFuture;
 use http::{Method, StatusCode};
 use starling_core::registry::Address;
@@ -13,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::bodies::{Reader, Writer, malformed};
 use super::channel::{self, Place};
-use super::heads::{self, Body, Pieces};
+use super::heads::{self, Body, Malformed, Pieces};
 use super::{Unprocessed, Unsayable, broken};
 use crate::h1::Framing;
 use crate::stack::Carrier;
@@ -78,11 +79,8 @@ impl Call {
     fn write(&mut self, parts: [&[u8]; 2], cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         if self.begun {
             let Some(writer) = &mut self.writer else { return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())) };
-            let written = ready!(writer.poll_write(parts, cx))?;
-            if writer.is_done() {
-                self.writer = None;
-            }
-            return Poll::Ready(Ok(written));
+            let written = ready!(writer.poll_write(parts, cx));
+            return self.written(written);
         }
         let most = self.max_headers;
         let (taken, whole) = match self.pieces.take(parts, |text| heads::read_request(text, most)) {
@@ -107,8 +105,23 @@ impl Call {
         }
         let mut writer = Writer::new(stream, head.framing, most);
         let written = writer.poll_write_behind(taken, rest, cx);
-        self.writer = (!writer.is_done()).then_some(writer);
-        written
+        self.writer = Some(writer);
+        let written = ready!(written);
+        self.written(written)
+    }
+
+    /// Some of the request's body has been written. If the rest cannot be said, nobody waits for an answer to it.
+    fn written(&mut self, written: io::Result<usize>) -> Poll<io::Result<usize>> {
+        if self.writer.as_ref().is_some_and(Writer::is_done) {
+            self.writer = None;
+        }
+        let malformed = written.as_ref().err().and_then(|error| error.get_ref()?.downcast_ref::<Malformed>()).copied();
+        let Some(why) = malformed else { return Poll::Ready(written) };
+        if let Some(mut writer) = self.writer.take() {
+            writer.stream().send_reset(Reason::CANCEL);
+        }
+        self.waiting = None;
+        self.fail(Failed::Unsayable(why.into()))
     }
 
     fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -150,7 +163,7 @@ impl Call {
 impl AsyncRead for Call {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.waiting.is_some() || !this.begun {
+        if this.waiting.is_some() || !this.begun || this.failed.is_some() {
             ready!(this.poll_head(cx))?;
         }
         this.reader.poll_read(cx, into)

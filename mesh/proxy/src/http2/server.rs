@@ -21,6 +21,10 @@ use crate::serve::{self, Door, Entrance, Lifetime};
 use crate::settings::ProxySettings;
 use crate::stack::Carrier;
 
+/// How long a client with no request under way may take to answer the farewell: as long as one of HTTP/1.1 is given for its
+/// last request, and far longer than the way there and back within a host.
+const FAREWELL: Duration = Duration::from_secs(1);
+
 /// Answers the requests that come by `io` until it, or the proxy, ends.
 pub(crate) async fn serve<S: Stream>(
     io: S,
@@ -78,9 +82,10 @@ pub(crate) async fn serve<S: Stream>(
             () = draining.as_mut(), if !closing => {
                 connection.graceful_shutdown();
                 (closing, last) = (true, Instant::now());
-                idle.as_mut().reset(last + patience);
+                idle.as_mut().reset(last + FAREWELL);
             }
             () = idle.as_mut() => {
+                let patience = if closing { FAREWELL } else { patience };
                 let due = if desk.busy() > 0 { Instant::now() } else { last } + patience;
                 if due > Instant::now() {
                     idle.as_mut().reset(due);
@@ -90,7 +95,7 @@ pub(crate) async fn serve<S: Stream>(
                 } else {
                     connection.graceful_shutdown();
                     (closing, last) = (true, Instant::now());
-                    idle.as_mut().reset(last + patience);
+                    idle.as_mut().reset(last + FAREWELL);
                 }
             }
         }
