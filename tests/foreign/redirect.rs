@@ -31,9 +31,10 @@ fn inside(test: &str) -> bool {
     false
 }
 
-/// Loopback that also has every address of 10.0.0.0/8.
+/// Loopback that also has every address of 10.0.0.0/8 and fd00::/8.
 fn network() {
     run(Command::new("ip").args(["link", "set", "lo", "up"]));
+    run(Command::new("ip").args(["-6", "route", "add", "local", "fd00::/8", "dev", "lo"]));
     run(Command::new("ip").args(["route", "add", "local", "10.0.0.0/8", "dev", "lo"]));
 }
 
@@ -88,7 +89,7 @@ fn talk(ip: &str, port: &str) -> String {
 /// A mesh of two nodes where `a` takes redirected connections.
 fn mesh(settings: &str) -> Mesh {
     let mut mesh = Mesh::empty(Certificates::ThrownAway);
-    mesh.settings("a", &format!("[proxy]\nredirect_listen = \"127.0.0.1:15006\"\n{settings}"));
+    mesh.settings("a", &format!("[proxy]\nredirect_listen = \"[::]:15006\"\n{settings}"));
     let seed = mesh.add("a", None).quic();
     mesh.add("b", Some(seed));
     mesh.all_know_each_other();
@@ -150,6 +151,34 @@ fn programs_that_know_nothing_of_the_mesh_are_led_through_it_and_else_to_where_t
         let page = mesh.node("a").page("/metrics");
         page.contains(&format!("{}2", ended("whole"))) && page.contains(&format!("{}1", ended("failed")))
     });
+}
+
+#[test]
+fn programs_that_speak_ipv6_are_led_through_the_mesh_by_the_same_rules() {
+    if !inside("redirect::programs_that_speak_ipv6_are_led_through_the_mesh_by_the_same_rules") {
+        return;
+    }
+    network();
+    load(&RULES.replace(EXEMPTION, "meta skuid 0 return"));
+    let mesh = mesh("");
+    let (orders, other) = (App::start_at("fd00:1::1", "hello from afar"), App::start_at("fd00:3::1", "no mesh here"));
+    let (bytes, elsewhere) = (parrot("fd00:2::1"), parrot("fd00:4::1"));
+    let b = mesh.node("b");
+    b.starling(&["register", "orders", "--address", "fd00:1::1", "--port", &orders.port()]);
+    b.starling(&["register", "cache", "--address", "fd00:2::1", "--port", &bytes, "--protocol", "tcp"]);
+    eventually("a knows the services", || {
+        ["orders", "cache"].iter().all(|service| mesh.node("a").ready_instances(service).len() == 1)
+    });
+    let answer = run(curl().args(["--globoff", &format!("http://[fd00:1::1]:{}/", orders.port())]));
+    assert!(answer.ends_with("hello from afar") && answer.contains("x-starling-trace"), "{answer}");
+    assert_eq!(talk("fd00:2::1", &bytes), "HELLO\nagain\n");
+    assert_eq!(led(&mesh, "address"), 2);
+    let answer = run(curl().args(["--globoff", "--header", "host: orders.mesh", "http://[fd00:9::9]/"]));
+    assert!(answer.ends_with("hello from afar") && answer.contains("x-starling-trace"), "{answer}");
+    let answer = run(curl().args(["--globoff", &format!("http://[fd00:3::1]:{}/", other.port())]));
+    assert!(answer.ends_with("no mesh here") && !answer.contains("x-starling-trace"), "{answer}");
+    assert_eq!(talk("fd00:4::1", &elsewhere), "HELLO\nagain\n");
+    assert_eq!([led(&mesh, "name"), led(&mesh, "elsewhere"), led(&mesh, "refused")], [1, 2, 0]);
 }
 
 #[test]

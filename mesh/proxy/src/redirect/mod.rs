@@ -205,6 +205,8 @@ impl Wrong {
 fn meant(stream: &TcpStream, redirect: &Redirect) -> Result<SocketAddr, Wrong> {
     let ends = || Ok((stream.peer_addr()?, stream.local_addr()?));
     let (from, here) = ends().map_err(Wrong::Broken)?;
+    // A listener of both versions shows an IPv4 address within one of IPv6; the kernel knows the connection by the former.
+    let [from, here] = [from, here].map(|end| SocketAddr::new(end.ip().to_canonical(), end.port()));
     let socket = SockRef::from(stream);
     let original = if here.is_ipv4() { socket.original_dst_v4() } else { socket.original_dst_v6() };
     // An error says that the kernel follows no such connection, so nothing was done to it.
