@@ -9,6 +9,7 @@
 
 mod curl;
 mod grpc;
+mod nginx;
 mod programs;
 mod redirect;
 mod redis;
