@@ -364,7 +364,7 @@ async fn send(carrier: &Carrier, parcel: &Parcel) -> Tried {
     }
     // What the answer says is for nobody; reading it lets the connection be used again.
     let Arrived { response, mut upstream, home, spans, pass: _pass } = arrived;
-    let mut relay = Relay::new(&response, response.delivery(&asked), &outgoing);
+    let mut relay = Relay::new(&response, response.delivery(&asked), &outgoing, None);
     let received = async {
         relay.receive(&mut client, &mut upstream, &mut outgoing).await.is_ok()
             && relay.finish(&mut client, &mut upstream, &mut outgoing).await.is_ok()
