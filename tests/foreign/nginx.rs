@@ -38,7 +38,7 @@ impl Nginx {
             let mut command = Self::command(program, at);
             let child = command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
             let mut server = Nginx { program: program.to_owned(), dir, child, port };
-            let mut listens = || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok();
+            let listens = || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok();
             let mut ended = false;
             eventually("nginx listens, or its port was taken", || {
                 ended = server.child.try_wait().unwrap().is_some();

@@ -325,7 +325,7 @@ async fn send(carrier: &Carrier, parcel: &Parcel) -> Tried {
         Err(refused) => return failed(refused.summary(), false),
     };
     let mut identity = Identity::default();
-    identity.refresh(carrier);
+    identity.refresh(carrier, None);
     let (settings, caller, caller_service) = (&carrier.settings, carrier.mesh.me(), identity.text());
     let rules = Rules { settings, caller, caller_service, forward: None, counts_hop: false };
     let (mut head, mut host) = (Vec::new(), Vec::new());
@@ -363,13 +363,17 @@ async fn send(carrier: &Carrier, parcel: &Parcel) -> Tried {
         return Tried::Failed(Failed { why, counts: true }, settings);
     }
     // What the answer says is for nobody; reading it lets the connection be used again.
-    let Arrived { response, mut upstream, home, spans, pass: _pass } = arrived;
+    let Arrived { mut response, mut upstream, home, lesson, spans, pass: _pass } = arrived;
     let mut relay = Relay::new(&response, response.delivery(&asked), &outgoing, None);
     let received = async {
         relay.receive(&mut client, &mut upstream, &mut outgoing).await.is_ok()
             && relay.finish(&mut client, &mut upstream, &mut outgoing).await.is_ok()
     };
     let is_whole = tokio::time::timeout_at(deadline, received).await.unwrap_or(false);
+    if let Some(lesson) = lesson {
+        response.judge(&relay.trailers());
+        lesson.end(carrier, is_whole.then(|| response.verdict()));
+    }
     spans.into_iter().flatten().for_each(|span| span.end());
     if is_whole && relay::is_reusable(&response, &outgoing, &upstream) {
         home.put(upstream);
