@@ -59,7 +59,10 @@ fn callers_are_allowed_and_refused_by_service_method_and_path_and_told_why() {
     put(&mesh, "access", "orders", "[[deny]]\nname = \"closed\"\ncallers = [\"node:a\"]\n");
     eventually("the caller's node is refused by its name", || call(a, "GET", "/v1/x", "").status == 403);
     let reason = call(a, "GET", "/v1/x", "").reason().to_owned();
-    assert!(reason.contains("rule closed of access/orders denies it to"), "{reason}");
+    assert!(
+        reason.contains("rule \"closed\" of access/orders denies it to service default/shop at node a"),
+        "{reason}"
+    );
     eventually("and nobody else is", || call(c, "POST", "/v2", "").status == 200);
 
     a.starling(&["config", "rm", "orders", "--group", "access"]);

@@ -201,12 +201,14 @@ fn a_hedge_rescues_requests_from_an_instance_that_does_not_answer() {
     let mesh = shop(&[&silent, &well]);
     govern(&mesh, &format!("{EVEN}[hedge]\nafter_ms = 20\nbudget_percent = 100\n"));
     let a = mesh.node("a");
-    all_well_until("the silent one is asked", a, || silent.asked() >= 3);
+    let is_second = |heard: &Heard| heard.head.contains("x-starling-attempt: 02");
+    // On a busy machine the well one is slow at times, and the silent one asked second.
+    let asked_first = || silent.heard().iter().filter(|heard| !is_second(heard)).count();
+    all_well_until("the silent one is asked", a, || asked_first() >= 3);
     silent.becomes(Mood::Well);
     eventually("nothing is in flight", || in_flight(&mesh) == 0.0);
-    let well_asked: Vec<_> =
-        well.heard().into_iter().filter(|heard| heard.head.contains("x-starling-attempt: 02")).collect();
-    assert!(well_asked.len() >= 3, "the second attempts say that they are: {:?}", well.heard());
+    let well_asked = well.heard().iter().filter(|heard| is_second(heard)).count();
+    assert!(well_asked >= 3, "the second attempts say that they are: {:?}", well.heard());
 }
 
 #[test]
