@@ -8,6 +8,7 @@ mod backup;
 mod ca;
 mod client;
 mod config;
+mod failback;
 mod failure;
 mod mesh;
 mod node;
@@ -96,6 +97,9 @@ enum Command {
     Policy(policy::PolicyCommand),
     /// Show what guards a service now: breakers, limits, what was refused and why
     Guards(policy::GuardsArgs),
+    /// Requests that wait at a node to be sent later: list, drop, try now
+    #[command(subcommand)]
+    Failback(failback::FailbackCommand),
     /// Save all configuration and overrides to a file, from any node
     Backup(backup::BackupArgs),
     /// Bring configuration and overrides back from such a file, through any node
@@ -145,6 +149,7 @@ fn execute(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Config(command) => config::run(command, &client, &mut out),
         Command::Policy(command) => policy::run(command, &client, &mut out),
         Command::Guards(args) => policy::guards(&args, &client, &mut out),
+        Command::Failback(command) => failback::run(&command, &client, &mut out),
         Command::Backup(args) => backup::backup(&args, &client, &mut out),
         Command::Restore(args) => backup::restore(&args, &client, &mut out),
         Command::Members(args) => mesh::members(&args, &client, &mut out),

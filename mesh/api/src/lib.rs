@@ -41,6 +41,9 @@
 //! | `GET /v1/policy/{service}` | | [`model::PolicyDetail`] |
 //! | `POST /v1/policy/{service}/try?for_all=true&all=true` | a policy; writes nothing | [`model::PolicyTrial`] |
 //! | `GET /v1/guards/{service}?all=true` | | [`model::GuardsDetail`] |
+//! | `GET /v1/failback?service=` | | [`model::WaitingList`], of this node |
+//! | `POST /v1/failback?service=` | | [`model::Hurried`]: the service's line is tried at once |
+//! | `DELETE /v1/failback/{id}` | | [`model::WaitingList`]: what is left |
 //! | `GET /v1/backup?only=config\|overrides` | | a file of [`model::BackupLine`]s, of one moment |
 //! | `GET /v1/members` W | | [`model::MemberList`] |
 //! | `GET /v1/status` | | [`model::MeshStatus`] |
@@ -71,6 +74,7 @@ mod backup;
 mod context;
 mod documents;
 mod extract;
+mod failback;
 mod failure;
 mod formats;
 mod gather;

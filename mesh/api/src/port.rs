@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use starling_core::id::{NodeId, ServiceKey};
-use starling_core::policy::{Judgement, Table};
+use starling_core::policy::{Governor, Judgement, Table};
 use starling_core::view::{Revision, View};
 use starling_core::wire::{Question, Reply};
 use starling_core::{Answer, Command};
@@ -43,6 +43,11 @@ pub trait MeshPort: Send + Sync + 'static {
         Table::new()
     }
 
+    /// Who carries requests here, if anybody does.
+    fn governor(&self) -> Option<Arc<dyn Governor>> {
+        None
+    }
+
     /// Which documents stand for a service here; where nothing carries requests, what would stand.
     fn judgement(&self, service: &ServiceKey) -> Judgement {
         Judgement::of(&self.view(), &self.node_policy(), service, None)
@@ -73,6 +78,10 @@ impl MeshPort for Handle {
         timeout: Duration,
     ) -> Later<'a, Result<Reply, LinkError>> {
         Box::pin(Handle::ask(self, node, question, timeout))
+    }
+
+    fn governor(&self) -> Option<Arc<dyn Governor>> {
+        Handle::governor(self).cloned()
     }
 
     fn node_policy(&self) -> Table {

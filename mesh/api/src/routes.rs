@@ -15,7 +15,7 @@ use axum::routing::{MethodRouter, delete, get, post, put};
 use crate::context::Shared;
 use crate::failure::Failure;
 use crate::near::nearest;
-use crate::{backup, documents, guard, instances, mesh, pages, policies, services, traces};
+use crate::{backup, documents, failback, guard, instances, mesh, pages, policies, services, traces};
 
 const INSTANCE: &str = "/v1/services/{service}/instances/{id}";
 const OVERRIDE: &str = "/v1/services/{service}/instances/{id}/override";
@@ -43,6 +43,9 @@ fn table() -> Table {
         .get("/v1/policy/{service}", policies::policy)
         .post("/v1/policy/{service}/try", policies::rehearse)
         .get("/v1/guards/{service}", policies::guards)
+        .get("/v1/failback", failback::list)
+        .post("/v1/failback", failback::retry)
+        .delete("/v1/failback/{id}", failback::drop_one)
         .get("/v1/backup", backup::backup)
         .get("/v1/members", mesh::members)
         .get("/v1/status", mesh::status)

@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use http::Method;
 use starling_core::guard::Guard;
-use starling_core::id::ServiceKey;
+use starling_core::id::{NodeId, ServiceKey};
 use starling_core::observe::Exposition;
-use starling_core::policy::{Fields, Scope};
+use starling_core::policy::{Fields, Scope, WaitingRequest};
 use starling_core::time::{Instant as Moment, WallTime};
 use starling_core::tolerate::{Backlog, FailbackSettings, Failed, LineSnapshot, Mode, Waiting};
 use starling_net::disk::spool::{Parcel, Spool};
@@ -131,7 +131,7 @@ impl Failback {
         let wall_us = clock::wall_us();
         let id = self.backlog().reserve(&known.key, bytes, settings, wall_us)?;
         let mut reserved = Reserved { failback: self, service: &known.key, id, bytes, kept: false };
-        let name = format!("{}.{id:x}", carrier.mesh.me());
+        let name = name(carrier.mesh.me(), id);
         let queued = WallTime(wall_us / 1_000);
         let parcel = Arc::new(Parcel {
             id,
@@ -156,6 +156,35 @@ impl Failback {
     /// How a service's line is, if it ever had one here.
     pub(crate) fn line(&self, service: &ServiceKey) -> Option<LineSnapshot> {
         self.backlog().snapshot(service, self.clock.now(), wall())
+    }
+
+    /// What waits, of one service or of all: at most so many, and how many there are.
+    pub(crate) fn list(&self, me: &NodeId, of: Option<&ServiceKey>, most: usize) -> (Vec<WaitingRequest>, u64) {
+        let backlog = self.backlog();
+        let services: Vec<&ServiceKey> =
+            backlog.services().filter(|service| of.is_none_or(|of| of == *service)).collect();
+        let all = || services.iter().flat_map(|service| backlog.waiting(service));
+        let total = all().count() as u64;
+        let shown = all().take(most).map(|(id, waiting)| shown(name(me, id), waiting));
+        (shown.collect(), total)
+    }
+
+    /// Takes one out, by its name. Whether it was there.
+    pub(crate) fn drop_one(&self, me: &NodeId, name: &str) -> bool {
+        let number = name.strip_prefix(me.as_str()).and_then(|rest| rest.strip_prefix('.'));
+        let Some(id) = number.and_then(|hex| u64::from_str_radix(hex, 16).ok()) else { return false };
+        let was_there = self.backlog().drop_one(id).is_some();
+        if was_there {
+            self.forget(id);
+        }
+        was_there
+    }
+
+    /// Lets a service's line be tried at once. How many wait in it.
+    pub(crate) fn hurry(&self, service: &ServiceKey) -> u64 {
+        let waiting = self.backlog().hurry(service, self.clock.now());
+        self.changed.notify_one();
+        waiting
     }
 
     /// Writes what is left to be written. Blocks.
@@ -232,6 +261,28 @@ impl Failback {
 
 fn wall() -> WallTime {
     WallTime(clock::wall_us() / 1_000)
+}
+
+/// What a request that waits is called: a number alone would be another one's on another node.
+fn name(me: &NodeId, id: u64) -> String {
+    format!("{me}.{id:x}")
+}
+
+fn shown(id: String, waiting: &Waiting<Arc<Parcel>>) -> WaitingRequest {
+    let Parcel { service, head, .. } = &*waiting.parcel;
+    let line = String::from_utf8_lossy(head.split(|byte| *byte == b'\r').next().unwrap_or_default());
+    let mut words = line.split(' ').map(str::to_owned);
+    let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    WaitingRequest {
+        id,
+        service: service.to_string(),
+        method,
+        // Without the query: it may hold what is nobody's business.
+        path: path.split('?').next().unwrap_or_default().to_owned(),
+        queued_unix_ms: waiting.queued.0,
+        expires_unix_ms: waiting.expires.0,
+        bytes: waiting.bytes,
+    }
 }
 
 fn waiting(parcel: Arc<Parcel>) -> Waiting<Arc<Parcel>> {

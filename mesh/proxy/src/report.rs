@@ -7,7 +7,7 @@ use serde_json::Value;
 use starling_core::balance::Roster;
 use starling_core::guard::{BreakerState, Word};
 use starling_core::id::ServiceKey;
-use starling_core::policy::{Candidate, Governor, Judgement, Scope, Stage};
+use starling_core::policy::{Candidate, Governor, Judgement, Scope, Stage, WaitingRequest};
 use starling_core::time::{Instant, WallTime};
 
 use crate::clock;
@@ -90,6 +90,18 @@ impl Governor for Carrier {
         let recent = entry.as_ref().map(|entry| &entry.recent);
         let trial = candidate.play(&self.judgement(service), recent, &stage)?;
         serde_json::to_string(&trial).map_err(|error| error.to_string())
+    }
+
+    fn waiting(&self, service: Option<&ServiceKey>, most: usize) -> (Vec<WaitingRequest>, u64) {
+        self.failback.list(self.mesh.me(), service, most)
+    }
+
+    fn drop_waiting(&self, id: &str) -> bool {
+        self.failback.drop_one(self.mesh.me(), id)
+    }
+
+    fn hurry_waiting(&self, service: &ServiceKey) -> u64 {
+        self.failback.hurry(service)
     }
 }
 

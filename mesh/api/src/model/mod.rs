@@ -5,6 +5,7 @@
 //! trace ids and fingerprints are text and mean nothing but themselves.
 mod backup;
 mod config;
+mod failback;
 mod mesh;
 mod policy;
 mod registry;
@@ -13,7 +14,7 @@ mod traces;
 
 use serde::{Deserialize, Serialize};
 use starling_core::id::NodeId;
-pub use starling_core::policy::Problem;
+pub use starling_core::policy::{Problem, WaitingRequest};
 use starling_core::time::Stamp;
 use starling_core::view::Revision;
 
@@ -22,6 +23,7 @@ pub use backup::{
     BACKUP_FORMAT, Backup, BackupDocument, BackupEnd, BackupError, BackupHeader, BackupLine, BackupOverride,
 };
 pub use config::{ConfigDocument, ConfigList, ConfigSummary, VersionInfo};
+pub use failback::{Hurried, WaitingList};
 pub use mesh::{
     CatchingUpInfo, CertificateInfo, DiskFailing, MemberInfo, MemberList, MeshStatus, NodeDetail, NodeInfo, NodeReport,
     PreservationInfo, Verdict,

@@ -1,9 +1,29 @@
 //! What the data plane says of its policies when it is asked.
 
+use serde::{Deserialize, Serialize};
 use toml::Table;
 
 use super::{Candidate, Judgement};
 use crate::id::ServiceKey;
+
+/// A request that waits on this node to be sent later.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WaitingRequest {
+    /// The name its caller was given: that of the node, and a number.
+    pub id: String,
+    /// The service it is for, as NAMESPACE/NAME.
+    pub service: String,
+    /// Its method.
+    pub method: String,
+    /// Its path, without the query.
+    pub path: String,
+    /// When it was taken.
+    pub queued_unix_ms: u64,
+    /// When it is given up.
+    pub expires_unix_ms: u64,
+    /// What it counts for.
+    pub bytes: u64,
+}
 
 /// Whoever puts policies into force on this node.
 pub trait Governor: Send + Sync {
@@ -23,4 +43,13 @@ pub trait Governor: Send + Sync {
     /// # Errors
     /// What is wrong with the document.
     fn rehearse(&self, service: &ServiceKey, candidate: Candidate<'_>) -> Result<String, String>;
+
+    /// What waits here to be sent later, of one service or of all: at most so many, and how many there are.
+    fn waiting(&self, service: Option<&ServiceKey>, most: usize) -> (Vec<WaitingRequest>, u64);
+
+    /// Takes one out by its name. Whether it was there.
+    fn drop_waiting(&self, id: &str) -> bool;
+
+    /// Lets a service's line be tried at once. How many wait in it.
+    fn hurry_waiting(&self, service: &ServiceKey) -> u64;
 }

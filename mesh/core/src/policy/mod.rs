@@ -43,7 +43,7 @@ mod text;
 pub use actions::{Classes, Fallback, Fault, Mirror, Share, When, service_named};
 pub use document::{Document, Problem, RouteDocument};
 pub use force::{Active, Force, Heard, Held, Moment, Scope, value_of};
-pub use govern::Governor;
+pub use govern::{Governor, WaitingRequest};
 pub use judge::{Good, Judgement, Layer, LayerState};
 pub use last_good::{LastGood, LastGoodSettings};
 pub use layers::{Effective, Layers, Origin};
