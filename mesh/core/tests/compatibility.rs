@@ -25,7 +25,9 @@ use starling_core::registry::{
 };
 use starling_core::time::{HybridTime, Stamp, WallTime};
 use starling_core::view::{CatchingUp, MemberState, NodeFacts, Revision};
-use starling_core::wire::{self, DiskFailing, Exchange, Message, NodeStatus, Question, Received, Reply, WIRE_VERSION};
+use starling_core::wire::{
+    self, CertificateStatus, DiskFailing, Exchange, Message, NodeStatus, Question, Received, Reply, WIRE_VERSION,
+};
 
 fn node(name: &str) -> NodeId {
     name.parse().unwrap()
@@ -206,7 +208,15 @@ fn replies() -> Vec<(&'static str, Reply)> {
     };
     let guards = Reply::Guards(r#"{"problems":[],"guards":[]}"#.into());
     let tried = Reply::Tried(Ok(r#"{"requests":7}"#.into()));
-    vec![("status", Reply::Status(status)), ("spans", Reply::Spans(vec![span])), ("guards", guards), ("tried", tried)]
+    let certificate = CertificateStatus { expires: WallTime(3), ends_soon: true, refused: Some("no key".into()) };
+    let certified = Reply::Status(NodeStatus { certificate: Some(certificate), ..status.clone() });
+    vec![
+        ("status", Reply::Status(status)),
+        ("status-certificate", certified),
+        ("spans", Reply::Spans(vec![span])),
+        ("guards", guards),
+        ("tried", tried),
+    ]
 }
 
 fn folder() -> PathBuf {

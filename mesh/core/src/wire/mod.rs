@@ -228,7 +228,7 @@ pub struct NodeStatus {
     #[serde(default)]
     pub catching_up: Option<CatchingUp>,
     /// Of its certificate; absent from nodes of before this was told.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate: Option<CertificateStatus>,
 }
 
