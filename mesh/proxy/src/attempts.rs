@@ -115,7 +115,7 @@ impl Call<'_> {
         }
         let may_be_twice = self.may_repeat(outgoing) || (hedge.unsafe_methods && mode == Mode::Failover);
         if !may_be_twice || outgoing.request.upgrades || !self.owns_retries() {
-            return self.attempts(client, outgoing, asked).await;
+            return self.attempts(client, outgoing, asked, Instant::now()).await;
         }
         self.entry.hedges.deposit(self.carrier.clock.now());
         let at_once = if mode == Mode::Forking { self.scope.sections.tolerate.forks as usize } else { 1 };
@@ -205,11 +205,12 @@ impl Call<'_> {
 
     /// All candidates, broken or not: that one is likely to fail is no reason not to tell it.
     fn everyone(&self) -> Vec<Chosen> {
-        let now = self.carrier.clock.now();
+        let at = Instant::now();
+        let now = self.carrier.clock.at(at);
         let chosen = self.group.slots().map(|slot| {
             let breaker = &slot.seat.breaker;
             let permit = breaker.admit(now, true).unwrap_or_else(|| breaker.admit_anyway());
-            Chosen { instance: slot.instance.clone(), in_flight: InFlight::begin(&slot.seat), permit }
+            Chosen { instance: slot.instance.clone(), in_flight: InFlight::begin(&slot.seat), permit, at }
         });
         chosen.collect()
     }
@@ -249,10 +250,10 @@ impl Call<'_> {
 
     /// One attempt with a twin of the request, from the choice to the head of its answer.
     async fn alone(&self, chosen: Chosen, mut twin: Outgoing, asked: &Asked, mut span: OpenSpan) -> One {
-        let Chosen { instance, in_flight, permit } = chosen;
+        let Chosen { instance, in_flight, permit, at } = chosen;
         let mut client = Client::new(Silent);
         let mut watch = Unfinished::of(self, &in_flight);
-        let result = self.attempt(&instance, in_flight, permit, &mut client, &mut twin, asked, &mut span).await;
+        let result = self.attempt(&instance, in_flight, permit, at, &mut client, &mut twin, asked, &mut span).await;
         watch.is_over();
         // One that failed in its own way is not repeated for it, but another's answer is better.
         let is_good = matches!(&result, Ok((response, ..))
@@ -341,7 +342,7 @@ impl<'a> Crowd<'a> {
     /// Starts so many more, each at another instance; fewer where there are no more. How many.
     fn start_some<'c: 'a>(&mut self, call: &'c Call<'c>, outgoing: &Outgoing, asked: &'a Asked, count: usize) -> usize {
         let mut more = || {
-            let chosen = call.choose_except(&self.taken)?;
+            let chosen = call.choose_except(&self.taken, Instant::now())?;
             self.start(call, outgoing, asked, chosen).then_some(())
         };
         (0..count).map_while(|_| more()).count()

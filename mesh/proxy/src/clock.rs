@@ -8,20 +8,20 @@ use starling_core::time::Instant;
 
 /// A monotonic clock in the heart's units.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Clock(std::time::Instant);
+pub(crate) struct Clock(tokio::time::Instant);
 
 impl Clock {
     pub(crate) fn start() -> Self {
-        Self(std::time::Instant::now())
-    }
-
-    /// A moment of the runtime's clock by this one.
-    pub(crate) fn at(self, moment: tokio::time::Instant) -> Instant {
-        Instant(moment.into_std().saturating_duration_since(self.0).as_micros() as u64)
+        Self(tokio::time::Instant::now())
     }
 
     pub(crate) fn now(self) -> Instant {
-        Instant(self.0.elapsed().as_micros() as u64)
+        self.at(tokio::time::Instant::now())
+    }
+
+    /// What it shows at a moment that has been read already: a request reads the clock where it waits, and nowhere else.
+    pub(crate) fn at(self, moment: tokio::time::Instant) -> Instant {
+        Instant(moment.saturating_duration_since(self.0).as_micros() as u64)
     }
 }
 

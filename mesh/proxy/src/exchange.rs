@@ -83,6 +83,8 @@ pub(crate) struct Attempt<'a> {
     /// What the instance speaks; through a tunnel it is spoken at the other end.
     pub(crate) protocol: Protocol,
     pub(crate) span: SpanId,
+    /// When it begins.
+    pub(crate) began: Instant,
     pub(crate) deadline: Instant,
     pub(crate) timeouts: Timeouts,
     /// Which attempt it is.
@@ -101,18 +103,23 @@ impl Attempt<'_> {
         // Ends: every turn but the last uses up one idle connection, and after a broken one no other is trusted.
         let mut trust_idle = true;
         let mut closing_met = 0;
+        let mut now = self.began;
         loop {
-            let idle = if trust_idle { self.pool.take(self.carrier.settings.idle_timeout()) } else { None };
+            let idle = if trust_idle { self.pool.take(now, self.carrier.settings.idle_timeout()) } else { None };
             let mut reused = idle.is_some();
             let mut upstream = match idle {
                 Some(upstream) => upstream,
-                None => self.connect(self.left()?).await?,
+                None => {
+                    let connected = self.connect(self.left(now)?).await?;
+                    now = Instant::now();
+                    connected
+                }
             };
             // A shared connection may have been closing as we came, too.
             reused |= trust_idle && matches!(upstream.pipe, Pipe::Call(_));
-            outgoing.begin(self.span, self.left()?, self.number);
+            outgoing.begin(self.span, self.left(now)?, self.number);
             client.out.clear();
-            let ended = self.send_and_wait(client, outgoing, asked, &mut upstream).await;
+            let ended = self.send_and_wait(client, outgoing, asked, &mut upstream, now).await;
             match ended {
                 Ended::Answered(response) => return self.accept(response, upstream),
                 Ended::Failed(failure) => return Err(failure),
@@ -149,6 +156,7 @@ impl Attempt<'_> {
                 }
             }
             trust_idle = false;
+            now = Instant::now();
         }
     }
 
@@ -166,19 +174,20 @@ impl Attempt<'_> {
         outgoing: &mut Outgoing,
         asked: &Asked,
         upstream: &mut Upstream,
+        now: Instant,
     ) -> Ended {
         let watched = match self.way {
             // Whoever can ask elsewhere need not wait for a node that has died without a word.
             Way::Tunnel(node, _) if outgoing.is_held() && outgoing.is_repeatable() && !self.is_lost(node) => Some(node),
             _ => None,
         };
-        client.alarm.set(self.next_look(self.deadline, watched));
+        client.alarm.set(self.next_look(now, self.deadline, watched));
         let mut wait = Waiting { attempt: self, asked, watched, deadline: self.deadline, sent: false, failed: None };
         poll_fn(|cx| wait.poll(client, outgoing, upstream, cx)).await
     }
 
-    fn next_look(&self, deadline: Instant, watched: Option<&NodeId>) -> Instant {
-        if watched.is_some() { deadline.min(Instant::now() + LOSS_LOOKUP) } else { deadline }
+    fn next_look(&self, now: Instant, deadline: Instant, watched: Option<&NodeId>) -> Instant {
+        if watched.is_some() { deadline.min(now + LOSS_LOOKUP) } else { deadline }
     }
 
     /// A node that has said good-bye is not lost: it finishes what it has taken, and its tunnels end when it does.
@@ -187,8 +196,8 @@ impl Attempt<'_> {
     }
 
     /// What is left of its time. Nothing left is nothing sent, and no word against the instance.
-    fn left(&self) -> Result<Duration, Failure> {
-        let left = self.deadline.saturating_duration_since(Instant::now());
+    fn left(&self, now: Instant) -> Result<Duration, Failure> {
+        let left = self.deadline.saturating_duration_since(now);
         let begins = !left.is_zero();
         begins.then_some(left).ok_or_else(|| Failure::new(Reason::Late, "no time was left to begin with it"))
     }
@@ -346,7 +355,7 @@ impl Waiting<'_> {
             };
             self.deadline = later;
         }
-        client.alarm.set(self.attempt.next_look(self.deadline, self.watched));
+        client.alarm.set(self.attempt.next_look(now, self.deadline, self.watched));
         None
     }
 }

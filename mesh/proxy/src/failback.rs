@@ -414,7 +414,7 @@ async fn send(carrier: &Carrier, parcel: &Parcel) -> Tried {
         return Tried::Failed(Failed { why, counts: true }, settings);
     }
     // What the answer says is for nobody; reading it lets the connection be used again.
-    let Arrived { mut response, mut upstream, home, lesson, spans, pass: _pass } = arrived;
+    let Arrived { mut response, mut upstream, home, lesson, spans, pass: _pass, .. } = arrived;
     let mut relay = Relay::new(&response, response.delivery(&asked), &outgoing, None);
     let received = async {
         relay.receive(&mut client, &mut upstream, &mut outgoing).await.is_ok()
@@ -427,7 +427,7 @@ async fn send(carrier: &Carrier, parcel: &Parcel) -> Tried {
     }
     spans.into_iter().flatten().for_each(|span| span.end());
     if is_whole && relay::is_reusable(&response, &outgoing, &upstream) {
-        home.put(upstream);
+        home.put(upstream, Instant::now());
     }
     Tried::Delivered(status.as_u16())
 }

@@ -211,7 +211,8 @@ impl Guarded<'_> {
             guards::admit(&question, client).await.map_err(|refused| refused.of(&known.key))?
         };
         self.mirror(outgoing);
-        let carried = stack::carry(carrier, known, identity.service(), scope, client, outgoing, asked, deadline).await;
+        let (caller, now) = (identity.service(), Instant::now());
+        let carried = stack::carry(carrier, known, caller, scope, client, outgoing, asked, now, deadline).await;
         let learnt = match carried {
             Ok(mut arrived) => {
                 let head = Written(&client.out);
@@ -269,8 +270,8 @@ async fn send_copy(
     let mut client = Client::new(Silent);
     let asked =
         Asked { head_only: copy.request.method == http::Method::HEAD, upgrades: false, http_10: copy.request.http_10 };
-    let deadline = Instant::now() + limit;
-    let carried = stack::carry(carrier, &known, None, known.whole(), &mut client, &mut copy, &asked, deadline).await;
+    let (now, whole) = (Instant::now(), known.whole());
+    let carried = stack::carry(carrier, &known, None, whole, &mut client, &mut copy, &asked, now, now + limit).await;
     let Ok(Arrived { mut response, mut upstream, home, lesson, .. }) = carried else { return };
     let mut relay = Relay::new(&response, response.delivery(&asked), &copy, None);
     let received = relay.receive(&mut client, &mut upstream, &mut copy).await.is_ok();
@@ -282,6 +283,6 @@ async fn send_copy(
         && relay.finish(&mut client, &mut upstream, &mut copy).await.is_ok()
         && relay::is_reusable(&response, &copy, &upstream)
     {
-        home.put(upstream);
+        home.put(upstream, Instant::now());
     }
 }

@@ -257,6 +257,7 @@ pub(crate) async fn deliver<S: Stream>(
     client: &mut Client<S>,
     outgoing: &mut Outgoing,
     asked: &Asked,
+    now: Instant,
     deadline: Instant,
     keyed: Option<Arc<Scope>>,
 ) -> Result<Arrived, Refused> {
@@ -274,6 +275,7 @@ pub(crate) async fn deliver<S: Stream>(
         way,
         protocol: instance.instance.protocol,
         span: span.id(),
+        began: now,
         deadline,
         timeouts: carrier.settings.timeouts(),
         // This side never repeats; it tells the application what it was told.
@@ -297,6 +299,7 @@ pub(crate) async fn deliver<S: Stream>(
             });
             Ok(Arrived {
                 response,
+                at: Instant::now(),
                 upstream,
                 home: Home::Tunnel(tunnel.pool.clone()),
                 spans: [Some(span), None],

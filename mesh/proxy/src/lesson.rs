@@ -12,6 +12,7 @@ use std::time::Duration;
 use http::StatusCode;
 use starling_core::balance::{FAILURE_PENALTY, Group, Outcome, Report, Seat};
 use starling_core::guard::{Fault, Permit};
+use starling_core::time::Instant;
 use starling_core::view::InstanceView;
 
 use crate::clock;
@@ -52,17 +53,17 @@ impl Learner<'_> {
         Lesson { entry, group, instance, seat, percentile, permit, took }
     }
 
-    /// What an attempt says that was answered with `status` after so long, or not at all.
+    /// What an attempt says that was answered with `status` now, after so long, or not at all.
     pub(crate) fn learn(
         &self,
         carrier: &Carrier,
         permit: Permit,
+        now: Instant,
         took: Duration,
         status: Option<StatusCode>,
         asked_wait: Option<Duration>,
     ) {
         let Self { entry, group, instance, seat, percentile } = *self;
-        let now = carrier.clock.now();
         let failed = status.is_none_or(|status| status.is_server_error());
         // Being told to slow down is no defect of the instance, but no reason to send it more either.
         let unwelcome = failed || status == Some(StatusCode::TOO_MANY_REQUESTS);
@@ -95,6 +96,6 @@ impl Lesson {
     pub(crate) fn end(self, carrier: &Carrier, status: Option<StatusCode>) {
         let Self { entry, group, instance, seat, percentile, permit, took } = self;
         let learner = Learner { entry: &entry, group: &group, instance: &instance, seat: &seat, percentile };
-        learner.learn(carrier, permit, took, status, None);
+        learner.learn(carrier, permit, carrier.clock.now(), took, status, None);
     }
 }

@@ -5,10 +5,11 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 use crate::h1::Buffer;
 use crate::http2::Call;
@@ -115,28 +116,28 @@ impl Pool {
     }
 
     /// This worker's newest idle connection that works; older and closed ones are dropped on the way.
-    pub(crate) fn take(&self, idle_timeout: Duration) -> Option<Upstream> {
+    pub(crate) fn take(&self, now: Instant, idle_timeout: Duration) -> Option<Upstream> {
         let worker = workers::current();
         loop {
             let mut idle = self.lock();
             let at = idle.iter().rposition(|idle| idle.worker == worker)?;
             let Idle { mut upstream, since, .. } = idle.remove(at);
             drop(idle);
-            if since.elapsed() < idle_timeout && upstream.is_usable() {
+            if now.saturating_duration_since(since) < idle_timeout && upstream.is_usable() {
                 return Some(upstream);
             }
         }
     }
 
     /// Keeps a connection whose response has been read to its end.
-    pub(crate) fn put(&self, mut upstream: Upstream) {
+    pub(crate) fn put(&self, mut upstream: Upstream, now: Instant) {
         if matches!(upstream.pipe, Pipe::Call(_)) {
             return; // it has carried its one request
         }
         upstream.buffer.release();
         let mut idle = self.lock();
         if idle.len() < self.max_idle.0.load(Relaxed) {
-            idle.push(Idle { upstream, since: Instant::now(), worker: workers::current() });
+            idle.push(Idle { upstream, since: now, worker: workers::current() });
         }
     }
 

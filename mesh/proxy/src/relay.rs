@@ -30,6 +30,8 @@ use starling_core::balance::{FAILURE_PENALTY, InFlight, Outcome};
 /// A response whose head has come and whose body is to follow.
 pub(crate) struct Arrived {
     pub(crate) response: Response,
+    /// When the head had come.
+    pub(crate) at: Instant,
     pub(crate) upstream: Upstream,
     pub(crate) home: Home,
     /// What its instance's breaker and balance learn, where that is known at its end.
@@ -68,16 +70,20 @@ impl Home {
     }
 
     /// The connection is idle now.
-    pub(crate) fn put(&self, upstream: Upstream) {
+    pub(crate) fn put(&self, upstream: Upstream, now: Instant) {
         match self {
-            Self::Seat(in_flight) => in_flight.seat().extra.put(upstream),
-            Self::Tunnel(pool) => pool.put(upstream),
+            Self::Seat(in_flight) => in_flight.seat().extra.put(upstream, now),
+            Self::Tunnel(pool) => pool.put(upstream, now),
         }
     }
 }
 
 /// The most bytes of a body written into chunks at once.
 const CHUNK: usize = LARGE;
+
+/// Up to so many bytes of a body are copied behind the head: one piece costs a connection less than two, a tunnel
+/// above all, which takes only one piece at a time.
+const SMALL: usize = 1024;
 
 /// Why a response did not come whole.
 #[derive(Debug)]
@@ -248,7 +254,13 @@ impl Relay {
         }
         match self.delivery {
             Delivery::AsItIs if self.raw == 0 => {
-                self.raw = self.take(upstream.buffer.data()).map_err(|error| error.to_string())?;
+                let n = self.take(upstream.buffer.data()).map_err(|error| error.to_string())?;
+                if n <= SMALL && !client.out.is_empty() {
+                    client.out.extend_from_slice(&upstream.buffer.data()[..n]);
+                    upstream.buffer.consume(n);
+                } else {
+                    self.raw = n;
+                }
             }
             Delivery::AsItIs => {}
             Delivery::InChunks => {

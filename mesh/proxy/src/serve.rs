@@ -251,8 +251,8 @@ pub(crate) async fn serve_http1<S: Stream>(
     let mut draining = pin!(lifetime.closing_idle(closes_late));
     let identity = Identity::default();
     let (known, through, entered) = (None, None, None);
-    let mut connection =
-        Connection { client, carrier, door, head: Vec::new(), host: Vec::new(), known, through, identity, entered };
+    let (head, host, now) = (Vec::new(), Vec::new(), Instant::now());
+    let mut connection = Connection { client, carrier, door, now, head, host, known, through, identity, entered };
     loop {
         let request = match connection.next(draining.as_mut()).await {
             Next::Request(request) => request,
@@ -300,6 +300,8 @@ struct Connection<'a, S> {
     client: Client<S>,
     carrier: &'a Carrier,
     door: Door,
+    /// When the last request came, or its answer had gone: the clock is read at its head, its answer's, and its end.
+    now: Instant,
     /// The head to be sent on, written anew for each request.
     head: Vec<u8>,
     host: Vec<u8>,
@@ -316,7 +318,7 @@ struct Connection<'a, S> {
 impl<S: Stream> Connection<'_, S> {
     /// Waits for a request's head.
     async fn next(&mut self, mut draining: Pin<&mut impl Future<Output = ()>>) -> Next {
-        self.client.alarm.set(Instant::now() + Duration::from_millis(self.carrier.settings.header_timeout_ms));
+        self.client.alarm.set(self.now + Duration::from_millis(self.carrier.settings.header_timeout_ms));
         let mut tried = 0;
         poll_fn(|cx| self.poll_next(&mut tried, draining.as_mut(), cx)).await
     }
@@ -386,6 +388,7 @@ impl<S: Stream> Connection<'_, S> {
     /// Answers one request. Whether the connection goes on after it.
     async fn answer(&mut self, request: Request, phase: &watch::Receiver<Phase>) -> bool {
         let arrived = Instant::now();
+        self.now = arrived;
         self.client.buffer.consume(request.length);
         let asked = Asked {
             head_only: request.method == http::Method::HEAD,
@@ -410,7 +413,7 @@ impl<S: Stream> Connection<'_, S> {
         }
         let go_on = match (outcome, &mut outgoing) {
             (Ok(response), Some(outgoing)) => {
-                let took = arrived.elapsed();
+                let took = response.at - arrived;
                 if !response.response.is_judged_later() {
                     self.record(response.response.verdict(), took);
                 }
@@ -471,7 +474,8 @@ impl<S: Stream> Connection<'_, S> {
                     return Box::pin(guarded.carry(client, outgoing, asked)).await;
                 }
                 let caller = self.identity.service();
-                let carried = stack::carry(carrier, known, caller, scope, client, outgoing, asked, deadline).await;
+                let now = after(arrived, outgoing);
+                let carried = stack::carry(carrier, known, caller, scope, client, outgoing, asked, now, deadline).await;
                 attempts::tolerate(scope, &known.entry, carried)
             }
             Door::Tunnel(tunnel) => {
@@ -486,7 +490,8 @@ impl<S: Stream> Connection<'_, S> {
                 let most = |scope: &Arc<Scope>| keys::most_held(scope, &request, &head, max_held);
                 let max_held = keyed.as_ref().map_or(max_held, most);
                 let outgoing = outgoing.insert(Outgoing::hold(request, head, client, max_held, held_by).await?);
-                inbound::deliver(carrier, tunnel, &instance, client, outgoing, asked, deadline, keyed).await
+                let now = after(arrived, outgoing);
+                inbound::deliver(carrier, tunnel, &instance, client, outgoing, asked, now, deadline, keyed).await
             }
         }
     }
@@ -522,7 +527,9 @@ impl<S: Stream> Connection<'_, S> {
             stack::note_refusal(self.carrier, self.known.as_ref(), refused, facts);
         }
         let grpc = facts.grpc && matches!(self.door, Door::Application(_));
-        self.refuse(refused, &Told { trace, close: !go_on, head_only, grpc }).await && go_on
+        let sent = self.refuse(refused, &Told { trace, close: !go_on, head_only, grpc }).await;
+        self.now = Instant::now();
+        sent && go_on
     }
 
     /// Sends an instance's response on.
@@ -536,7 +543,7 @@ impl<S: Stream> Connection<'_, S> {
         took: Duration,
     ) -> bool {
         // Its guards' places are given back when the body has ended.
-        let Arrived { mut response, mut upstream, home, lesson, spans, mut pass } = arrived;
+        let Arrived { mut response, mut upstream, home, lesson, spans, mut pass, .. } = arrived;
         if let Some(bytes_per_s) = pass.as_ref().and_then(|pass| pass.throttle) {
             response.keep_alive = false; // the instance's connection is slow from here on
             let slowed = throttle::slow_down(&mut upstream, bytes_per_s);
@@ -610,11 +617,12 @@ impl<S: Stream> Connection<'_, S> {
             return false;
         }
         client.out.clear();
+        self.now = Instant::now();
         if let Some(entered) = self.entered.take() {
-            entered.end(&response, self.carrier.clock.now());
+            entered.end(&response, self.carrier.clock.at(self.now));
         }
         if relay::is_reusable(&response, outgoing, &upstream) {
-            home.put(upstream);
+            home.put(upstream, self.now);
         }
         // Closing with bytes unread would take the answer's end away from the client again.
         if !outgoing.is_taken() || (!go_on && !self.client.buffer.is_empty()) {
@@ -749,6 +757,11 @@ fn within(arrived: Instant, patience: Duration, request: &Request) -> Result<Ins
         }
         left => Ok(arrived + patience.min(left.unwrap_or(patience))),
     }
+}
+
+/// When a request that arrived then was held: a body that had to be waited for has taken time.
+fn after(arrived: Instant, outgoing: &Outgoing) -> Instant {
+    if outgoing.held().is_some_and(<[u8]>::is_empty) { arrived } else { Instant::now() }
 }
 
 /// Whether a head may have ended in what came since the last try: heads that come byte by byte are not read as often.

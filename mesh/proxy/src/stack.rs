@@ -187,10 +187,11 @@ pub(crate) async fn carry<S: Stream>(
     client: &mut Client<S>,
     outgoing: &mut Outgoing,
     asked: &Asked,
+    now: Instant,
     deadline: Instant,
 ) -> Result<Arrived, Refused> {
     let Known { view, key, service, entry, .. } = known;
-    entry.budget.deposit(carrier.clock.now());
+    entry.budget.deposit(carrier.clock.at(now));
     let group = entry.group(service, view, scope, carrier);
     let context = outgoing.request.context;
     let service = service.clone();
@@ -203,7 +204,7 @@ pub(crate) async fn carry<S: Stream>(
         // In a box: what few services want shall not make every connection's task larger.
         Box::pin(call.several(client, outgoing, asked)).await
     } else {
-        call.attempts(client, outgoing, asked).await
+        call.attempts(client, outgoing, asked, now).await
     }
 }
 
@@ -239,6 +240,8 @@ pub(crate) type Attempted = Result<(Response, Upstream, Seated), Failure>;
 pub(crate) struct Seated {
     in_flight: InFlight<Pool>,
     lesson: Option<Box<Lesson>>,
+    /// When its response's head had come.
+    at: Instant,
 }
 
 /// Where the next attempt goes. Holds nothing of the group it was drawn from, which may be another one by the attempt
@@ -247,6 +250,8 @@ pub(crate) struct Chosen {
     pub(crate) instance: InstanceView,
     pub(crate) in_flight: InFlight<Pool>,
     pub(crate) permit: Permit,
+    /// When it goes there.
+    pub(crate) at: Instant,
 }
 
 /// One request to one service, through all its attempts.
@@ -277,19 +282,20 @@ impl Call<'_> {
         client: &mut Client<S>,
         outgoing: &mut Outgoing,
         asked: &Asked,
+        now: Instant,
     ) -> Result<Arrived, Refused> {
-        let Some(mut chosen) = self.choose() else {
+        let Some(mut chosen) = self.choose(now) else {
             let why = reason::why_unusable(&self.service);
             return Err(self.refuse(Reason::NoneUsable, why));
         };
         let mut root: Option<OpenSpan> = None;
         loop {
-            let Chosen { instance, in_flight, permit } = chosen;
+            let Chosen { instance, in_flight, permit, at } = chosen;
             let mut span = self.begin_span(outgoing, &instance);
             if let Some(root) = &root {
                 span.set_parent(root.id());
             }
-            let result = self.attempt(&instance, in_flight, permit, client, outgoing, asked, &mut span).await;
+            let result = self.attempt(&instance, in_flight, permit, at, client, outgoing, asked, &mut span).await;
             if matches!(&result, Err(failure) if failure.reason == Reason::Gone) {
                 return Err(self.refuse(Reason::Gone, String::new()));
             }
@@ -310,21 +316,22 @@ impl Call<'_> {
             drop(result);
             chosen = next;
             self.back_off(asked_wait.unwrap_or_default()).await;
+            chosen.at = Instant::now();
         }
     }
 
-    fn choose(&self) -> Option<Chosen> {
+    fn choose(&self, at: Instant) -> Option<Chosen> {
         let tried: Vec<InstanceId> = self.tried.iter().map(|(instance, _)| instance.clone()).collect();
-        self.choose_except(&tried)
+        self.choose_except(&tried, at)
     }
 
-    pub(crate) fn choose_except(&self, tried: &[InstanceId]) -> Option<Chosen> {
-        let now = self.carrier.clock.now();
+    pub(crate) fn choose_except(&self, tried: &[InstanceId], at: Instant) -> Option<Chosen> {
+        let now = self.carrier.clock.at(at);
         let steered = self.keyed.filter(|_| self.scope.sections.idempotency.as_ref().is_some_and(|keys| keys.steer));
         let steered = steered.and_then(|key| self.group.choose_for_key(now, key, tried));
         let drawn = || clock::with_dice(|dice| self.group.choose(now, dice, &Ask { tried, key: self.hash }));
         let (slot, permit) = steered.or_else(drawn)?;
-        Some(Chosen { instance: slot.instance.clone(), in_flight: InFlight::begin(&slot.seat), permit })
+        Some(Chosen { instance: slot.instance.clone(), in_flight: InFlight::begin(&slot.seat), permit, at })
     }
 
     /// Another instance, if this request may be sent once more.
@@ -337,8 +344,9 @@ impl Call<'_> {
         let view = self.carrier.mesh.view();
         self.service = view.service(self.key)?.clone();
         self.group = self.entry.group(&self.service, &view, self.scope, self.carrier);
-        let next = self.choose()?;
-        if !self.entry.budget.withdraw_within(self.carrier.clock.now(), self.scope.sections.retry.budget) {
+        let now = Instant::now();
+        let next = self.choose(now)?;
+        if !self.entry.budget.withdraw_within(self.carrier.clock.at(now), self.scope.sections.retry.budget) {
             self.entry.metrics.retries_refused.fetch_add(1, Relaxed);
             return None;
         }
@@ -353,6 +361,7 @@ impl Call<'_> {
         instance: &InstanceView,
         in_flight: InFlight<Pool>,
         permit: Permit,
+        at: Instant,
         client: &mut Client<S>,
         outgoing: &mut Outgoing,
         asked: &Asked,
@@ -360,7 +369,6 @@ impl Call<'_> {
     ) -> Attempted {
         let (carrier, seat) = (self.carrier, in_flight.seat());
         let way = Way::to(instance, carrier.mesh.me());
-        let began = carrier.clock.now();
         check_protocol(instance)?;
         if matches!(way, Way::Address(_)) {
             // There is no other sidecar to ask.
@@ -373,6 +381,7 @@ impl Call<'_> {
             way,
             protocol: instance.instance.protocol,
             span: span.id(),
+            began: at,
             deadline: self.deadline_of_a_try(outgoing),
             timeouts: self.scope.sections.timeouts,
             number: self.number().max(outgoing.request.attempt),
@@ -387,6 +396,7 @@ impl Call<'_> {
             }
             _ => attempt.exchange(client, outgoing, asked).await,
         };
+        let came = Instant::now();
         let (status, asked_wait) = match &result {
             Ok((response, _)) => (Some(response.verdict()), response.asks_wait),
             // Its host has too much to do: that is being told to slow down, and no defect of the instance.
@@ -398,7 +408,7 @@ impl Call<'_> {
         let deadline = attempt.deadline;
         let says_nothing =
             |failure: &Failure| !failure.reason.blames_the_callee() || self.was_hurried(failure, deadline, outgoing);
-        let took = carrier.clock.now().since(began);
+        let (took, now) = (came - at, carrier.clock.at(came));
         let learner = Learner {
             entry: self.entry,
             group: &self.group,
@@ -410,7 +420,7 @@ impl Call<'_> {
             Ok((response, _)) if response.is_judged_later() => Some(Box::new(learner.later(permit, took))),
             Err(failure) if says_nothing(failure) => None,
             _ => {
-                learner.learn(carrier, permit, took, status, asked_wait);
+                learner.learn(carrier, permit, now, took, status, asked_wait);
                 None
             }
         };
@@ -421,7 +431,7 @@ impl Call<'_> {
             });
         }
         let (response, upstream) = result?;
-        Ok((response, upstream, Seated { in_flight, lesson }))
+        Ok((response, upstream, Seated { in_flight, lesson, at: came }))
     }
 
     /// Whether an attempt failed only because its caller waits far less than its policy lets an instance take: one caller's
@@ -512,7 +522,7 @@ pub(crate) fn describe(span: &mut starling_core::observe::Span, service: &Servic
 pub(crate) fn arrived(
     response: Response,
     upstream: Upstream,
-    Seated { in_flight, lesson }: Seated,
+    Seated { in_flight, lesson, at }: Seated,
     mut spans: [Option<OpenSpan>; 2],
 ) -> Arrived {
     if let Some(root) = &mut spans[1] {
@@ -521,5 +531,5 @@ pub(crate) fn arrived(
             span.error = response.failure().map(str::to_owned);
         });
     }
-    Arrived { response, upstream, home: Home::Seat(in_flight), lesson, spans, pass: None }
+    Arrived { response, at, upstream, home: Home::Seat(in_flight), lesson, spans, pass: None }
 }

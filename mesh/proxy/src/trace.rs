@@ -157,9 +157,14 @@ fn write_hex(bytes: &[u8], out: &mut [u8]) {
 /// A span that has begun; kept when it ends, as cancelled when it is dropped before.
 pub(crate) struct OpenSpan {
     id: SpanId,
+    /// `None` when the trace is not sampled: then the clock is not read either.
+    kept: Option<Kept>,
+}
+
+struct Kept {
+    span: Span,
     started: Instant,
-    /// `None` when the trace is not sampled.
-    kept: Option<(Span, Arc<SpanBuffer>)>,
+    buffer: Arc<SpanBuffer>,
 }
 
 impl OpenSpan {
@@ -180,9 +185,9 @@ impl OpenSpan {
                 error: None,
                 attributes: BTreeMap::new(),
             };
-            (span, buffer.clone())
+            Kept { span, started: Instant::now(), buffer: buffer.clone() }
         });
-        Self { id, started: Instant::now(), kept }
+        Self { id, kept }
     }
 
     /// Its id, for those it causes.
@@ -192,8 +197,8 @@ impl OpenSpan {
 
     /// Fills in what it is about; skipped when nobody will read it.
     pub(crate) fn describe(&mut self, f: impl FnOnce(&mut Span)) {
-        if let Some((span, _)) = &mut self.kept {
-            f(span);
+        if let Some(kept) = &mut self.kept {
+            f(&mut kept.span);
         }
     }
 
@@ -204,17 +209,17 @@ impl OpenSpan {
 
     /// Makes it as old as another one: a call begins with its first attempt.
     pub(crate) fn starts_with(&mut self, first: &OpenSpan) {
-        self.started = first.started;
-        if let (Some((span, _)), Some((first, _))) = (&mut self.kept, &first.kept) {
-            span.start_us = first.start_us;
+        if let (Some(kept), Some(first)) = (&mut self.kept, &first.kept) {
+            (kept.started, kept.span.start_us) = (first.started, first.span.start_us);
         }
     }
 
     /// Makes it begin at an earlier moment.
     pub(crate) fn began(&mut self, at: Instant) {
-        let earlier_us = self.started.saturating_duration_since(at).as_micros() as u64;
-        self.started = at;
-        self.describe(|span| span.start_us = span.start_us.saturating_sub(earlier_us));
+        let Some(kept) = &mut self.kept else { return };
+        let earlier_us = kept.started.saturating_duration_since(at).as_micros() as u64;
+        kept.started = at;
+        kept.span.start_us = kept.span.start_us.saturating_sub(earlier_us);
     }
 
     /// Ends it with what is known by now.
@@ -229,8 +234,8 @@ impl OpenSpan {
     }
 
     fn keep(&mut self) {
-        if let Some((mut span, buffer)) = self.kept.take() {
-            span.duration_us = self.started.elapsed().as_micros() as u64;
+        if let Some(Kept { mut span, started, buffer }) = self.kept.take() {
+            span.duration_us = started.elapsed().as_micros() as u64;
             buffer.record(span);
         }
     }

@@ -96,7 +96,8 @@ impl Run {
         let Self { carrier, _alive, right, mut outgoing, address, pool, protocol, span, timeouts, number } = self;
         // Not as long as its caller waits: what the application has begun, it will end.
         let lost_after = Duration::from_millis(right.settings.lost_after_ms);
-        let deadline = Instant::now() + lost_after;
+        let began = Instant::now();
+        let deadline = began + lost_after;
         // The time limits of one try are the caller's, too.
         let timeouts = Timeouts { request_ms: right.settings.lost_after_ms, ..timeouts };
         let attempt = Attempt {
@@ -105,6 +106,7 @@ impl Run {
             way: Way::Address(&address),
             protocol,
             span,
+            began,
             deadline,
             timeouts,
             number,
@@ -127,7 +129,7 @@ impl Run {
                     && outgoing.is_sent()
                     && upstream.buffer.is_empty()
                 {
-                    pool.pool().put(upstream);
+                    pool.pool().put(upstream, Instant::now());
                 }
                 let mut head = client.out;
                 if matches!(response.framing, Framing::Chunked | Framing::UntilClose) {
