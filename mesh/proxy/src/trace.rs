@@ -66,8 +66,8 @@ impl Context {
     /// Writes the `traceparent` of requests this one causes, and returns where the parent's id is to be written.
     pub(crate) fn write(&self, out: &mut Vec<u8>) -> usize {
         let mut text = *b"00-................................-................-..";
-        write_hex(&self.trace.0.to_be_bytes(), &mut text[3..35]);
-        write_hex(&[self.flags], &mut text[53..]);
+        write_hex(self.trace.0, &mut text[3..35]);
+        text[53..].copy_from_slice(&eight_digits(self.flags.into())[6..]);
         let parent_at = out.len() + b"traceparent: ".len() + 36;
         fields::write(out, b"traceparent", &text);
         parent_at
@@ -103,13 +103,13 @@ impl Context {
 /// Writes a trace's id as a field.
 pub(crate) fn write_id(name: &[u8], trace: TraceId, out: &mut Vec<u8>) {
     let mut text = [0; 32];
-    write_hex(&trace.0.to_be_bytes(), &mut text);
+    write_hex(trace.0, &mut text);
     fields::write(out, name, &text);
 }
 
 /// Writes a span's id as [`Context::write`] left room for it.
 pub(crate) fn write_parent(span: SpanId, room: &mut [u8]) {
-    write_hex(&span.0.to_be_bytes(), room);
+    write_hex(span.0.into(), room);
 }
 
 /// A new span id, never zero.
@@ -146,19 +146,30 @@ fn hex(text: &[u8]) -> Option<u128> {
     })
 }
 
-fn write_hex(bytes: &[u8], out: &mut [u8]) {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    for (pair, byte) in out.chunks_exact_mut(2).zip(bytes) {
-        pair[0] = DIGITS[usize::from(byte >> 4)];
-        pair[1] = DIGITS[usize::from(byte & 15)];
+/// Writes a number into room for its digits, eight at a time.
+fn write_hex(mut number: u128, out: &mut [u8]) {
+    for digits in out.rchunks_exact_mut(8) {
+        digits.copy_from_slice(&eight_digits(number as u32));
+        number >>= 32;
     }
+}
+
+/// The hex digits of a number, all made at once: each half byte gets a byte of its own, and those above 9 become letters.
+fn eight_digits(number: u32) -> [u8; 8] {
+    let bytes = u64::from(number.swap_bytes());
+    let bytes = (bytes | bytes << 16) & 0x0000_ffff_0000_ffff;
+    let bytes = (bytes | bytes << 8) & 0x00ff_00ff_00ff_00ff;
+    let halves = (bytes >> 4 | bytes << 8) & 0x0f0f_0f0f_0f0f_0f0f;
+    let above_9 = (halves + 0x0606_0606_0606_0606) >> 4 & 0x0101_0101_0101_0101;
+    (halves + 0x3030_3030_3030_3030 + above_9 * u64::from(b'a' - b'0' - 10)).to_le_bytes()
 }
 
 /// A span that has begun; kept when it ends, as cancelled when it is dropped before.
 pub(crate) struct OpenSpan {
     id: SpanId,
-    /// `None` when the trace is not sampled: then the clock is not read either.
-    kept: Option<Kept>,
+    /// `None` when the trace is not sampled: then the clock is not read either. In a box: spans go through many hands with
+    /// what they are about, and most are not kept.
+    kept: Option<Box<Kept>>,
 }
 
 struct Kept {
@@ -185,7 +196,7 @@ impl OpenSpan {
                 error: None,
                 attributes: BTreeMap::new(),
             };
-            Kept { span, started: Instant::now(), buffer: buffer.clone() }
+            Box::new(Kept { span, started: Instant::now(), buffer: buffer.clone() })
         });
         Self { id, kept }
     }
@@ -234,7 +245,8 @@ impl OpenSpan {
     }
 
     fn keep(&mut self) {
-        if let Some(Kept { mut span, started, buffer }) = self.kept.take() {
+        if let Some(kept) = self.kept.take() {
+            let Kept { mut span, started, buffer } = *kept;
             span.duration_us = started.elapsed().as_micros() as u64;
             buffer.record(span);
         }
@@ -272,6 +284,13 @@ mod tests {
         assert_eq!(context.parent, Some(SpanId(0xb7ad_6b71_6920_3331)));
         let expected = "traceparent: 00-0af7651916cd43dd8448eb211c80319c-0000000000001234-01\r\n";
         assert_eq!(sent(&context, SpanId(0x1234)), expected);
+    }
+
+    #[test]
+    fn every_half_byte_is_one_digit() {
+        for number in [0, 1, 9, 10, 15, 0x0123_4567, 0x89ab_cdef, 0xfedc_ba98, 0xa0a0_0909, u32::MAX] {
+            assert_eq!(eight_digits(number), *format!("{number:08x}").as_bytes(), "{number}");
+        }
     }
 
     #[test]
